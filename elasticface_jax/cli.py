@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`elasticface <command>`: a mistake ends in one line and exit code 2.
+
+Commands import what they need when they run, so that `--help` is quick and
+`inspect` needs no accelerator.
+"""
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from elasticface_jax import __version__
+from elasticface_jax.errors import InputError
+
+# XLA's CPU backend splits sums by the number of threads it thinks it has, so
+# their last bit would tell the number of cores and of fake devices. One number
+# for all; it also is what keeps many fake devices on few cores from starving
+# each other. Read when jax is first imported.
+CPU_THREADS = '32'
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one command.
+
+  Args:
+    argv: arguments; those of the process by default.
+
+  Returns:
+    Exit code: 0 for success only; 2 for a user's mistake; 128 + signal for a
+    run that was stopped and has saved its state.
+  """
+  os.environ.setdefault('PJRT_NPROC', CPU_THREADS)
+  args, rest = _parser().parse_known_args(argv)
+  try:
+    if rest and args.command != 'train':
+      raise InputError(
+        f'unknown argument {rest[0]!r}; see elasticface {args.command} --help'
+      )
+    args.run(args, rest)
+  except InputError as error:
+    return _complain(error)
+  except KeyboardInterrupt:
+    return _complain('interrupted', code=130)
+  except OSError as error:
+    if not error.filename:
+      raise
+    return _complain(f'{error.filename}: {error.strerror}')
+  except Exception as error:
+    code = getattr(error, 'exit_code', None)  # A run that stopped in order.
+    if code is None:
+      raise
+    return _complain(error, code=code)
+  return 0
+
+
+def _complain(what: object, code: int = 2) -> int:
+  line = ' '.join(str(what).split())
+  print(f'elasticface: {line}', file=sys.stderr)
+  return code
+
+
+class _Parser(argparse.ArgumentParser):
+  """One line for a mistake, as for all others, instead of the usage."""
+
+  def error(self, message):
+    raise SystemExit(_complain(f'{message}; see {self.prog} --help'))
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = _Parser(prog='elasticface', description='ElasticFace for JAX.')
+  parser.add_argument('--version', action='version', version=__version__)
+  commands = parser.add_subparsers(
+    dest='command', required=True, metavar='command', parser_class=_Parser
+  )
+
+  def command(name, run, text):
+    sub = commands.add_parser(name, help=text, description=text)
+    sub.set_defaults(run=run)
+    return sub
+
+  sub = command(
+    'train', _train, 'Train a recipe, or go on where its folder stands.'
+  )
+  sub.add_argument(
+    '--config',
+    required=True,
+    metavar='FILE[:ARG]',
+    help='recipe; override any field with --config.field=value',
+  )
+  sub.add_argument('--workdir', required=True, type=Path, help='run folder')
+
+  sub = command('evaluate', _evaluate, 'Verify pair sets with a trained run.')
+  sub.add_argument(
+    '--checkpoint', required=True, type=Path, help='run folder of `train`'
+  )
+  sub.add_argument(
+    '--pairs',
+    required=True,
+    action='append',
+    help="an insightface .bin file, or 'synthetic'; repeat for more",
+  )
+  sub.add_argument('--step', type=int, help='which checkpoint; newest if unset')
+  sub.add_argument('--out', type=Path, help='folder for JSON and plots')
+
+  sub = command(
+    'fingerprint',
+    _fingerprint,
+    'Print the SHA-256 of a train state; devices and hosts do not enter it.',
+  )
+  sub.add_argument('workdir', type=Path, help='run folder of `train`')
+  sub.add_argument('--step', type=int, help='which checkpoint; newest if unset')
+
+  sub = command(
+    'inspect', _inspect, 'Check every record of a .rec folder or a .bin file.'
+  )
+  sub.add_argument('data', type=Path, help='folder with train.rec, or .bin')
+  return parser
+
+
+def _train(args, rest):
+  config = load_config(args.config, rest)
+  from elasticface_jax import experiment
+
+  experiment.train(config, args.workdir)
+
+
+def _evaluate(args, rest):
+  from elasticface_jax import experiment
+
+  if not (args.checkpoint / 'config.json').is_file():
+    raise InputError(
+      f'--checkpoint {args.checkpoint} is not a run folder (it holds no '
+      'config.json); give the --workdir of a training run'
+    )
+  experiment.evaluate(
+    args.checkpoint, args.pairs, step_number=args.step, out=args.out
+  )
+
+
+def _fingerprint(args, rest):
+  # Nothing is computed: no accelerator is taken from a run that goes on.
+  os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  from elasticface_jax.training import checkpoint
+
+  _, saved = checkpoint.read(args.workdir, args.step)
+  print(checkpoint.fingerprint(saved))
+
+
+def _inspect(args, rest):
+  import tqdm
+
+  from elasticface_jax import data
+
+  if not args.data.exists():
+    raise InputError(f'{args.data}: no such file or folder')
+  if args.data.is_dir():
+    with tqdm.tqdm(unit=' records', disable=None) as bar:
+
+      def progress(done, total):
+        bar.total = total
+        bar.update(done - bar.n)
+
+      report = data.inspect_rec(args.data, progress)
+  else:
+    report = data.inspect_pairs(args.data)
+  print(report)
+  if not report.ok:
+    raise InputError(f'{args.data} is not sound; the lines above say where')
+
+
+def load_config(file: str, overrides: Sequence[str]):
+  """Loads a recipe and applies what the command line changes in it.
+
+  Args:
+    file: path of a Python file with `get_config`, and ``:argument`` for it.
+    overrides: ``--config.field=value``, any number.
+
+  Returns:
+    A locked `ml_collections.ConfigDict`.
+
+  Raises:
+    InputError: names the file, field or value that is wrong.
+  """
+  from absl import flags
+  from ml_collections import config_flags
+
+  path = file.split(':')[0]
+  if not Path(path).is_file():
+    raise InputError(
+      f'--config {path}: no such file; recipes are in the folder configs/'
+    )
+  for argument in overrides:
+    if argument.startswith('-') and not argument.startswith('--config.'):
+      raise InputError(
+        f'unknown argument {argument!r}; fields are set as --config.field=value'
+      )
+  values = flags.FlagValues()
+  argv = ['elasticface', f'--config={file}', *overrides]
+  config_flags.DEFINE_config_file(
+    'config', flag_values=values, lock_config=True, sys_argv=argv
+  )
+  try:
+    left = values(argv)[1:]
+  except (flags.Error, ValueError) as error:
+    raise InputError(f'{error} (in --config {file})') from error
+  except (AttributeError, KeyError) as error:
+    raise InputError(_unknown_field(file, overrides)) from error
+  if left:
+    raise InputError(f'unknown argument {left[0]!r}')
+  return values['config'].value
+
+
+def _unknown_field(file: str, overrides: Sequence[str]) -> str:
+  known = _fields(load_config(file, ()))
+  for argument in overrides:
+    name = argument.removeprefix('--config.').split('=')[0]
+    if argument.startswith('--config.') and name not in known:
+      close = difflib.get_close_matches(name, known, n=1)
+      # The same last part elsewhere is the likelier slip.
+      close = [f for f in known if f.split('.')[-1] == name] or close
+      hint = f'did you mean {close[0]}?' if close else f'see {file}'
+      return f'the config {file} has no field {name!r}; {hint}'
+  return f'the config {file} does not have all the fields set'
+
+
+def _fields(config, prefix: str = '') -> list[str]:
+  names = []
+  for name, value in config.items():
+    names.append(prefix + name)
+    if hasattr(value, 'items'):
+      names += _fields(value, f'{prefix}{name}.')
+  return names
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one exception for mistakes that a user can make and mend."""
+
+
+class InputError(ValueError):
+  """A wrong path, value or file: its message is all that the user sees.
+
+  The message is one line that names the value, the file and the remedy. The
+  command line prints it without a traceback and exits with 2; anything else
+  that is raised is a defect of ours and keeps its traceback.
+  """

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a config to a trained model: here, and only here, all rooms meet."""
+
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from elasticface_jax import data, evaluation, models
+from elasticface_jax.errors import InputError
+from elasticface_jax.evaluation import plots
+from elasticface_jax.losses.by_name import by_name
+from elasticface_jax.training import (
+  checkpoint,
+  loop,
+  metrics,
+  optimizer,
+  state,
+  step,
+)
+
+# Images embedded at a time for verification. Bounds memory; changes no bit.
+EMBED_BATCH = 128
+
+
+def train(config: Mapping, workdir: Path) -> dict[str, Any]:
+  """Trains what a config says, or goes on where its run folder stands.
+
+  Args:
+    config: of `configs/`, every field stated.
+    workdir: the run folder W.
+
+  Returns:
+    ``{'fingerprint': ..., 'results': {pair set: Verification}}``.
+
+  Raises:
+    InputError: for a mistake in config, data or folder.
+    Stopped: after SIGTERM or Ctrl-C.
+  """
+  c = config
+
+  # What to train.
+  source = data.open_source(c.data.source, **c.data.synthetic, seed=c.seed)
+  backbone = models.build(**c.model)
+  loss = _named_loss(c.loss)
+  layout = state.Layout(
+    batch_size=c.data.batch_size,
+    group_size=c.group_size,
+    num_classes=source.num_classes,
+    num_blocks=c.head.num_blocks,
+    mesh=state.make_mesh(),
+  )
+  sgd = optimizer.momentum_sgd(
+    momentum=c.optim.momentum, weight_decay=c.optim.weight_decay
+  )
+  backbone_tx = optax.chain(
+    optax.clip_by_global_norm(c.optim.backbone_clip_norm), sgd
+  )
+  rate = optimizer.learning_rate(
+    base=c.optim.lr,
+    batch_size=c.data.batch_size,
+    warmup_steps=c.optim.warmup_steps,
+    decay_steps=c.optim.decay_steps,
+    decay_factor=c.optim.decay_factor,
+  )
+  if c.total_steps < 1:
+    raise InputError(f'total_steps={c.total_steps} must be at least 1')
+  keys = state.make_keys(c.seed)
+  pair_sets = _open_pairs(c.eval, c.eval.pairs, c.seed)
+
+  # Where it lives: new, or as the newest checkpoint left it.
+  checkpoint.claim(workdir, c.to_dict(), source.fingerprint)
+  print(
+    f'{source.num_images:,} images of {source.num_classes:,} classes, '
+    f'{c.model.name}, {loss}, {layout.num_groups} groups and '
+    f'{layout.num_blocks} blocks on {layout.mesh.size} {_device_name()}'
+  )
+  init = functools.partial(
+    state.init,
+    backbone=backbone,
+    backbone_tx=backbone_tx,
+    head_tx=sgd,
+    layout=layout,
+  )
+  shardings = state.shardings(layout.mesh)
+  with checkpoint.Checkpoints(workdir, keep=c.keep_checkpoints) as checkpoints:
+    if checkpoints.latest_step is None:
+      train_state = jax.jit(init, out_shardings=shardings)(keys['init'])
+    else:
+      like = jax.eval_shape(init, keys['init'])
+      train_state = checkpoints.restore(like, shardings)
+      print(f'going on from step {checkpoints.latest_step} in {workdir}')
+
+    # The loop.
+    embed = step.make_embed(backbone, layout.mesh)
+    last = {}
+
+    def evaluate(current):
+      rows = {}
+      for pairs in pair_sets:
+        start = time.perf_counter()
+        last[pairs.name] = verify(embed, current, pairs)
+        seconds = time.perf_counter() - start
+        rows[pairs.name] = last[pairs.name].as_dict() | {'seconds': seconds}
+      return rows
+
+    train_state = loop.train(
+      workdir=workdir,
+      state=train_state,
+      step_fn=step.make_step(
+        backbone, loss, backbone_tx, sgd, rate, layout, flip=c.augment.flip
+      ),
+      keys=keys,
+      batches=lambda first: data.batches(
+        source,
+        seed=c.seed,
+        batch_size=c.data.batch_size,
+        first_step=first,
+        last_step=c.total_steps,
+      ),
+      evaluate=evaluate,
+      checkpoints=checkpoints,
+      layout=layout,
+      total_steps=c.total_steps,
+      log_every=c.log_every,
+      eval_every=c.eval_every,
+      checkpoint_every=c.checkpoint_every,
+    )
+    if not last:  # The run had already ended.
+      evaluate(train_state)
+  return report(workdir, last)
+
+
+def verify(embed, current, pairs) -> evaluation.Verification:
+  """Embeds a pair set with a train state's backbone and verifies it."""
+  chunks = []
+  for start in range(0, len(pairs.images), EMBED_BATCH):
+    images = pairs.images[start : start + EMBED_BATCH]
+    missing = EMBED_BATCH - len(images)
+    padded = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
+    embeddings = embed(current.params, current.batch_stats, padded)
+    chunks.append(np.asarray(embeddings)[: len(images)])
+  return evaluation.verify(np.concatenate(chunks), pairs.same)
+
+
+def report(workdir: Path, results: Mapping) -> dict[str, Any]:
+  """Prints the table of a run, draws its plots, and says its fingerprint."""
+  if results:
+    print(evaluation.table(results))
+    write_results(workdir, results)
+  rows = metrics.read(workdir)
+  losses = [(r['step'], r['loss']) for r in rows if 'loss' in r]
+  accuracies = {
+    name: tuple(
+      zip(
+        *((r['step'], r['accuracy']) for r in rows if r.get('pairs') == name),
+        strict=True,
+      )
+    )
+    for name in results
+  }
+  plots.plot_training(
+    tuple(zip(*losses, strict=True)), accuracies, workdir / 'training.png'
+  )
+  done, saved = checkpoint.read(workdir)
+  fingerprint = checkpoint.fingerprint(saved)
+  print(f'fingerprint of step {done}: {fingerprint}')
+  return {'fingerprint': fingerprint, 'results': results}
+
+
+def write_results(folder: Path, results: Mapping) -> None:
+  """Writes ``results.json``, and ROC and score plots, into a folder."""
+  checkpoint.write_json(
+    folder / 'results.json',
+    {name: result.as_dict() for name, result in results.items()},
+  )
+  both_kinds = {n: r for n, r in results.items() if r.tar_at_far is not None}
+  if both_kinds:
+    plots.plot_roc(both_kinds, folder / 'roc.png')
+  for name, result in results.items():
+    plots.plot_scores(result, folder / f'scores_{name}.png')
+
+
+def evaluate(
+  run: Path, pairs: Sequence[str], *, step_number: int | None, out: Path | None
+) -> dict[str, evaluation.Verification]:
+  """Verifies pair sets with the backbone of a run folder.
+
+  Args:
+    run: the run folder W.
+    pairs: paths, or ``'synthetic'``.
+    step_number: which checkpoint; None for the newest.
+    out: folder for results and plots; None for none.
+
+  Returns:
+    The result of each pair set, by name.
+  """
+  config = checkpoint.read_json(run / 'config.json')
+  pair_sets = _open_pairs(config['eval'], pairs, config['seed'])
+  done, saved = checkpoint.read(run, step_number)
+  backbone = models.build(**config['model'])
+  embed = step.make_embed(backbone, state.make_mesh())
+  current = state.TrainState(**saved)
+  print(f'{run}, step {done}')
+  results = {p.name: verify(embed, current, p) for p in pair_sets}
+  print(evaluation.table(results))
+  if out is not None:
+    out.mkdir(parents=True, exist_ok=True)
+    write_results(out, results)
+  return results
+
+
+def _open_pairs(fields: Mapping, specs: Sequence[str], seed: int) -> list:
+  opened = [
+    data.open_pairs(spec, num_pairs=fields['synthetic_pairs'], seed=seed)
+    for spec in specs
+  ]
+  names = [pairs.name for pairs in opened]
+  for name in names:
+    if names.count(name) > 1:
+      raise InputError(
+        f'two pair sets are called {name!r}; their results would overwrite '
+        'each other: rename a file'
+      )
+  return opened
+
+
+def _named_loss(fields: Mapping):
+  try:
+    return by_name(**fields)
+  except ValueError as error:
+    raise InputError(f'config.{error}') from error
+
+
+def _device_name() -> str:
+  device = jax.devices()[0]
+  return f'{device.platform} device{"s" if jax.device_count() > 1 else ""}'

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of loop buffers: groups and blocks, one at a time, always alike.
+
+A loop over the rows of a buffer must compile to the same arithmetic whether a
+device holds eight rows or one, or the last bit of the result would tell how
+many devices there are. Two things see to that, and both are needed: the trip
+count is a traced value (a constant 1 is unrolled and fused with its
+surroundings), and every buffer has at least two rows (so that reading a row
+is never reading the whole buffer, which XLA folds away).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Tree = Any  # A pytree of arrays.
+
+
+def at_least_two(rows: Tree) -> Tree:
+  """Appends a row of zeros to buffers of one row; costs a copy of those."""
+
+  def pad(x):
+    if x.shape[0] > 1:
+      return x
+    return jnp.concatenate([x, jnp.zeros_like(x)])
+
+  return jax.tree.map(pad, rows)
+
+
+def empty(count: int, like: Tree) -> Tree:
+  """Buffers for `count` rows, each of the shape and dtype of `like`."""
+  return jax.tree.map(
+    lambda x: jnp.zeros((max(count, 2), *x.shape), x.dtype), like
+  )
+
+
+def read(rows: Tree, index: jax.Array) -> Tree:
+  """Row `index` of every buffer."""
+  return jax.tree.map(
+    lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), rows
+  )
+
+
+def write(rows: Tree, index: jax.Array, row: Tree) -> Tree:
+  """The buffers with row `index` replaced; in place inside a loop."""
+  return jax.tree.map(
+    lambda x, r: jax.lax.dynamic_update_index_in_dim(x, r, index, 0), rows, row
+  )

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a flax.nnx module to two pure functions over plain dicts.
+
+The only place that knows how nnx takes a module apart. Everything else sees
+nested dicts of arrays with string keys, which optimisers, checkpoints and
+`jax.tree` understand without flax. Nothing here depends on nnx's transforms or
+on its training mode: both are being redesigned.
+"""
+
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+
+
+def functional(
+  make_module: Callable[[], nnx.Module],
+  randomize: Callable[[dict, jax.Array], dict],
+) -> tuple[Callable, Callable]:
+  """Turns a module into pure `init` and `apply`.
+
+  Args:
+    make_module: builds the module, with constants for initial values. All its
+      variables must be `nnx.Param` or `nnx.BatchStat`, under string names:
+      `nnx.List` would put integers into the dicts, so number sub-modules by
+      `nnx.Dict({'0': ..., '1': ...})`. The module's `__call__` takes
+      ``(inputs, *, train, key)``.
+    randomize: from the constant parameters and a typed PRNG key, which it
+      consumes, to the initial ones.
+
+  Returns:
+    ``init(key) -> (params, batch_stats)`` and
+    ``apply(params, batch_stats, inputs, *, train, key=None) -> (outputs,
+    batch_stats)``. Both are pure and traceable; ``train`` is a Python bool.
+
+  Examples:
+    >>> class Scale(nnx.Module):
+    ...   def __init__(self):
+    ...     self.factor = nnx.Param(jax.numpy.ones(()))
+    ...   def __call__(self, inputs, *, train, key):
+    ...     return inputs * self.factor[...]
+    >>> init, apply = functional(Scale, lambda params, key: params)
+    >>> params, batch_stats = init(jax.random.key(0))
+    >>> outputs, batch_stats = apply(params, batch_stats, 3.0, train=False)
+    >>> print(outputs)
+    3.0
+  """
+  # Shapes only: nothing is computed before `init` is called.
+  abstract = nnx.eval_shape(make_module)
+  graph, *abstract_states = nnx.split(abstract, nnx.Param, nnx.BatchStat)
+
+  # One program for some hundred arrays: eager, each shape is compiled alone.
+  @jax.jit
+  def init(key):
+    _, *states = nnx.split(make_module(), nnx.Param, nnx.BatchStat)
+    params, batch_stats = map(nnx.to_pure_dict, states)
+    return randomize(params, key), batch_stats
+
+  def apply(params, batch_stats, inputs, *, train, key=None):
+    states = map(_fill, abstract_states, (params, batch_stats))
+    # Its variables are new, made under the caller's trace, as nnx demands of
+    # variables that are written to.
+    module = nnx.merge(graph, *states)
+    outputs = module(inputs, train=train, key=key)
+    return outputs, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+
+  return init, apply
+
+
+def _fill(abstract, values):
+  """Puts a plain dict of arrays into the form that `nnx.merge` takes."""
+  leaves, given = jax.tree.flatten(values)
+  if given != jax.tree.structure(nnx.to_pure_dict(abstract)):
+    raise ValueError(
+      'params or batch_stats do not have the keys that init gives: they '
+      'belong to another model, or to this one with other options'
+    )
+  # Both trees sort their string keys, so the leaves come in the same order.
+  return jax.tree.unflatten(jax.tree.structure(abstract), leaves)

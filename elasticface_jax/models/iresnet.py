@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""IResNet, the residual network of face recognition.
+
+Input ``[B, 112, 112, 3]``; a stem at full resolution; four stages, each of
+which halves it (112 to 7) and, after the first, doubles the channels; a fully
+connected layer; a BatchNorm over the embedding. No activation lies on the way
+of the shortcut:
+
+.. math::
+  y = \text{shortcut}(x) + \text{BN}(\text{conv}_s(\text{PReLU}(
+    \text{BN}(\text{conv}(\text{BN}(x))))))
+
+Sub-modules carry the names of the PyTorch implementations (``layer1.0.conv1``,
+``downsample.1``, ``features``), so weights convert name by name; numbered ones
+are string keys of `nnx.Dict`. Letters: B images, D embedding size.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from elasticface_jax.models.layers import (
+  BatchNorm,
+  Conv,
+  Linear,
+  PReLU,
+  at_least_float32,
+)
+
+IMAGE_SHAPE = (112, 112, 3)
+SE_REDUCTION = 16
+
+
+class SqueezeExcitation(nnx.Module):
+  """Scales each channel by a gate in (0, 1) computed from all their means.
+
+  Args:
+    channels: C, a multiple of `SE_REDUCTION`.
+    dtype: of the computation.
+  """
+
+  def __init__(self, channels: int, *, dtype: jax.typing.DTypeLike):
+    hidden = channels // SE_REDUCTION
+    self.fc1 = Conv(channels, hidden, size=1, dtype=dtype)
+    self.fc2 = Conv(hidden, channels, size=1, dtype=dtype)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Multiplies `x` by its gates."""
+    means = x.mean((1, 2), keepdims=True)
+    return x * jax.nn.sigmoid(self.fc2(jax.nn.relu(self.fc1(means))))
+
+
+class Block(nnx.Module):
+  """The residual block; its second convolution has the stride.
+
+  Args:
+    channels_in: channels of the input.
+    channels_out: channels of the output.
+    stride: 1, or 2 to halve height and width.
+    use_se: whether a squeeze-and-excitation gate follows the last BatchNorm.
+    dtype: of the computation.
+  """
+
+  def __init__(
+    self,
+    channels_in: int,
+    channels_out: int,
+    *,
+    stride: int,
+    use_se: bool,
+    dtype: jax.typing.DTypeLike,
+  ):
+    self.bn1 = BatchNorm(channels_in, dtype=dtype)
+    self.conv1 = Conv(channels_in, channels_out, size=3, dtype=dtype)
+    self.bn2 = BatchNorm(channels_out, dtype=dtype)
+    self.prelu = PReLU(channels_out, dtype=dtype)
+    self.conv2 = Conv(
+      channels_out, channels_out, size=3, stride=stride, dtype=dtype
+    )
+    self.bn3 = BatchNorm(channels_out, dtype=dtype)
+    self.use_se = use_se
+    if use_se:
+      self.se_block = SqueezeExcitation(channels_out, dtype=dtype)
+    self.projects = stride != 1 or channels_in != channels_out
+    if self.projects:
+      self.downsample = nnx.Dict(
+        {
+          '0': Conv(
+            channels_in, channels_out, size=1, stride=stride, dtype=dtype
+          ),
+          '1': BatchNorm(channels_out, dtype=dtype),
+        }
+      )
+
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    """Adds the residual to `x`, or to its projection."""
+    y = self.conv1(self.bn1(x, train=train))
+    y = self.conv2(self.prelu(self.bn2(y, train=train)))
+    y = self.bn3(y, train=train)
+    if self.use_se:
+      y = self.se_block(y)
+    if self.projects:
+      x = self.downsample['1'](self.downsample['0'](x), train=train)
+    return x + y
+
+
+class IResNet(nnx.Module):
+  """Face images to embeddings.
+
+  Differs from the authors' code in: the feature map is flattened as height,
+  width, channel, where PyTorch has the channel first, so converting weights
+  permutes the rows of ``fc``; the scale of the last BatchNorm, which they
+  freeze at 1, does not exist; the dropout mask comes from a key.
+
+  Args:
+    stages: number of blocks of each stage; four in the published networks.
+    width: channels of the stem and of the first stage.
+    embedding_dim: D.
+    dropout: probability that a value of the flat feature map is dropped.
+    use_se: whether blocks have a squeeze-and-excitation gate.
+    dtype: of the computation.
+  """
+
+  def __init__(
+    self,
+    stages: tuple[int, ...],
+    *,
+    width: int,
+    embedding_dim: int,
+    dropout: float,
+    use_se: bool,
+    dtype: jax.typing.DTypeLike,
+  ):
+    self.stages = stages
+    self.dropout = dropout
+    self.conv1 = Conv(IMAGE_SHAPE[-1], width, size=3, dtype=dtype)
+    self.bn1 = BatchNorm(width, dtype=dtype)
+    self.prelu = PReLU(width, dtype=dtype)
+    channels = width
+    for i, blocks in enumerate(stages):
+      stage = nnx.Dict()
+      for j in range(blocks):
+        stage[str(j)] = Block(
+          channels,
+          width << i,
+          stride=2 if j == 0 else 1,
+          use_se=use_se,
+          dtype=dtype,
+        )
+        channels = width << i
+      setattr(self, f'layer{i + 1}', stage)
+    self.bn2 = BatchNorm(channels, dtype=dtype)
+    fan_in = channels * (IMAGE_SHAPE[0] >> len(stages)) ** 2
+    self.fc = Linear(fan_in, embedding_dim, dtype=dtype)
+    self.features = BatchNorm(
+      embedding_dim, dtype=at_least_float32(dtype), use_scale=False
+    )
+
+  def __call__(
+    self, images: jax.Array, *, train: bool, key: jax.Array | None
+  ) -> jax.Array:
+    """Embeds a batch of aligned faces.
+
+    Args:
+      images: RGB in [-1, 1], any float dtype, ``[B, 112, 112, 3]``.
+      train: whether BatchNorm uses, and records, the statistics of these B
+        images, and dropout is on.
+      key: typed PRNG key of the dropout mask, consumed once; needed where
+        `train` and the dropout is not 0, else unused.
+
+    Returns:
+      Embeddings, not normalised, at least float32, ``[B, D]``.
+    """
+    _check(images)
+    if train and self.dropout and key is None:
+      raise ValueError(f'dropout {self.dropout} in training needs a key')
+    x = self.prelu(self.bn1(self.conv1(images), train=train))
+    for i, blocks in enumerate(self.stages):
+      stage = getattr(self, f'layer{i + 1}')
+      for j in range(blocks):
+        x = stage[str(j)](x, train=train)
+    x = self.bn2(x, train=train)
+    x = x.reshape(x.shape[0], -1)
+    if train and self.dropout:
+      kept = 1 - self.dropout
+      x = jnp.where(jax.random.bernoulli(key, kept, x.shape), x / kept, 0)
+    return self.features(self.fc(x), train=train)
+
+
+def randomize(params: dict, key: jax.Array) -> dict:
+  r"""Draws the initial kernels of an `IResNet`; keeps all other parameters.
+
+  Convolutions from :math:`N(0, 0.1^2)`; kernel and bias of ``fc`` from
+  :math:`U(-1/\sqrt{n}, 1/\sqrt{n})` with :math:`n` its inputs.
+
+  Args:
+    params: of an `IResNet`, nested dicts.
+    key: typed PRNG key, consumed once.
+
+  Returns:
+    The parameters, same keys, shapes and dtypes.
+  """
+  conv_key, fc_key = jax.random.split(key)
+  # One flat draw for all kernels. Drawn apart, in four dims, every kernel
+  # costs most of a second of compilation: IResNet-100 has 103.
+  kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 4]
+  dtype = kernels[0].dtype
+  ends = np.cumsum([kernel.size for kernel in kernels])
+  flat = 0.1 * jax.random.normal(conv_key, (ends[-1],), dtype)
+  draws = iter(jnp.split(flat, ends[:-1]))
+  params = jax.tree.map(
+    lambda leaf: next(draws).reshape(leaf.shape) if leaf.ndim == 4 else leaf,
+    params,
+  )
+  fan_in, features_out = params['fc']['kernel'].shape
+  limit = fan_in**-0.5
+  count = (fan_in + 1) * features_out
+  flat = jax.random.uniform(fc_key, (count,), dtype, -limit, limit)
+  rows = flat.reshape(fan_in + 1, features_out)
+  return params | {'fc': {'kernel': rows[:-1], 'bias': rows[-1]}}
+
+
+def _check(images):
+  if not jnp.issubdtype(images.dtype, jnp.floating):
+    raise TypeError(
+      f'images are {images.dtype}; scale them to [-1, 1] first: '
+      'x.astype(float32) / 127.5 - 1'
+    )
+  if images.ndim != 4 or images.shape[1:] != IMAGE_SHAPE:
+    raise ValueError(f'images have shape {images.shape}, not [B, 112, 112, 3]')

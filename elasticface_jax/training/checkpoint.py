@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run leaves in its folder W, and how it goes on from there.
+
+``W/config.json``: the config that made it; another one is refused.
+``W/manifest.json``: versions, device, seed and data of every start.
+``W/checkpoints/<step>/``: the train state at a step, by Orbax, which writes to
+a temporary name and renames at the end: a checkpoint is whole or it is not
+there.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from elasticface_jax import __version__
+from elasticface_jax.errors import InputError
+
+# Fields of the config that change no bit of the state: they may differ from
+# start to start. `data.source` may move; its fingerprint may not change.
+FREE_FIELDS = (
+  'total_steps',
+  'log_every',
+  'eval_every',
+  'checkpoint_every',
+  'keep_checkpoints',
+  'eval',
+  'data.source',
+)
+
+
+class Checkpoints:
+  """The checkpoints of one run folder; use as a context manager."""
+
+  def __init__(self, workdir: Path, *, keep: int):
+    self.folder = Path(workdir).absolute() / 'checkpoints'
+    self._manager = ocp.CheckpointManager(
+      self.folder,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep, cleanup_tmp_directories=True
+      ),
+    )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, error, trace):
+    # After an error, what is still being written may be what failed: the
+    # error that is under way says more than the one that waiting would raise.
+    try:
+      self._manager.close()
+    except Exception:
+      if error is None:
+        raise
+
+  @property
+  def latest_step(self) -> int | None:
+    """Step of the newest whole checkpoint; None if there is none."""
+    return self._manager.latest_step()
+
+  def save(self, step: int, state: Any) -> None:
+    """Starts writing the state; waits for the one before."""
+    try:
+      if not self._manager.save(step, args=ocp.args.StandardSave(state)):
+        raise InputError(
+          f'{self.folder} holds step {self.latest_step}, so step {step} would '
+          'be lost: another run writes to this folder? Give each its own'
+        )
+    except Exception as error:
+      raise self._failed(step, error) from error
+
+  def wait(self) -> None:
+    """Returns once everything saved is on the disk."""
+    try:
+      self._manager.wait_until_finished()
+    except Exception as error:
+      raise self._failed(None, error) from error
+
+  def _failed(self, step: int | None, error: Exception) -> Exception:
+    if isinstance(error, InputError) or not is_disk_error(error):
+      return error
+    what = 'a checkpoint' if step is None else f'the checkpoint of step {step}'
+    kept = self.latest_step
+    return InputError(
+      f'{self.folder}: could not write {what} ({_first_line(error)}); '
+      + ('none before it' if kept is None else f'step {kept} is kept')
+      + ': free some space and run the same command again'
+    )
+
+  def restore(self, state: Any, shardings: Any) -> Any:
+    """The newest checkpoint, on this mesh.
+
+    Args:
+      state: pytree of arrays or shapes: what the state must look like.
+      shardings: where it shall live, a prefix of `state`.
+
+    Returns:
+      The state.
+
+    Raises:
+      InputError: if there is a checkpoint that cannot be read.
+    """
+    step = self.latest_step
+    shardings = jax.tree.broadcast(shardings, state)
+    like = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      state,
+      shardings,
+    )
+    try:
+      return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+    except Exception as error:
+      raise InputError(_damaged(self.folder, step, error)) from error
+
+
+def is_disk_error(error: BaseException) -> bool:
+  """Whether an error says that a disk is full or a file cannot be written.
+
+  TensorStore hands the system's errors on as text.
+  """
+  if isinstance(error, OSError):
+    return True
+  told = ('No space left', 'File too large', 'Disk quota', 'Read-only file')
+  return any(text in str(error) for text in told)
+
+
+def _first_line(error: BaseException) -> str:
+  lines = str(error).strip().splitlines() or [type(error).__name__]
+  return lines[0][:200]
+
+
+def _damaged(folder: Path, step: int, error: BaseException) -> str:
+  return (
+    f'{folder / str(step)} cannot be read ({_first_line(error)}); remove that '
+    'folder to go on from the checkpoint before it'
+  )
+
+
+def read(
+  workdir: str | os.PathLike, step: int | None = None
+) -> tuple[int, Any]:
+  """Reads a checkpoint as numpy arrays, without the model or its devices.
+
+  Args:
+    workdir: the run folder.
+    step: which; None for the newest.
+
+  Returns:
+    The step, and the state as nested dicts of numpy arrays.
+
+  Raises:
+    InputError: if it is not there or cannot be read.
+  """
+  folder = Path(workdir).absolute() / 'checkpoints'
+  if not folder.is_dir():
+    raise InputError(
+      f'{workdir} holds no checkpoints; give the --workdir of a training run'
+    )
+  handler = ocp.PyTreeCheckpointHandler()
+  with ocp.CheckpointManager(folder, item_handlers=handler) as manager:
+    steps = sorted(manager.all_steps())
+    if not steps:
+      raise InputError(
+        f'{workdir} holds no whole checkpoint yet; train until the first one'
+      )
+    step = steps[-1] if step is None else step
+    if step not in steps:
+      raise InputError(
+        f'{workdir} holds no step {step}; it holds '
+        + ', '.join(str(s) for s in steps)
+      )
+    try:
+      as_numpy = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+        manager.item_metadata(step).tree,
+      )
+      state = manager.restore(
+        step, args=ocp.args.PyTreeRestore(restore_args=as_numpy)
+      )
+    except Exception as error:
+      raise InputError(_damaged(folder, step, error)) from error
+  return step, state
+
+
+def fingerprint(state: Any) -> str:
+  """SHA-256 over the names, shapes, dtypes and bytes of all arrays of a state.
+
+  Args:
+    state: nested dicts of numpy arrays, as `read` gives them.
+
+  Returns:
+    Hexadecimal. The number of devices and hosts does not enter it.
+  """
+  digest = hashlib.sha256()
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  named = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+  for name in sorted(named):
+    array = np.ascontiguousarray(named[name])
+    digest.update(f'{name} {array.dtype.str} {array.shape}\n'.encode())
+    digest.update(array.data.cast('B') if array.size else b'')
+  return digest.hexdigest()
+
+
+def write_json(path: Path, content: Any) -> None:
+  """Writes JSON under a temporary name, then renames it: whole or not."""
+  temporary = path.with_name(path.name + '.tmp')
+  temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + '\n')
+  os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+  """Reads JSON that a run wrote."""
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise InputError(
+      f'{path} is not JSON ({error}); was it edited? Restore it, or start in a '
+      'new --workdir'
+    ) from error
+
+
+def _flat(config: Mapping, prefix: str = '') -> dict[str, Any]:
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      flat |= _flat(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+  return flat
+
+
+def _is_free(field: str) -> bool:
+  return any(field == f or field.startswith(f + '.') for f in FREE_FIELDS)
+
+
+def claim(workdir: Path, config: Mapping, data_fingerprint: str) -> None:
+  """Makes a run folder this config's, or checks that it is.
+
+  Args:
+    workdir: W; made if it is not there.
+    config: nested, JSON-like.
+    data_fingerprint: of the training data.
+
+  Raises:
+    InputError: names the fields in which the folder's config differs.
+  """
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(
+      f'--workdir {workdir}: cannot make this folder ({error.strerror}); give '
+      'one that can be written'
+    ) from error
+  flat = _flat(config)
+  path = workdir / 'config.json'
+  manifest_path = workdir / 'manifest.json'
+  starts = []
+  if path.exists():
+    before = _flat(read_json(path))
+    differing = [
+      f'{field} was {before.get(field)!r}, is {flat.get(field)!r}'
+      for field in sorted(before.keys() | flat.keys())
+      if before.get(field) != flat.get(field) and not _is_free(field)
+    ]
+    if differing:
+      raise InputError(
+        f'{workdir} belongs to another config: {"; ".join(differing)}; use '
+        'that config, or a new --workdir'
+      )
+  if manifest_path.exists():
+    starts = read_json(manifest_path)['starts']
+    first = starts[0]['data_fingerprint']
+    if first != data_fingerprint:
+      raise InputError(
+        f'{workdir} was trained on other data: its fingerprint was {first}, '
+        f'that of data.source is {data_fingerprint}; give the data it was '
+        'trained on, or a new --workdir'
+      )
+  starts.append(
+    {
+      'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
+      'seed': config['seed'],
+      'data_fingerprint': data_fingerprint,
+      **environment(),
+    }
+  )
+  write_json(manifest_path, {'starts': starts})
+  write_json(path, config)
+
+
+def environment() -> dict[str, Any]:
+  """What the bits of a run depend on beside its config and data."""
+  packages = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
+  device = jax.devices()[0]
+  return {
+    'versions': {
+      'elasticface_jax': __version__,
+      'python': platform.python_version(),
+    }
+    | {name: metadata.version(name) for name in packages},
+    'platform': device.platform,
+    'device_kind': device.device_kind,
+    'devices': jax.device_count(),
+    'processes': jax.process_count(),
+    # On a CPU the number of threads decides how sums are split.
+    'cpu_threads': os.environ.get('PJRT_NPROC'),
+  }

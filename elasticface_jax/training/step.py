@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training step over groups of samples and blocks of classes.
+
+The bits of its result depend on the state, the batch and the keys, and not on
+the number of devices. What it takes is told in `losses.rows` (loops) and
+`losses.trees` (sums); the order of the story:
+
+1. every device runs its groups forward,
+2. all embeddings go everywhere (``B * D`` numbers),
+3. every device makes its blocks' logits and keeps three numbers a sample,
+4. all of these go everywhere, and every device has the loss of all samples,
+5. every device makes its blocks' logits again, updates its class centres, and
+   has its blocks' parts of the gradient of the embeddings,
+6. their sum goes back to the device that has the group,
+7. every device runs its groups backward,
+8. the sum over all groups goes everywhere, and every device updates its copy
+   of the backbone.
+
+Letters: B samples in G groups of S, g groups here; D embedding size; K blocks
+of classes, k here.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec as P
+
+from elasticface_jax.losses import blockwise
+from elasticface_jax.losses.logits import normalize
+from elasticface_jax.losses.trees import (
+  tree_sum,
+  tree_sum_everywhere,
+  tree_sum_scatter,
+)
+from elasticface_jax.training import augment, groups
+from elasticface_jax.training.state import AXIS, Layout, TrainState, specs
+
+
+def make_step(
+  backbone: Any,
+  loss: Any,
+  backbone_tx: optax.GradientTransformation,
+  head_tx: optax.GradientTransformation,
+  rate: optax.Schedule,
+  layout: Layout,
+  *,
+  flip: float,
+):
+  """Makes the compiled training step.
+
+  Args:
+    backbone: a `models.Backbone`.
+    loss: a `losses.MarginLoss`.
+    backbone_tx: gives the backbone's update, without the rate.
+    head_tx: the same for the class centres; runs on one block at a time.
+    rate: learning rate from the step.
+    layout: how the step is cut.
+    flip: probability of a horizontal flip.
+
+  Returns:
+    ``step(state, images, labels, keys) -> (state, measured)``. Images uint8
+    ``[G, S, H, W, 3]`` and labels int32 ``[G, S]`` are spread over the
+    devices by groups; keys are those of `state.make_keys`. The state given is
+    consumed. Measured: a dict of scalars, replicated.
+  """
+  devices = layout.devices
+  batch_size = layout.batch_size
+  head = loss.head(layout.num_classes)
+
+  def step(state, images, labels, keys, trip_counts):
+    group_trips, block_trips = trip_counts
+    count = images.shape[0]
+    first_group = devices.index() * count
+    first_block = devices.index() * state.class_centers.shape[0]
+    keys = {
+      name: jax.random.fold_in(key, state.step) for name, key in keys.items()
+    }
+
+    # 1. Images to embeddings, group by group.
+    drawn = augment.draw(keys['augment'], batch_size, flip=flip)
+    drawn = jax.tree.map(
+      lambda x: jax.lax.dynamic_slice_in_dim(
+        x.reshape(-1, layout.group_size), first_group, count
+      ),
+      drawn,
+    )
+
+    def embed_group(params, inputs):
+      embeddings, batch_stats = backbone.apply(
+        params,
+        state.batch_stats,
+        augment.apply(inputs['images'], inputs['drawn']),
+        train=True,
+        key=jax.random.fold_in(keys['dropout'], inputs['group']),
+      )
+      return normalize(embeddings), groups.flatten(batch_stats)
+
+    inputs = {
+      'images': images,
+      'drawn': drawn,
+      'group': first_group + jnp.arange(count),
+    }
+    embeddings, batch_stats, residuals = groups.forward(
+      embed_group, state.params, inputs, group_trips
+    )
+
+    # 2. to 4. Embeddings to losses, block by block.
+    embeddings = devices.gather(embeddings).reshape(batch_size, -1)
+    labels = devices.gather(labels).reshape(batch_size)
+    blocks = {'first_block': first_block, 'trip_count': block_trips}
+    statistics = blockwise.block_statistics(
+      embeddings, state.class_centers, labels, head, **blocks
+    )
+    softmax = blockwise.margin_softmax(
+      jax.tree.map(devices.gather, statistics),
+      lambda cosines: loss.margins(
+        keys['margins'], cosines, group_size=layout.group_size
+      ),
+      head,
+    )
+
+    # 5. The objective is the mean over the batch.
+    learning_rate = rate(state.step)
+
+    def descend(params, opt, gradients, tx):
+      updates, opt = tx.update(gradients, opt, params)
+      params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
+      return params, opt
+
+    parts, (class_centers, head_opt), squares = blockwise.block_gradients(
+      embeddings,
+      (state.class_centers, state.head_opt),
+      labels,
+      softmax,
+      jnp.full(batch_size, 1 / batch_size, embeddings.dtype),
+      head,
+      centers=lambda slots: slots[0],
+      update=lambda slots, gradient: descend(*slots, gradient, head_tx),
+      **blocks,
+    )
+
+    # 6. to 8. Back through the groups.
+    cotangents = tree_sum_scatter(parts, devices)
+    cotangents = cotangents.reshape(count, layout.group_size, -1)
+    gradients = groups.backward(residuals, cotangents, group_trips)
+    gradient = groups.unflatten(
+      tree_sum_everywhere(gradients, devices), state.params
+    )
+    params, backbone_opt = descend(
+      state.params, state.backbone_opt, gradient, backbone_tx
+    )
+    mean_stats = tree_sum_everywhere(batch_stats, devices) / layout.num_groups
+
+    target = softmax.target_cosines
+    measured = {
+      'loss': softmax.loss.mean(),
+      # Without the margin: with it, training accuracy reads as 0 for long.
+      'accuracy': (target > softmax.largest_other).mean(dtype=jnp.float32),
+      'target_angle': jnp.arccos(jnp.clip(target, -1, 1)).mean(),
+      'margin_mean': softmax.margins.mean(),
+      'margin_std': softmax.margins.std(),
+      'backbone_gradient_norm': optax.tree.norm(gradient),
+      'head_gradient_norm': jnp.sqrt(tree_sum(devices.gather(squares))),
+      'learning_rate': jnp.asarray(learning_rate, jnp.float32),
+    }
+    state = TrainState(
+      step=state.step + 1,
+      params=params,
+      batch_stats=groups.unflatten(mean_stats, state.batch_stats),
+      backbone_opt=backbone_opt,
+      class_centers=class_centers,
+      head_opt=head_opt,
+    )
+    return state, measured
+
+  spread_step = jax.shard_map(
+    step,
+    mesh=layout.mesh,
+    in_specs=(specs(), P(AXIS), P(AXIS), P(), P()),
+    out_specs=(specs(), P()),
+    check_vma=False,
+  )
+  compiled = jax.jit(spread_step, donate_argnums=0)
+  trip_counts = layout.trip_counts()
+  return lambda state, images, labels, keys: compiled(
+    state, images, labels, keys, trip_counts
+  )
+
+
+def make_embed(backbone: Any, mesh: jax.sharding.Mesh):
+  """Makes the compiled embedding of images, as verification wants it.
+
+  Args:
+    backbone: a `models.Backbone`.
+    mesh: its devices share the images.
+
+  Returns:
+    ``embed(params, batch_stats, images) -> embeddings``: uint8
+    ``[M, H, W, 3]``, M a multiple of the devices, to float32 ``[M, D]``: the
+    sum of the embeddings of the image and of its mirror image, not
+    normalised.
+  """
+
+  def embed(params, batch_stats, images):
+    images = augment.scale(images)
+    plain, _ = backbone.apply(params, batch_stats, images, train=False)
+    mirrored, _ = backbone.apply(
+      params, batch_stats, images[:, :, ::-1], train=False
+    )
+    return plain + mirrored
+
+  return jax.jit(
+    jax.shard_map(
+      embed,
+      mesh=mesh,
+      in_specs=(P(), P(), P(AXIS)),
+      out_specs=P(AXIS),
+      check_vma=False,
+    )
+  )

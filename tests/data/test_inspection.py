@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report finds every bad record, and says which."""
+
+import numpy as np
+import pytest
+
+from elasticface_jax.data import RecSource, inspect_pairs, inspect_rec
+from elasticface_jax.data.pairs import write_pairs
+from elasticface_jax.data.recordio import read_index
+from elasticface_jax.errors import InputError
+
+from .conftest import LABELS, encode
+from .test_rec_source import EVERY, rewrite
+
+
+def test_good_folder(folder):
+  steps = []
+  report = inspect_rec(folder, lambda *step: steps.append(step))
+  assert report.ok
+  assert steps[-1] == (16, 16)
+  assert report.facts['layout'] == RecSource(folder).layout
+  assert report.facts['fingerprint'] == RecSource(folder).fingerprint
+  expected = {
+    'records': '16 in the index, 0 not',
+    'images': '10',
+    'sizes': '112x112: 10',
+    'identity records': '5',
+    'classes': '5',
+    'classes with images': '4',
+    'labels': '0 to 4',
+    'images per class': '1 to 4, median 2.5',
+  }
+  assert report.facts | expected == report.facts
+  lines = str(report).splitlines()
+  assert lines[0] == str(folder)
+  assert lines[-1] == 'ok'
+  assert len({line.index(text) for line, text in zip(
+    lines[1:-1], report.facts.values(), strict=True)}) == 1  # fmt: skip
+
+
+def test_contents_are_the_records_not_the_file(folder, jpegs):
+  records = list(zip(EVERY, LABELS, jpegs, strict=True))
+  contents = set()
+  for change in (records, [(0, 1, jpegs[0]), *records[1:]]):
+    rewrite(folder, change)
+    contents.add(inspect_rec(folder).facts['contents'])
+  assert len(contents) == 2
+
+
+def test_finds_every_bad_record(folder, jpegs):
+  records = list(zip(EVERY, LABELS, jpegs, strict=True))
+  records[2] = (2, 0, b'junk')
+  records[4] = (4, 17, jpegs[4])
+  records[5] = (5, 2.5, jpegs[5])
+  records[7] = (7, 3, encode(np.zeros((50, 60, 3), np.uint8)))
+  records[8] = (8, 3, b'')
+  rewrite(folder, records)
+  report = inspect_rec(folder)
+  _, offsets = read_index(folder / 'train.idx')
+  assert not report.ok
+  for key, problem in {
+    2: 'the bytes do not decode',
+    4: 'label 17 is not an integer in [0, 5)',
+    5: 'label 2.5 is not an integer in [0, 5)',
+    7: 'the image is 60x50',
+    8: 'there should be an image',
+  }.items():
+    place = f'key {key} at byte {offsets[key]}: '
+    assert any(p.startswith(place + problem) for p in report.problems), key
+  assert report.facts['sizes'] == '112x112: 7, 60x50: 1'
+  assert str(report).splitlines()[-1].startswith('BAD: ')
+
+
+def test_goes_on_after_a_broken_frame(folder):
+  _, offsets = read_index(folder / 'train.idx')
+  data = bytearray((folder / 'train.rec').read_bytes())
+  for key in (3, 6):
+    data[offsets[key]] ^= 1
+  (folder / 'train.rec').write_bytes(data)
+  report = inspect_rec(folder)
+  assert report.facts['images'] == '8'
+  for key in (3, 6):
+    assert f'key {key} at byte {offsets[key]}: bad magic' in str(report)
+
+
+def test_cut_off_file(folder):
+  data = (folder / 'train.rec').read_bytes()
+  _, offsets = read_index(folder / 'train.idx')
+  (folder / 'train.rec').write_bytes(data[: offsets[4] + 100])
+  report = inspect_rec(folder)
+  assert report.facts['images'] == '3'
+  assert report.problems[0].startswith(
+    f'key 4 at byte {offsets[4]}: truncated record'
+  )
+  assert not report.ok
+
+
+@pytest.mark.parametrize('gone', [1, 5, 10])
+def test_record_outside_the_index(folder, gone):
+  lines = (folder / 'train.idx').read_text().splitlines(keepends=True)
+  (folder / 'train.idx').write_text(
+    ''.join(line for line in lines if not line.startswith(f'{gone}\t'))
+  )
+  report = inspect_rec(folder)
+  assert report.facts['records'] == '15 in the index, 1 not'
+  assert 'announces 10 images, train.idx lists 9' in str(report)
+
+
+def test_garbage_at_the_end_and_between(folder):
+  _, offsets = read_index(folder / 'train.idx')
+  end = (folder / 'train.rec').stat().st_size
+  with open(folder / 'train.rec', 'ab') as file:
+    file.write(b'garbage!')
+  report = inspect_rec(folder)
+  assert f'byte {end}: bad magic' in str(report)
+  assert report.facts['images'] == '10'
+
+
+def test_image_beyond_the_header(folder, jpegs):
+  rewrite(
+    folder,
+    [(1, 0, jpegs[0]), (2, 0, jpegs[1]), (0, [2.0, 3.0], b'')],
+    '1,112,112',
+  )
+  report = inspect_rec(folder)
+  assert 'an image that record 0 does not count' in str(report)
+  assert not report.ok
+
+
+def test_property_against_header(folder):
+  (folder / 'property').write_text('7,112,112')
+  report = inspect_rec(folder)
+  assert '`property` says 7 classes' in str(report)
+  (folder / 'property').unlink()
+  report = inspect_rec(folder)
+  assert 'property is missing; write the line `5,112,112`' in str(report)
+  assert report.facts['images'] == '10'
+  assert not report.ok
+
+
+def test_many_problems_are_counted_not_listed(folder):
+  rewrite(folder, [(key, 0, b'junk') for key in range(100)])
+  report = inspect_rec(folder)
+  assert report.num_problems == 100
+  lines = str(report).splitlines()
+  assert len([line for line in lines if 'key' in line]) == 20
+  assert '... 80 more' in lines[-2]
+  assert lines[-1] == 'BAD: 100 problem(s)'
+
+
+def test_nothing_to_inspect(folder):
+  (folder / 'train.idx').unlink()
+  with pytest.raises(InputError, match='train.idx is missing'):
+    inspect_rec(folder)
+
+
+def test_pairs(tmp_path, jpegs):
+  large = encode(np.zeros((120, 130, 3), np.uint8))
+  write_pairs(tmp_path / 'a.bin', [*jpegs[:3], large], [True, False])
+  report = inspect_pairs(tmp_path / 'a.bin')
+  assert report.ok
+  assert report.facts['pairs'] == '2: 1 same, 1 different'
+  assert report.facts['sizes'] == '112x112: 3, 130x120: 1'
+  assert len(report.facts['contents']) == 64

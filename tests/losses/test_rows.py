@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of loop buffers; that they keep the bits is for the steps to show."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from elasticface_jax.losses import rows
+
+
+def buffers(count):
+  rng = np.random.default_rng(count)
+  return {
+    'vectors': jnp.asarray(rng.normal(size=(count, 4, 3)), jnp.float32),
+    'numbers': (jnp.asarray(rng.integers(0, 9, count), jnp.int32),),
+  }
+
+
+@pytest.mark.parametrize('count', [1, 2, 5])
+def test_rows_written_in_a_loop_are_the_rows_read(count):
+  source = buffers(count)
+
+  @jax.jit
+  def reverse(source, trip_count):
+    source = rows.at_least_two(source)
+    like = jax.tree.map(lambda x: x[0], source)
+
+    def body(i, target):
+      return rows.write(target, trip_count - 1 - i, rows.read(source, i))
+
+    return jax.lax.fori_loop(0, trip_count, body, rows.empty(count, like))
+
+  got = reverse(source, count)
+  assert jax.tree.structure(got) == jax.tree.structure(source)
+  for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(source), strict=True):
+    assert x.dtype == y.dtype and x.shape == (max(count, 2), *y.shape[1:])
+    np.testing.assert_array_equal(x[:count], y[::-1])
+    np.testing.assert_array_equal(x[count:], np.zeros_like(x[count:]))
+
+
+def test_one_row_is_joined_by_zeros_and_more_are_left_alone():
+  one, two = buffers(1), buffers(2)
+  padded = rows.at_least_two(one)
+  for x, y in zip(jax.tree.leaves(padded), jax.tree.leaves(one), strict=True):
+    assert x.dtype == y.dtype
+    np.testing.assert_array_equal(x, np.stack([y[0], np.zeros_like(y[0])]))
+  same = rows.at_least_two(two)
+  for x, y in zip(jax.tree.leaves(same), jax.tree.leaves(two), strict=True):
+    assert x is y
+
+
+def test_empty_takes_shapes_or_arrays():
+  for like in (
+    jax.ShapeDtypeStruct((3,), jnp.bfloat16),
+    jnp.ones(3, jnp.bfloat16),
+  ):
+    for count, held in ((1, 2), (2, 2), (5, 5)):
+      got = rows.empty(count, [like])[0]
+      assert got.dtype == jnp.bfloat16
+      np.testing.assert_array_equal(got, np.zeros((held, 3), np.float32))
+
+
+def test_a_row_is_written_in_place():
+  size = 1_000_000
+  row = jax.ShapeDtypeStruct((size,), jnp.float32)
+
+  def fill(row, trip_count):
+    body = lambda i, buffer: rows.write(buffer, i, row)
+    return jax.lax.fori_loop(0, trip_count, body, rows.empty(8, row))
+
+  count = jax.ShapeDtypeStruct((), jnp.int32)
+  memory = jax.jit(fill).lower(row, count).compile().memory_analysis()
+  assert memory.output_size_in_bytes == 8 * 4 * size
+  assert memory.temp_size_in_bytes < 2 * 4 * size

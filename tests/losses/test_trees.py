@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tree sums: one order, bit for bit, on any number of devices.
+
+The parts have magnitudes from 1e-3 to 1e3, so that another order gives other
+bits.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from elasticface_jax.losses.trees import (
+  Devices,
+  tree_sum,
+  tree_sum_everywhere,
+  tree_sum_scatter,
+)
+
+# Odd counts a device among them: 24 on 8 is 3, 40 is 5.
+COUNTS = (8, 16, 24, 40)
+# Rows to add up; 1 and 13 are no multiple of the devices.
+ROWS = (1, 13, 16)
+
+
+def make_parts(count, *shape):
+  rng = np.random.default_rng(count)
+  parts = rng.normal(size=(count, *shape))
+  parts *= 10 ** rng.uniform(-3, 3, (count, *shape))
+  return parts.astype(np.float32)
+
+
+def pairwise(parts):
+  """The same tree from the top: the left side is a full tree."""
+  if len(parts) == 1:
+    return parts[0]
+  left = 1
+  while left * 2 < len(parts):
+    left *= 2
+  return pairwise(parts[:left]) + pairwise(parts[left:])
+
+
+def in_turn(parts):
+  return functools.reduce(np.add, parts)
+
+
+def test_tree_sum_is_the_pairwise_sum():
+  all_parts = {count: make_parts(count, 64) for count in range(1, 18)}
+  sums = jax.jit(functools.partial(jax.tree.map, tree_sum))(all_parts)
+  for count, parts in all_parts.items():
+    want = pairwise(parts)
+    assert sums[count].dtype == want.dtype == np.float32
+    np.testing.assert_array_equal(sums[count], want)
+    # It is the order that makes these bits.
+    if count > 3:
+      assert np.any(want != in_turn(parts))
+      assert np.any(want != pairwise(np.roll(parts, 1, axis=0)))
+
+
+def test_tree_sum_keeps_dtype_and_shape():
+  for dtype in (jnp.bfloat16, jnp.float32):
+    for shape in ((), (1,), (2, 3)):
+      got = jax.eval_shape(tree_sum, jnp.ones((5, *shape), dtype))
+      assert got.dtype == dtype and got.shape == shape
+
+
+@functools.cache
+def on_devices(count):
+  """Everything that a device holds, and all sums, on `count` devices."""
+  devices = Devices('devices', count)
+  mesh = jax.make_mesh(
+    (count,),
+    ('devices',),
+    axis_types=(AxisType.Auto,),
+    devices=jax.devices()[:count],
+  )
+  spread, everywhere = PartitionSpec('devices'), PartitionSpec()
+
+  def sums(parts):
+    scattered = {
+      name: tree_sum_scatter(x, devices)
+      for name, x in parts.items()
+      if x.shape[1] == 16
+    }
+    # Every device shows its copy.
+    copies = {
+      name: tree_sum_everywhere(x, devices)[None]
+      for name, x in parts.items()
+      if x.ndim == 2
+    }
+    gathered = devices.gather(parts[8, 16])
+    return scattered, copies, gathered, devices.index()[None]
+
+  parts = {(p, r): make_parts(p, r) for p in COUNTS for r in ROWS}
+  parts[24, 16, 3] = make_parts(24, 16, 3)
+  results = jax.jit(
+    jax.shard_map(
+      sums,
+      mesh=mesh,
+      in_specs=(spread,),
+      out_specs=(spread, spread, everywhere, spread),
+      check_vma=False,
+    )
+  )(parts)
+  return parts, *jax.tree.map(np.asarray, results)
+
+
+@pytest.mark.parametrize('count', [1, 2, 4, 8])
+def test_sums_over_devices_are_the_tree_sum(count):
+  parts, scattered, copies, gathered, places = on_devices(count)
+  assert len(scattered) == len(COUNTS) + 1
+  for name, got in scattered.items():
+    np.testing.assert_array_equal(got, pairwise(parts[name]))
+  assert len(copies) == len(COUNTS) * len(ROWS)
+  for name, got in copies.items():
+    assert got.shape == (count, name[1])
+    want = pairwise(parts[name])
+    np.testing.assert_array_equal(got, np.stack([want] * count))
+  np.testing.assert_array_equal(gathered, parts[8, 16])
+  np.testing.assert_array_equal(places, np.arange(count))
+
+
+def test_another_order_over_devices_would_show():
+  for count in COUNTS:
+    parts = make_parts(count, 16)
+    want = pairwise(parts)
+    # Each device its own tree, then a tree over the devices: wrong where the
+    # number on a device is not a power of two.
+    for devices in (2, 4, 8):
+      local = [pairwise(x) for x in np.split(parts, devices)]
+      size = count // devices
+      assert np.array_equal(pairwise(local), want) == (size & (size - 1) == 0)
+    halves = np.split(parts, 2)
+    assert np.any(pairwise(halves[0] + halves[1]) != want)
+
+
+def test_one_device_needs_no_mesh():
+  parts = make_parts(12, 16)
+  want = pairwise(parts)
+  one = Devices()
+  assert one.index() == 0
+  np.testing.assert_array_equal(one.gather(parts), parts)
+  np.testing.assert_array_equal(tree_sum_scatter(parts, one), want)
+  np.testing.assert_array_equal(tree_sum_everywhere(parts, one), want)

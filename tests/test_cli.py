@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mistakes at the command line: one line, exit code 2, no traceback."""
+
+from pathlib import Path
+
+import pytest
+
+from elasticface_jax import cli
+
+CONFIGS = sorted((Path(__file__).parents[1] / 'configs').glob('*.py'))
+QUICKSTART = CONFIGS[0].with_name('quickstart.py')
+
+
+@pytest.fixture
+def fails(capsys):
+  """``fails(*arguments)``: the one line that the command ends with."""
+
+  def run(*arguments):
+    try:
+      code = cli.main([str(a) for a in arguments])
+    except SystemExit as error:
+      code = error.code
+    captured = capsys.readouterr()
+    assert code == 2
+    assert len(captured.err.splitlines()) == 1, captured.err
+    return captured.err
+
+  return run
+
+
+@pytest.fixture
+def train_fails(fails, tmp_path):
+  def run(*overrides, config=QUICKSTART):
+    told = fails(
+      'train', '--config', config, '--workdir', tmp_path / 'w', *overrides
+    )
+    assert not (tmp_path / 'w').exists()  # Refused before anything is made.
+    return told
+
+  return run
+
+
+def test_no_such_command(fails):
+  assert "'tain'" in fails('tain')
+
+
+def test_missing_argument_names_it(fails):
+  assert '--workdir' in fails('train', '--config', QUICKSTART)
+
+
+def test_config_that_is_not_there(train_fails):
+  told = train_fails(config='configs/nothing.py')
+  assert 'configs/nothing.py' in told and 'no such file' in told
+
+
+def test_unknown_field_suggests_the_right_one(train_fails):
+  told = train_fails('--config.optim.learning_rate=1')
+  assert 'optim.learning_rate' in told and str(QUICKSTART) in told
+  told = train_fails('--config.optim.momentom=1')
+  assert 'did you mean optim.momentum?' in told
+  told = train_fails('--config.margin=1')
+  assert 'did you mean loss.margin?' in told
+
+
+def test_value_of_another_type(train_fails):
+  assert 'total_steps=many' in train_fails('--config.total_steps=many')
+
+
+def test_unknown_config_argument(train_fails):
+  assert "'fast'" in train_fails(config=f'{QUICKSTART}:fast')
+
+
+def test_stray_arguments(train_fails, fails):
+  assert "'--lr'" in train_fails('--lr', '1')
+  assert "'extra'" in train_fails('extra')
+  assert "'more'" in fails('fingerprint', 'w', 'more')
+
+
+@pytest.mark.parametrize(
+  ('override', 'told'),
+  [
+    ('data.source=/no/such/folder', '/no/such/folder'),
+    ('data.batch_size=40', 'group_size=16'),
+    ('head.num_blocks=5000', 'head.num_blocks=5000'),
+    ('head.num_blocks=12', '8 devices do not divide the blocks'),
+    ('data.batch_size=16', '8 devices do not divide the groups'),
+    ('model.name=resnet', "'resnet'"),
+    ('model.dtype=float8', "'float8'"),
+    ('loss.name=arc', "'arc'"),
+    ('loss.pairing=random', "'random'"),
+    ('loss.scale=-1', '-1'),
+    ('total_steps=0', 'total_steps=0'),
+    ('eval.pairs=/no/such.bin', '/no/such.bin'),
+  ],
+)
+def test_value_that_cannot_be(train_fails, override, told):
+  # On the eight devices of the test suite, so with eight groups.
+  fitting = ('--config.data.batch_size=128', '--config.head.num_blocks=8')
+  assert told in train_fails(*fitting, f'--config.{override}')
+
+
+def test_folders_that_are_no_runs(fails, tmp_path):
+  assert 'no checkpoints' in fails('fingerprint', tmp_path)
+  told = fails('evaluate', '--checkpoint', tmp_path, '--pairs', 'synthetic')
+  assert 'config.json' in told and str(tmp_path) in told
+  assert 'no such file' in fails('inspect', tmp_path / 'nothing')
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_recipes_state_the_same_fields(path):
+  fields = cli._fields(cli.load_config(str(path), ()))
+  assert fields == cli._fields(cli.load_config(str(QUICKSTART), ()))
+
+
+def test_paper_recipes_follow_the_paper():
+  for path in CONFIGS:
+    if 'ms1mv2' in path.stem:
+      c = cli.load_config(str(path), ())
+      assert c.total_steps == 295_672
+      assert c.optim.decay_steps == (79_604, 147_836, 216_068, 272_928)
+      assert (c.data.batch_size, c.group_size) == (512, 128)
+  margins = {
+    p.stem: (c.loss.name, c.loss.margin, c.loss.margin_std)
+    for p in CONFIGS
+    for c in [cli.load_config(str(p), ())]
+  }
+  assert margins['elastic_arc_r100_ms1mv2'] == ('elastic_arcface', 0.5, 0.05)
+  assert margins['elastic_cos_r100_ms1mv2'] == ('elastic_cosface', 0.35, 0.05)
+  assert margins['elastic_arc_plus_r100_ms1mv2'] == (
+    'elastic_arcface_plus',
+    0.5,
+    0.0175,
+  )
+  assert margins['elastic_cos_plus_r100_ms1mv2'] == (
+    'elastic_cosface_plus',
+    0.35,
+    0.025,
+  )
+  assert margins['cosface_r100_ms1mv2'][:2] == ('cosface', 0.35)

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real but narrow run that compiles and trains in seconds."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from elasticface_jax import cli
+
+QUICKSTART = Path(__file__).parents[2] / 'configs' / 'quickstart.py'
+# IResNet-10, with every kind of layer of its family, but narrow.
+NARROW = {
+  'total_steps': 4,
+  'group_size': 4,
+  'data.batch_size': 16,
+  'data.synthetic.num_images': 64,
+  'data.synthetic.num_classes': 20,
+  'model.width': 2,
+  'model.embedding_dim': 16,
+  'model.dropout': 0.1,
+  'head.num_blocks': 8,
+  'loss.name': 'elastic_arcface_plus',
+  'log_every': 1,
+  'eval_every': 0,
+  'checkpoint_every': 2,
+  'eval.synthetic_pairs': 20,
+}
+
+
+def overrides(**changes):
+  fields = NARROW | {k.replace('__', '.'): v for k, v in changes.items()}
+  return [f'--config.{name}={value}' for name, value in fields.items()]
+
+
+@pytest.fixture
+def narrow():
+  """``narrow(total_steps=8)``: the config of a narrow run."""
+
+  def make(**changes):
+    return cli.load_config(str(QUICKSTART), overrides(**changes))
+
+  return make
+
+
+def environment(devices):
+  """Of a process with so many CPU devices, without the test suite's own."""
+  left_out = ('XLA_FLAGS', 'PJRT_NPROC', 'JAX_PLATFORMS')
+  kept = {k: v for k, v in os.environ.items() if k not in left_out}
+  return kept | {
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'
+  }
+
+
+@pytest.fixture
+def elasticface():
+  """``elasticface(*arguments, devices=1)``: a process of the command line."""
+
+  def start(*arguments, devices=1):
+    return subprocess.Popen(
+      [sys.executable, '-m', 'elasticface_jax', *map(str, arguments)],
+      env=environment(devices),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+  return start
+
+
+@pytest.fixture
+def train(elasticface):
+  """``train(workdir, devices=1, **changes)``: a process that trains."""
+
+  def start(workdir, devices=1, **changes):
+    return elasticface(
+      'train',
+      '--config',
+      QUICKSTART,
+      '--workdir',
+      workdir,
+      *overrides(**changes),
+      devices=devices,
+    )
+
+  return start

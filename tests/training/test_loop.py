@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stopping, going on, and refusing to go on: whole processes."""
+
+import json
+import resource
+import shutil
+import signal
+import time
+
+import pytest
+
+SHORT = {'eval__pairs': '()'}
+
+
+def end(process):
+  out, err = process.communicate(timeout=300)
+  return process.returncode, out, err.strip().splitlines()
+
+
+def one_line(lines):
+  """The only thing that may stand on stderr."""
+  assert len(lines) == 1, lines
+  return lines[0]
+
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory):
+  return tmp_path_factory.mktemp('done') / 'run'
+
+
+@pytest.mark.slow
+def test_leaves_everything_that_it_says(done, train, elasticface):
+  code, out, err = end(train(done, checkpoint_every=2))
+  assert code == 0, err
+  names = {path.name for path in done.iterdir()}
+  assert names >= {
+    'config.json',
+    'manifest.json',
+    'metrics.jsonl',
+    'results.json',
+    'training.png',
+    'roc.png',
+    'scores_synthetic.png',
+    'tensorboard',
+    'checkpoints',
+  }
+  kept = sorted(p.name for p in (done / 'checkpoints').iterdir())
+  assert kept == ['2', '4']
+  rows = [json.loads(r) for r in (done / 'metrics.jsonl').open()]
+  trained = [row for row in rows if 'loss' in row]
+  assert [row['step'] for row in trained] == [1, 2, 3, 4]
+  for row in trained:
+    assert 0.01 < row['margin_std'] < 0.1
+    assert 0 <= row['accuracy'] <= 1
+    assert 1 < row['target_angle'] < 2
+    assert row['backbone_gradient_norm'] > 0
+    assert row['head_gradient_norm'] > 0
+  verified = [row for row in rows if 'pairs' in row]
+  assert [(r['step'], r['pairs']) for r in verified] == [(4, 'synthetic')]
+  start = json.loads((done / 'manifest.json').read_text())['starts'][0]
+  assert start['seed'] == 0 and start['platform'] == 'cpu'
+  assert start['versions']['jax'] and len(start['data_fingerprint']) == 64
+
+  code, told, err = end(elasticface('fingerprint', done))
+  assert code == 0 and told.strip() in out
+
+  # A finished run is not trained again; it says the same.
+  code, again, err = end(train(done, checkpoint_every=2))
+  assert code == 0, err
+  assert told.strip() in again and 'going on from step 4' in again
+  assert len(json.loads((done / 'manifest.json').read_text())['starts']) == 2
+
+  # The command that verifies a run finds what the run found.
+  code, table, err = end(
+    elasticface(
+      'evaluate',
+      '--checkpoint',
+      done,
+      '--pairs',
+      'synthetic',
+      '--out',
+      done / 'again',
+    )
+  )
+  assert code == 0, err
+  first, second = (
+    json.loads((folder / 'results.json').read_text())
+    for folder in (done, done / 'again')
+  )
+  assert first == second and 'synthetic' in table
+
+
+@pytest.mark.slow
+def test_refuses_another_config_and_damage(done, train):
+  code, _, err = end(train(done, loss__margin=0.4, optim__lr=1.0))
+  line = one_line(err)
+  assert code == 2
+  assert 'loss.margin was 0.3, is 0.4' in line and 'optim.lr' in line
+  assert 'new --workdir' in line and str(done) in line
+
+  code, _, err = end(train(done, data__synthetic__num_images=65))
+  assert code == 2 and 'data.synthetic.num_images' in one_line(err)
+
+  damaged = done.with_name('damaged')
+  shutil.copytree(done, damaged)
+  newest = damaged / 'checkpoints' / '4'
+  for path in newest.rglob('*'):
+    if path.is_file() and path.stat().st_size > 100:
+      path.write_bytes(path.read_bytes()[:50])
+  code, _, err = end(train(damaged, checkpoint_every=2))
+  assert code == 2
+  line = one_line(err)
+  assert str(newest) in line and 'remove that folder' in line
+  shutil.rmtree(newest)
+  code, out, err = end(train(damaged, checkpoint_every=2))
+  assert code == 0, err
+  assert 'going on from step 2' in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('sent', [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_the_next_start_goes_on(tmp_path, train, sent):
+  long = SHORT | {'total_steps': 1000, 'checkpoint_every': 0}
+  process = train(tmp_path, **long)
+  metrics = tmp_path / 'metrics.jsonl'
+  while not metrics.exists() or not metrics.read_text():
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.05)
+  process.send_signal(sent)
+  code, _, err = end(process)
+  assert code == 128 + sent
+  assert sent.name in one_line(err)
+  (saved,) = (tmp_path / 'checkpoints').iterdir()
+  code, out, err = end(
+    train(tmp_path, **SHORT, total_steps=int(saved.name) + 1)
+  )
+  assert code == 0, err
+  assert f'going on from step {saved.name}' in out
+
+
+@pytest.mark.slow
+def test_loss_that_is_not_finite_stops_with_step_and_images(tmp_path, train):
+  code, _, err = end(
+    train(
+      tmp_path,
+      **SHORT,
+      total_steps=50,
+      optim__lr=1e30,
+      optim__warmup_steps=0,
+      optim__weight_decay=1e9,
+    )
+  )
+  line = one_line(err)
+  assert code == 2
+  assert 'loss is' in line and 'at step' in line and 'images' in line
+  assert 'last checkpoint' in line
+  # Nothing that is not finite has been saved as if it were good.
+  rows = [json.loads(r) for r in (tmp_path / 'metrics.jsonl').open()]
+  steps = [int(p.name) for p in (tmp_path / 'checkpoints').iterdir()]
+  assert all(step <= rows[-1]['step'] for step in steps)
+
+
+@pytest.mark.slow
+def test_full_disk_costs_no_checkpoint(tmp_path, train):
+  small = 5_000  # Bytes a file may have: as good as a full disk.
+  code, _, err = end(train(tmp_path, **SHORT, total_steps=2))
+  assert code == 0, err
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (small, before[1]))
+  try:
+    process = train(tmp_path, **SHORT, total_steps=4)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  code, _, err = end(process)
+  assert code == 2, err
+  line = one_line(err)
+  assert 'checkpoints' in line and 'step 2 is kept' in line
+  code, out, err = end(train(tmp_path, **SHORT, total_steps=4))
+  assert code == 0, err
+  assert 'going on from step 2' in out
