@@ -17,7 +17,7 @@ def get_config(arg=''):
     raise ValueError(f'unknown argument {arg!r}; there is none')
   c = mlc.ConfigDict()
   c.seed = 0  # The one root of every random stream.
-  c.total_steps = 1_750
+  c.total_steps = 900
   c.group_size = 16  # Samples that share BatchNorm statistics.
 
   c.data = dict(
@@ -47,15 +47,15 @@ def get_config(arg=''):
   c.optim = dict(
     lr=0.8,  # At batch size 512; scaled by batch_size / 512.
     warmup_steps=50,
-    decay_steps=(1_000, 1_400, 1_650),  # From these steps on, lr is lower by
+    decay_steps=(550, 800),  # From these steps on, lr is lower by
     decay_factor=0.1,  # this factor.
     momentum=0.9,
     weight_decay=5e-4,  # On everything trained.
     backbone_clip_norm=5.0,  # Of the gradient, backbone only.
   )
-  c.log_every = 20  # Steps.
-  c.eval_every = 100
-  c.checkpoint_every = 100
+  c.log_every = 25  # Steps.
+  c.eval_every = 150
+  c.checkpoint_every = 150
   c.keep_checkpoints = 3  # Newest ones.
   c.eval = dict(
     pairs=(),  # Or paths of insightface .bin files.

@@ -16,14 +16,14 @@ def get_config(arg=''):
     raise ValueError(f'quickstart takes no argument, not {arg!r}')
   c = mlc.ConfigDict()
   c.seed = 0  # The one root of every random stream.
-  c.total_steps = 300
+  c.total_steps = 160
   c.group_size = 16  # Samples that share BatchNorm statistics.
 
   c.data = dict(
     source='synthetic',  # Or a folder with train.rec, train.idx, property.
-    batch_size=32,
+    batch_size=64,
     # What 'synthetic' draws; not read for other sources.
-    synthetic=dict(num_images=5_000, num_classes=250),
+    synthetic=dict(num_images=4_000, num_classes=200),
   )
   c.augment = dict(flip=0.5)  # Probability of a horizontal flip.
   c.model = dict(
@@ -38,23 +38,23 @@ def get_config(arg=''):
   c.loss = dict(
     name='elastic_arcface',
     scale=32.0,
-    margin=0.3,  # Mean; radians for arc losses.
+    margin=0.2,  # Mean; radians for arc losses.
     margin_std=0.05,
     pairing='paper',  # Of the '+' losses: 'paper' or 'released'.
     gradient='exact',  # Of the arc losses: or 'straight_through'.
   )
   c.optim = dict(
-    lr=1.6,  # At batch size 512; scaled by batch_size / 512.
+    lr=0.8,  # At batch size 512; scaled by batch_size / 512.
     warmup_steps=20,
-    decay_steps=(200, 260),  # From these steps on, lr is lower by
+    decay_steps=(100, 135),  # From these steps on, lr is lower by
     decay_factor=0.1,  # this factor.
     momentum=0.9,
     weight_decay=5e-4,  # On everything trained.
     backbone_clip_norm=5.0,  # Of the gradient, backbone only.
   )
-  c.log_every = 20  # Steps.
-  c.eval_every = 100
-  c.checkpoint_every = 100
+  c.log_every = 10  # Steps.
+  c.eval_every = 80
+  c.checkpoint_every = 80
   c.keep_checkpoints = 3  # Newest ones.
   c.eval = dict(
     pairs=('synthetic',),  # Or paths of insightface .bin files.

@@ -21,6 +21,14 @@ class MarginLoss(NamedTuple):
   pairing: str | None
   gradient: str
 
+  def __str__(self):
+    names = ('scale', *_LOSSES[self.name][1])
+    return (
+      f'{self.name}('
+      + ', '.join(f'{name}={getattr(self, name)}' for name in names)
+      + ')'
+    )
+
   def head(self, num_classes: int) -> Head:
     """The softmax over `num_classes` that this loss changes."""
     return Head(num_classes, self.scale, self.kind, self.gradient)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Mapping
 from importlib import metadata
@@ -69,6 +70,7 @@ class Checkpoints:
 
   def save(self, step: int, state: Any) -> None:
     """Starts writing the state; waits for the one before."""
+    self._check_space(step, state)
     try:
       if not self._manager.save(step, args=ocp.args.StandardSave(state)):
         raise InputError(
@@ -84,6 +86,16 @@ class Checkpoints:
       self._manager.wait_until_finished()
     except Exception as error:
       raise self._failed(None, error) from error
+
+  def _check_space(self, step: int, state: Any) -> None:
+    # Asked before it is too late: a write that fails half-way costs nothing
+    # either, but Orbax's threads tell of it at length.
+    needed = sum(x.nbytes for x in jax.tree.leaves(state))
+    free = shutil.disk_usage(self.folder).free
+    if free < needed:
+      raise self._failed(
+        step, OSError(f'{free:,} bytes are free, {needed:,} are needed')
+      )
 
   def _failed(self, step: int | None, error: Exception) -> Exception:
     if isinstance(error, InputError) or not is_disk_error(error):

@@ -51,7 +51,7 @@ def train(
     layout: of the step.
     total_steps: where to end.
     log_every: steps between rows of metrics.
-    eval_every: steps between evaluations; 0 for the end only.
+    eval_every: steps between evaluations, from 0 on; 0 for the end only.
     checkpoint_every: steps between checkpoints; 0 for the end only.
 
   Returns:
@@ -83,11 +83,21 @@ def train(
       log=due(step, log_every, total_steps) or step == 1,
     )
 
+  def verify(step):
+    for name, result in evaluate(state).items():
+      log.evaluation(step, name, result)
+      log.line(
+        f'step {step}  {name}: accuracy {100 * result["accuracy"]:.2f} % '
+        f'± {100 * result["accuracy_std"]:.2f}'
+      )
+
   with (
     Listener() as listener,
     Writer(workdir, first_step=first, total_steps=total_steps) as log,
     contextlib.closing(batches(first)) as feed,
   ):
+    if first == 0 and eval_every:
+      verify(0)  # What the untrained network does: the curve's beginning.
     for step, batch in enumerate(feed, first + 1):
       images, labels = jax.device_put(
         (
@@ -110,12 +120,7 @@ def train(
         take_in(log)
         waiting = None
       if evaluation:
-        for name, result in evaluate(state).items():
-          log.evaluation(step, name, result)
-          log.line(
-            f'step {step}  {name}: accuracy {100 * result["accuracy"]:.2f} % '
-            f'± {100 * result["accuracy_std"]:.2f}'
-          )
+        verify(step)
       if saving:
         checkpoints.save(step, state)
       if listener.received and step < total_steps:

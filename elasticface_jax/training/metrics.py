@@ -42,11 +42,11 @@ class Writer:
     Args:
       workdir: the run folder.
       first_step: steps done before; rows of later steps are dropped, since
-        those steps are about to be done again.
+        those steps are about to be done again, and all where it is 0.
       total_steps: where the run ends, for the progress bar.
     """
     self._path = workdir / FILE
-    kept = [row for row in read(workdir) if row['step'] <= first_step]
+    kept = [row for row in read(workdir) if row['step'] <= first_step > 0]
     temporary = self._path.with_suffix('.tmp')
     temporary.write_text(''.join(json.dumps(row) + '\n' for row in kept))
     os.replace(temporary, self._path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of loop buffers; that they keep the bits is for the steps to show."""
+"""Rows of loop buffers, and what the compiler makes of them."""
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,42 @@ def test_empty_takes_shapes_or_arrays():
       got = rows.empty(count, [like])[0]
       assert got.dtype == jnp.bfloat16
       np.testing.assert_array_equal(got, np.zeros((held, 3), np.float32))
+
+
+def test_reading_and_writing_one_row():
+  source = buffers(5)
+  for got, x in zip(
+    jax.tree.leaves(rows.read(source, 3)), jax.tree.leaves(source), strict=True
+  ):
+    np.testing.assert_array_equal(got, x[3], strict=True)
+  row = jax.tree.map(lambda x: x[0] + 1, source)
+  for got, x in zip(
+    jax.tree.leaves(rows.write(source, 3, row)),
+    jax.tree.leaves(source),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(got, x.at[3].set(x[0] + 1), strict=True)
+
+
+def test_one_row_is_a_loop_over_a_buffer_like_any_number():
+  def uses(count, pad=True, traced=True):
+    def step(source, trip_count):
+      held = rows.at_least_two(source) if pad else source
+      body = lambda i, x: rows.write(x, i, jnp.sin(rows.read(held, i)))
+      empty = rows.empty(count, source[0])
+      trip_count = trip_count if traced else count
+      return jax.lax.fori_loop(0, trip_count, body, empty)
+
+    source = jax.ShapeDtypeStruct((count, 7), jnp.float32)
+    trip_count = jax.ShapeDtypeStruct((), jnp.int32)
+    program = jax.jit(step).lower(source, trip_count).compile().as_text()
+    parts = ('while', 'dynamic-slice', 'dynamic-update-slice')
+    return [program.count(f' {part}(') for part in parts]
+
+  assert uses(8) == uses(1) == [1, 1, 1]
+  # The compiler would do otherwise, so both precautions are needed.
+  assert uses(1, pad=False) == [1, 0, 1]
+  assert uses(1, traced=False)[0] == 0
 
 
 def test_a_row_is_written_in_place():

@@ -6,6 +6,8 @@ bits.
 """
 
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +24,8 @@ from elasticface_jax.losses.trees import (
 
 # Odd counts a device among them: 24 on 8 is 3, 40 is 5.
 COUNTS = (8, 16, 24, 40)
-# Rows to add up; 1 and 13 are no multiple of the devices.
-ROWS = (1, 13, 16)
+# Parts and rows; 1 and 13 rows are no multiple of the devices.
+SHAPES = [*((count, rows) for count in COUNTS for rows in (13, 16)), (8, 1)]
 
 
 def make_parts(count, *shape):
@@ -94,8 +96,7 @@ def on_devices(count):
     gathered = devices.gather(parts[8, 16])
     return scattered, copies, gathered, devices.index()[None]
 
-  parts = {(p, r): make_parts(p, r) for p in COUNTS for r in ROWS}
-  parts[24, 16, 3] = make_parts(24, 16, 3)
+  parts = {shape: make_parts(*shape) for shape in (*SHAPES, (24, 16, 3))}
   results = jax.jit(
     jax.shard_map(
       sums,
@@ -114,13 +115,32 @@ def test_sums_over_devices_are_the_tree_sum(count):
   assert len(scattered) == len(COUNTS) + 1
   for name, got in scattered.items():
     np.testing.assert_array_equal(got, pairwise(parts[name]))
-  assert len(copies) == len(COUNTS) * len(ROWS)
+  assert len(copies) == len(SHAPES)
   for name, got in copies.items():
     assert got.shape == (count, name[1])
     want = pairwise(parts[name])
     np.testing.assert_array_equal(got, np.stack([want] * count))
   np.testing.assert_array_equal(gathered, parts[8, 16])
   np.testing.assert_array_equal(places, np.arange(count))
+
+
+def test_a_power_of_two_of_parts_sends_one():
+  mesh = jax.make_mesh(
+    (8,), ('devices',), axis_types=(AxisType.Auto,), devices=jax.devices()
+  )
+  for count, sent in ((8, 1), (32, 1), (48, 3)):
+    program = jax.make_jaxpr(
+      jax.shard_map(
+        lambda parts: tree_sum_scatter(parts, Devices('devices', 8)),
+        mesh=mesh,
+        in_specs=PartitionSpec('devices'),
+        out_specs=PartitionSpec('devices'),
+        check_vma=False,
+      )
+    )(make_parts(count, 16))
+    # What comes in: from 8 devices, so many parts, of two rows.
+    (exchange,) = re.findall(r':f32\[(\S+)\] = all_to_all', str(program))
+    assert math.prod(map(int, exchange.split(','))) == 8 * sent * 2
 
 
 def test_another_order_over_devices_would_show():
