@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 
 from elasticface_jax import data, evaluation, models
@@ -23,9 +22,6 @@ from elasticface_jax.training import (
   state,
   step,
 )
-
-# Images embedded at a time for verification. Bounds memory; changes no bit.
-EMBED_BATCH = 128
 
 
 def train(config: Mapping, workdir: Path) -> dict[str, Any]:
@@ -43,6 +39,14 @@ def train(config: Mapping, workdir: Path) -> dict[str, Any]:
     Stopped: after SIGTERM or Ctrl-C.
   """
   c = config
+
+  for field, value, least in (
+    ('total_steps', c.total_steps, 1),
+    ('keep_checkpoints', c.keep_checkpoints, 1),
+    ('seed', c.seed, 0),
+  ):
+    if value < least:
+      raise InputError(f'{field}={value} must be at least {least}')
 
   # What to train.
   source = data.open_source(c.data.source, **c.data.synthetic, seed=c.seed)
@@ -68,8 +72,6 @@ def train(config: Mapping, workdir: Path) -> dict[str, Any]:
     decay_steps=c.optim.decay_steps,
     decay_factor=c.optim.decay_factor,
   )
-  if c.total_steps < 1:
-    raise InputError(f'total_steps={c.total_steps} must be at least 1')
   keys = state.make_keys(c.seed)
   pair_sets = _open_pairs(c.eval, c.eval.pairs, c.seed)
 
@@ -138,14 +140,8 @@ def train(config: Mapping, workdir: Path) -> dict[str, Any]:
 
 def verify(embed, current, pairs) -> evaluation.Verification:
   """Embeds a pair set with a train state's backbone and verifies it."""
-  chunks = []
-  for start in range(0, len(pairs.images), EMBED_BATCH):
-    images = pairs.images[start : start + EMBED_BATCH]
-    missing = EMBED_BATCH - len(images)
-    padded = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-    embeddings = embed(current.params, current.batch_stats, padded)
-    chunks.append(np.asarray(embeddings)[: len(images)])
-  return evaluation.verify(np.concatenate(chunks), pairs.same)
+  embeddings = embed(current.params, current.batch_stats, pairs.images)
+  return evaluation.verify(embeddings, pairs.same)
 
 
 def report(workdir: Path, results: Mapping) -> dict[str, Any]:

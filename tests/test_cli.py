@@ -90,6 +90,8 @@ def test_stray_arguments(train_fails, fails):
     ('loss.pairing=random', "'random'"),
     ('loss.scale=-1', '-1'),
     ('total_steps=0', 'total_steps=0'),
+    ('seed=-1', 'seed=-1'),
+    ('group_size=0', 'group_size=0'),
     ('eval.pairs=/no/such.bin', '/no/such.bin'),
   ],
 )

@@ -51,6 +51,12 @@ class Layout:
 
   def __post_init__(self):
     n = self.mesh.size
+    for field, value in (
+      ('data.batch_size', self.batch_size),
+      ('group_size', self.group_size),
+    ):
+      if value < 1:
+        raise InputError(f'{field}={value} must be at least 1')
     if self.batch_size % self.group_size:
       raise InputError(
         f'data.batch_size={self.batch_size} is not a multiple of '

@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
@@ -36,6 +37,9 @@ from elasticface_jax.losses.trees import (
 )
 from elasticface_jax.training import augment, groups
 from elasticface_jax.training.state import AXIS, Layout, TrainState, specs
+
+# Images embedded at a time: bounds the memory of verification.
+EMBED_BATCH = 128
 
 
 def make_step(
@@ -198,9 +202,8 @@ def make_embed(backbone: Any, mesh: jax.sharding.Mesh):
 
   Returns:
     ``embed(params, batch_stats, images) -> embeddings``: uint8
-    ``[M, H, W, 3]``, M a multiple of the devices, to float32 ``[M, D]``: the
-    sum of the embeddings of the image and of its mirror image, not
-    normalised.
+    ``[M, H, W, 3]`` to float32 numpy ``[M, D]``: the sum of the embeddings of
+    the image and of its mirror image, not normalised.
   """
 
   def embed(params, batch_stats, images):
@@ -211,7 +214,7 @@ def make_embed(backbone: Any, mesh: jax.sharding.Mesh):
     )
     return plain + mirrored
 
-  return jax.jit(
+  compiled = jax.jit(
     jax.shard_map(
       embed,
       mesh=mesh,
@@ -220,3 +223,16 @@ def make_embed(backbone: Any, mesh: jax.sharding.Mesh):
       check_vma=False,
     )
   )
+  size = -(-EMBED_BATCH // mesh.size) * mesh.size
+
+  def embed_all(params, batch_stats, images):
+    chunks = []
+    for start in range(0, len(images), size):
+      chunk = images[start : start + size]
+      missing = size - len(chunk)
+      padded = np.pad(chunk, ((0, missing), (0, 0), (0, 0), (0, 0)))
+      embeddings = np.asarray(compiled(params, batch_stats, padded))
+      chunks.append(embeddings[: len(chunk)])
+    return np.concatenate(chunks)
+
+  return embed_all
