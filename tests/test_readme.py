@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the README says is so."""
+
+import inspect
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from elasticface_jax import cli, losses
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / 'README.md').read_text()
+
+
+def commands():
+  joined = README.replace('\\\n', ' ')
+  return re.findall(r'^    (\S.*)$', joined, re.MULTILINE)
+
+
+def test_python_runs():
+  (code,) = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+  names = {
+    'embeddings': jnp.eye(2, 4),
+    'class_centers': jnp.eye(3, 4),
+    'labels': jnp.array([0, 2]),
+    'key': jax.random.key(0),
+  }
+  exec(code, names)
+  assert names['loss'].shape == () and jnp.isfinite(names['loss'])
+
+
+def test_commands_parse_and_name_what_is_there():
+  seen = set()
+  for command in commands():
+    program, *arguments = command.split()
+    if program == 'elasticface':
+      args, _ = cli._parser().parse_known_args(arguments)
+      seen.add(args.command)
+      if args.command == 'train':
+        assert (ROOT / args.config).is_file()
+  assert seen == {'train', 'evaluate', 'fingerprint', 'inspect'}
+
+
+def test_ci_runs_the_test_command():
+  tests = [c for c in commands() if 'pytest' in c]
+  assert tests == ['pytest']
+  assert re.search(r'^  pytest\b', (ROOT / '.ci/run').read_text(), re.MULTILINE)
+
+
+def test_table_of_losses_is_that_of_the_code():
+  rows = re.findall(
+    r'^\| `(\w+)` \|[^|]*\| ([\d.]*) *\| ?([\d.]*) *\|$', README, re.MULTILINE
+  )
+  assert len(rows) == 7
+  for name, margin, std in rows:
+    parameters = inspect.signature(getattr(losses, name)).parameters
+    for field, value in (('margin', margin), ('margin_std', std)):
+      assert (field in parameters) == bool(value), (name, field)
+      if value:
+        assert parameters[field].default == float(value)
