@@ -7,6 +7,7 @@ Commands import what they need when they run, so that `--help` is quick and
 
 import argparse
 import difflib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     run that was stopped and has saved its state.
   """
   os.environ.setdefault('PJRT_NPROC', CPU_THREADS)
+  # Orbax logs through absl what is told here in one line.
+  logging.getLogger('absl').setLevel(logging.CRITICAL)
   args, rest = _parser().parse_known_args(argv)
   try:
     if rest and args.command != 'train':

@@ -45,23 +45,31 @@ def narrow():
   return make
 
 
-def environment(devices):
+@pytest.fixture(scope='session')
+def compile_cache(tmp_path_factory):
+  """Processes that do the same share what they compile."""
+  return tmp_path_factory.mktemp('compiled')
+
+
+def environment(devices, compile_cache):
   """Of a process with so many CPU devices, without the test suite's own."""
   left_out = ('XLA_FLAGS', 'PJRT_NPROC', 'JAX_PLATFORMS')
   kept = {k: v for k, v in os.environ.items() if k not in left_out}
   return kept | {
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+    'JAX_COMPILATION_CACHE_DIR': str(compile_cache),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
   }
 
 
 @pytest.fixture
-def elasticface():
+def elasticface(compile_cache):
   """``elasticface(*arguments, devices=1)``: a process of the command line."""
 
   def start(*arguments, devices=1):
     return subprocess.Popen(
       [sys.executable, '-m', 'elasticface_jax', *map(str, arguments)],
-      env=environment(devices),
+      env=environment(devices, compile_cache),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
