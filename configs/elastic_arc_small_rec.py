@@ -2,7 +2,12 @@
 r"""ElasticFace-Arc on any .rec folder, small enough for a CPU.
 
 For a folder of a few thousand aligned faces in insightface's layout, such as a
-crop of your own data. A narrow IResNet-10 trains for half an hour on two cores.
+crop of your own data. A narrow IResNet-10 trains for 15 to 20 minutes on two
+cores.
+
+Expect (measured, 7,024 photographs of 1,191 people, 1,200 pairs of others):
+66 % untrained, 86 % after 300 steps, 88 to 89 % from 600 on. The numbers of the
+recipe were chosen on these data.
 
 Run:   elasticface train --config configs/elastic_arc_small_rec.py \
            --workdir runs/small --config.data.source=FOLDER \
