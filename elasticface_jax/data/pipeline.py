@@ -8,10 +8,10 @@ for one index at a time. So there is no state: any step's batch is known from
 its number, starting at step a million costs what starting at 0 does, and hosts
 that read parts of a batch read together what one host would.
 
-Threads of Python's, and not tf.data: deleting a tf.data iterator waits for its
-threads with Python's lock held, so one that calls Python to read records can
-keep the process from ending, after Ctrl-C for one (two times in eleven, with
-TensorFlow 2.21). Decoding is TensorFlow's either way, outside of the lock.
+Threads of Python's, and not tf.data: a tf.data iterator that calls Python to
+read records waits for its threads when it is deleted, with Python's lock held,
+and can keep the process from ending. Decoding is TensorFlow's either way,
+outside of the lock.
 """
 
 import collections

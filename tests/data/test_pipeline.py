@@ -227,6 +227,8 @@ import os, signal, sys
 import numpy as np
 from elasticface_jax.data import batches
 
+# A shell's background jobs start with it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 class Grey:
   num_images = 1000
   def render(self, indices):
