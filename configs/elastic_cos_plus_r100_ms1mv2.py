@@ -44,8 +44,12 @@ def get_config(arg=''):
     dropout=0.0,  # Before the last linear layer, as the reference.
     use_se=False,
     dtype='float32',  # As the reference trained.
+    remat=False,  # Less memory for a third more work (models.build).
   )
-  c.head = dict(num_blocks=16)  # Blocks of classes; devices divide it.
+  c.head = dict(
+    num_blocks=16,  # Blocks of classes; devices divide it.
+    sample_rate=1.0,  # Share of a block's classes in a step; 1 for all.
+  )
   c.loss = dict(
     name='elastic_cosface_plus',
     scale=64.0,

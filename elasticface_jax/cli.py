@@ -10,7 +10,7 @@ import difflib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from elasticface_jax import __version__
@@ -37,31 +37,36 @@ def main(argv: Sequence[str] | None = None) -> int:
   # Orbax logs through absl what is told here in one line.
   logging.getLogger('absl').setLevel(logging.CRITICAL)
   args, rest = _parser().parse_known_args(argv)
+  if rest and args.command != 'train':
+    return _complain(
+      f'unknown argument {rest[0]!r}; see elasticface {args.command} --help'
+    )
+  return _exit_code(lambda: args.run(args, rest))
+
+
+def _exit_code(run: Callable[[], None], who: str = '') -> int:
+  """Runs something; what goes wrong becomes one line and a number."""
   try:
-    if rest and args.command != 'train':
-      raise InputError(
-        f'unknown argument {rest[0]!r}; see elasticface {args.command} --help'
-      )
-    args.run(args, rest)
+    run()
   except InputError as error:
-    return _complain(error)
+    return _complain(error, who=who)
   except KeyboardInterrupt:
-    return _complain('interrupted', code=130)
+    return _complain('interrupted', code=130, who=who)
   except OSError as error:
     if not error.filename:
       raise
-    return _complain(f'{error.filename}: {error.strerror}')
+    return _complain(f'{error.filename}: {error.strerror}', who=who)
   except Exception as error:
     code = getattr(error, 'exit_code', None)  # A run that stopped in order.
     if code is None:
       raise
-    return _complain(error, code=code)
+    return _complain(error, code=code, who=who)
   return 0
 
 
-def _complain(what: object, code: int = 2) -> int:
+def _complain(what: object, code: int = 2, who: str = '') -> int:
   line = ' '.join(str(what).split())
-  print(f'elasticface: {line}', file=sys.stderr)
+  print(f'elasticface{who}: {line}', file=sys.stderr)
   return code
 
 
@@ -94,6 +99,14 @@ def _parser() -> argparse.ArgumentParser:
     help='recipe; override any field with --config.field=value',
   )
   sub.add_argument('--workdir', required=True, type=Path, help='run folder')
+  several = sub.add_argument_group(
+    'several processes', 'Found by jax on TPU pods, SLURM and Open MPI.'
+  )
+  several.add_argument(
+    '--coordinator', metavar='HOST:PORT', help='of process 0; a free port'
+  )
+  several.add_argument('--processes', type=int, help='how many there are')
+  several.add_argument('--process', type=int, help='which one this is, from 0')
 
   sub = command('evaluate', _evaluate, 'Verify pair sets with a trained run.')
   sub.add_argument(
@@ -126,8 +139,20 @@ def _parser() -> argparse.ArgumentParser:
 def _train(args, rest):
   config = load_config(args.config, rest)
   from elasticface_jax import experiment
+  from elasticface_jax.training import processes
 
-  experiment.train(config, args.workdir)
+  if not processes.start(args.coordinator, args.processes, args.process):
+    experiment.train(config, args.workdir)
+    return
+  code = 1
+  try:
+    code = _exit_code(
+      lambda: experiment.train(config, args.workdir), who=processes.name()
+    )
+  except Exception as error:
+    _complain(processes.lost(error), who=processes.name())
+  finally:
+    processes.leave(code)
 
 
 def _evaluate(args, rest):
@@ -148,8 +173,8 @@ def _fingerprint(args, rest):
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   from elasticface_jax.training import checkpoint
 
-  _, saved = checkpoint.read(args.workdir, args.step)
-  print(checkpoint.fingerprint(saved))
+  _, fingerprint = checkpoint.fingerprint(args.workdir, args.step)
+  print(fingerprint)
 
 
 def _inspect(args, rest):

@@ -2,6 +2,7 @@
 """From a config to a trained model: here, and only here, all rooms meet."""
 
 import functools
+import gc
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,20 +20,24 @@ from elasticface_jax.training import (
   loop,
   metrics,
   optimizer,
+  processes,
   state,
   step,
 )
 
 
-def train(config: Mapping, workdir: Path) -> dict[str, Any]:
+def train(config: Mapping, workdir: Path) -> dict[str, Any] | None:
   """Trains what a config says, or goes on where its run folder stands.
+
+  In a run of several processes, all call it alike (`training.processes`).
 
   Args:
     config: of `configs/`, every field stated.
     workdir: the run folder W.
 
   Returns:
-    ``{'fingerprint': ..., 'results': {pair set: Verification}}``.
+    ``{'fingerprint': ..., 'results': {pair set: Verification}}``; None in a
+    process that is not the first.
 
   Raises:
     InputError: for a mistake in config, data or folder.
@@ -57,6 +62,7 @@ def train(config: Mapping, workdir: Path) -> dict[str, Any]:
     group_size=c.group_size,
     num_classes=source.num_classes,
     num_blocks=c.head.num_blocks,
+    sample_rate=c.head.sample_rate,
     mesh=state.make_mesh(),
   )
   sgd = optimizer.momentum_sgd(
@@ -72,12 +78,13 @@ def train(config: Mapping, workdir: Path) -> dict[str, Any]:
     decay_steps=c.optim.decay_steps,
     decay_factor=c.optim.decay_factor,
   )
-  keys = state.make_keys(c.seed)
+  # On all devices of all processes, which device_put cannot do for keys.
+  keys = jax.jit(state.make_keys, out_shardings=layout.copied())(c.seed)
   pair_sets = _open_pairs(c.eval, c.eval.pairs, c.seed)
 
   # Where it lives: new, or as the newest checkpoint left it.
   checkpoint.claim(workdir, c.to_dict(), source.fingerprint)
-  print(
+  processes.say(
     f'{source.num_images:,} images of {source.num_classes:,} classes, '
     f'{c.model.name}, {loss}, {layout.num_groups} groups and '
     f'{layout.num_blocks} blocks on {layout.mesh.size} {_device_name()}'
@@ -96,9 +103,12 @@ def train(config: Mapping, workdir: Path) -> dict[str, Any]:
     else:
       like = jax.eval_shape(init, keys['init'])
       train_state = checkpoints.restore(like, shardings)
-      print(f'going on from step {checkpoints.latest_step} in {workdir}')
+      processes.say(
+        f'going on from step {checkpoints.latest_step} in {workdir}'
+      )
 
     # The loop.
+    order = {'seed': c.seed, 'batch_size': c.data.batch_size}
     embed = step.make_embed(backbone, layout.mesh)
     last = {}
 
@@ -106,7 +116,7 @@ def train(config: Mapping, workdir: Path) -> dict[str, Any]:
       rows = {}
       for pairs in pair_sets:
         start = time.perf_counter()
-        last[pairs.name] = verify(embed, current, pairs)
+        last[pairs.name] = verify(embed, vars(current), pairs)
         seconds = time.perf_counter() - start
         rows[pairs.name] = last[pairs.name].as_dict() | {'seconds': seconds}
       return rows
@@ -120,10 +130,13 @@ def train(config: Mapping, workdir: Path) -> dict[str, Any]:
       keys=keys,
       batches=lambda first: data.batches(
         source,
-        seed=c.seed,
-        batch_size=c.data.batch_size,
         first_step=first,
         last_step=c.total_steps,
+        rows=layout.local_samples(),
+        **order,
+      ),
+      batch_indices=lambda number: data.batch_indices(
+        number, num_images=source.num_images, **order
       ),
       evaluate=evaluate,
       checkpoints=checkpoints,
@@ -135,12 +148,16 @@ def train(config: Mapping, workdir: Path) -> dict[str, Any]:
     )
     if not last:  # The run had already ended.
       evaluate(train_state)
-  return report(workdir, last)
+  # The report reads what it needs from the disk. A finished save of Orbax's is
+  # in a reference cycle, and holds the state until that is collected.
+  del train_state
+  gc.collect()
+  return report(workdir, last) if processes.is_first() else None
 
 
-def verify(embed, current, pairs) -> evaluation.Verification:
+def verify(embed, state: Mapping, pairs) -> evaluation.Verification:
   """Embeds a pair set with a train state's backbone and verifies it."""
-  embeddings = embed(current.params, current.batch_stats, pairs.images)
+  embeddings = embed(state['params'], state['batch_stats'], pairs.images)
   return evaluation.verify(embeddings, pairs.same)
 
 
@@ -163,8 +180,7 @@ def report(workdir: Path, results: Mapping) -> dict[str, Any]:
   plots.plot_training(
     tuple(zip(*losses, strict=True)), accuracies, workdir / 'training.png'
   )
-  done, saved = checkpoint.read(workdir)
-  fingerprint = checkpoint.fingerprint(saved)
+  done, fingerprint = checkpoint.fingerprint(workdir)
   print(f'fingerprint of step {done}: {fingerprint}')
   return {'fingerprint': fingerprint, 'results': results}
 
@@ -198,12 +214,11 @@ def evaluate(
   """
   config = checkpoint.read_json(run / 'config.json')
   pair_sets = _open_pairs(config['eval'], pairs, config['seed'])
-  done, saved = checkpoint.read(run, step_number)
+  done, saved = checkpoint.read(run, step_number, ('params', 'batch_stats'))
   backbone = models.build(**config['model'])
   embed = step.make_embed(backbone, state.make_mesh())
-  current = state.TrainState(**saved)
   print(f'{run}, step {done}')
-  results = {p.name: verify(embed, current, p) for p in pair_sets}
+  results = {p.name: verify(embed, saved, p) for p in pair_sets}
   print(evaluation.table(results))
   if out is not None:
     out.mkdir(parents=True, exist_ok=True)

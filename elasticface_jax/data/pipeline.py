@@ -51,7 +51,7 @@ def batch_indices(
   num_images: int,
   seed: int,
   batch_size: int,
-  rows: slice = slice(None),
+  rows: slice | np.ndarray = slice(None),
 ) -> np.ndarray:
   """Which images the batch of a step holds.
 
@@ -91,7 +91,7 @@ def batches(
   batch_size: int,
   first_step: int,
   last_step: int,
-  rows: slice = slice(None),
+  rows: slice | np.ndarray = slice(None),
   threads: int | None = None,
 ) -> Iterator[Batch]:
   """Reads the batches of steps ``first_step`` to ``last_step - 1``, in order.

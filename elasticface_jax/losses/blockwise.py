@@ -13,6 +13,9 @@ only as ``[B, C / num_blocks]``, one block at a time:
    of its class centres, which it hands to ``update`` at once, and the block's
    part of the gradient of the embeddings.
 
+Steps 1 and 3 go over all classes of a block or over a sample of them: which,
+`sampling` says. "All others" are then all others of the sample.
+
 `blockwise_margin_softmax` is these three on one device. The training step runs
 the same three on its share of the blocks of every device.
 
@@ -22,7 +25,7 @@ that also changes the other logits, element by element, given the target's
 pass before; one that needs two classes at once does not fit.
 
 Letters: B samples, D embedding size, C classes, K blocks in all, k blocks on
-this device, c = ceil(C / K) classes a block.
+this device, c = ceil(C / K) classes a block, s of them that take part.
 """
 
 import functools
@@ -40,9 +43,8 @@ from elasticface_jax.losses.logits import (
   normalize,
   promote,
 )
-from elasticface_jax.losses.trees import Devices, tree_sum
-
-ONE_DEVICE = Devices()
+from elasticface_jax.losses.sampling import AllClasses, Sample
+from elasticface_jax.losses.trees import RunningTree, tree_sum
 
 
 class BlockStatistics(NamedTuple):
@@ -97,17 +99,13 @@ def _product(a: jax.Array, b: jax.Array, dims: tuple) -> jax.Array:
   )
 
 
-def _other_cosines(unit_embeddings, unit_centers, labels, block, head):
-  """Cosines ``[B, c]``, the target's place in them, and all others."""
+def _other_cosines(unit_embeddings, unit_centers, labels, numbers, head):
+  """Cosines ``[B, s]``, the target's place in them, and all others."""
   cosines = _product(unit_embeddings, unit_centers, (1, 1))
-  size = cosines.shape[1]
-  classes = block * size + jax.lax.broadcasted_iota(
-    labels.dtype, cosines.shape, 1
-  )
-  is_target = classes == labels[:, None]
+  is_target = numbers[None] == labels[:, None]
   # Finite, so that a block of nothing but padding makes no NaN.
   nothing = jnp.asarray(jnp.finfo(cosines.dtype).min / 4, cosines.dtype)
-  hidden = is_target | (classes >= head.num_classes)
+  hidden = is_target | (numbers >= head.num_classes)[None]
   return cosines, is_target, jnp.where(hidden, nothing, cosines)
 
 
@@ -117,7 +115,7 @@ def block_statistics(
   labels: jax.Array,
   head: Head,
   *,
-  first_block: jax.Array | int = 0,
+  classes: AllClasses | Sample,
   trip_count: jax.Array | int | None = None,
 ) -> BlockStatistics:
   """Goes over this device's blocks once, forward.
@@ -127,7 +125,7 @@ def block_statistics(
     centers: class centres of any norm, ``[k, c, D]``.
     labels: class of each sample, integer in ``[0, C)``, ``[B]``.
     head: the softmax.
-    first_block: number of the first of these blocks.
+    classes: those that take part.
     trip_count: k; traced where bits must not depend on it (see `rows`).
 
   Returns:
@@ -138,9 +136,9 @@ def block_statistics(
   one = jax.ShapeDtypeStruct(labels.shape, unit_embeddings.dtype)
 
   def body(i, buffers):
-    unit_centers = normalize(rows.read(centers, i))
+    unit_centers = normalize(classes.read(centers, i))
     cosines, is_target, others = _other_cosines(
-      unit_embeddings, unit_centers, labels, first_block + i, head
+      unit_embeddings, unit_centers, labels, classes.numbers(i), head
     )
     largest = others.max(axis=1)
     exponents = head.scale * (others - largest[:, None])
@@ -208,41 +206,40 @@ def block_gradients(
   *,
   centers: Callable[[Any], jax.Array],
   update: Callable[[Any, jax.Array], Any],
-  first_block: jax.Array | int = 0,
+  classes: AllClasses | Sample,
   trip_count: jax.Array | int | None = None,
 ) -> tuple[jax.Array, Any, jax.Array]:
   """Goes over this device's blocks once, backward.
 
   Args:
     unit_embeddings: of norm 1, ``[B, D]``.
-    slots: pytree of what is kept for each block, ``[k, ...]`` each: the
+    slots: pytree of what is kept for each class, ``[k, c, ...]`` each: the
       class centres, in training their momentum too.
     labels: class of each sample, ``[B]``.
     softmax: what `margin_softmax` returned for the same embeddings.
     cotangents: d objective / d loss, ``[B]``.
     head: the softmax.
-    centers: finds the class centres ``[c, D]`` in one block's slots.
+    centers: finds the class centres ``[s, D]`` in one block's slots.
     update: gives one block's new slots from its slots and the gradient
-      ``[c, D]`` of its centres. It runs inside the loop, so gradients of all
+      ``[s, D]`` of its centres. It runs inside the loop, so gradients of all
       classes are never held at once.
-    first_block: number of the first of these blocks.
+    classes: those that take part; slots of others are left alone.
     trip_count: k; traced where bits must not depend on it (see `rows`).
 
   Returns:
-    The blocks' parts of the gradient of the unit embeddings, ``[k, B, D]``,
-    the new slots, and the square of the norm of each block's gradient,
-    ``[k]``.
+    The gradient of the unit embeddings as `RunningTree` leaves the blocks'
+    parts of it, ``[o, B, D]``, where o is the largest odd divisor of k; the
+    new slots; and the square of the norm of each block's gradient, ``[k]``.
   """
   count = jax.tree.leaves(slots)[0].shape[0]
   target_gradients = softmax.target_gradients * cotangents
   other_gradients = head.scale * softmax.largest_probability * cotangents
 
   def body(i, carry):
-    parts, slots, squares = carry
-    block = rows.read(slots, i)
+    block, tree, slots, squares = carry
     unit_centers, normalize_vjp = jax.vjp(normalize, centers(block))
     _, is_target, others = _other_cosines(
-      unit_embeddings, unit_centers, labels, first_block + i, head
+      unit_embeddings, unit_centers, labels, classes.numbers(i), head
     )
     exponents = head.scale * (others - softmax.largest_other[:, None])
     to_cosines = jnp.where(
@@ -252,21 +249,28 @@ def block_gradients(
     )
     part = _product(to_cosines, unit_centers, (1, 0))
     (gradient,) = normalize_vjp(_product(to_cosines, unit_embeddings, (0, 0)))
+    slots = classes.write(slots, i, update(block, gradient))
     return (
-      rows.write(parts, i, part),
-      rows.write(slots, i, update(block, gradient)),
+      classes.read(slots, i + 1),
+      tree.add(i, part),
+      slots,
       rows.write(squares, i, jnp.vdot(gradient, gradient)),
     )
 
   number = jax.ShapeDtypeStruct((), unit_embeddings.dtype)
+  trip_count = count if trip_count is None else trip_count
+  slots = rows.at_least_two(slots)
   carry = (
-    rows.empty(count, unit_embeddings),
-    rows.at_least_two(slots),
+    # A block is read one turn ahead. Read where it is used, XLA would fuse the
+    # reading of one buffer into the writing of another, and then copy all
+    # blocks in every turn to keep them apart.
+    classes.read(slots, 0),
+    RunningTree.start(count, trip_count, unit_embeddings),
+    slots,
     rows.empty(count, number),
   )
-  trip_count = count if trip_count is None else trip_count
-  carry = jax.lax.fori_loop(0, trip_count, body, carry)
-  return jax.tree.map(lambda x: x[:count], carry)
+  _, tree, *carry = jax.lax.fori_loop(0, trip_count, body, carry)
+  return tree.sums(count), *jax.tree.map(lambda x: x[:count], carry)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -275,7 +279,10 @@ def _blockwise(unit_embeddings, blocks, labels, margins, head):
 
 
 def _forward(unit_embeddings, blocks, labels, margins, head):
-  statistics = block_statistics(unit_embeddings, blocks, labels, head)
+  classes = AllClasses(0, blocks.shape[1])
+  statistics = block_statistics(
+    unit_embeddings, blocks, labels, head, classes=classes
+  )
   softmax = margin_softmax(statistics, lambda _: margins, head)
   return softmax.loss, (unit_embeddings, blocks, labels, softmax)
 
@@ -292,6 +299,7 @@ def _backward(head, residuals, cotangents):
     head,
     centers=lambda block: block,
     update=lambda block, gradient: gradient,
+    classes=AllClasses(0, blocks.shape[1]),
   )
   to_margins = softmax.margin_gradients * cotangents
   return tree_sum(parts), gradients, None, to_margins
@@ -323,8 +331,7 @@ def blockwise_margin_softmax(
 
   Equals the named losses applied to `cosines`, but memory grows with
   ``B * C / num_blocks`` and not with ``B * C``: the backward pass computes a
-  block's logits again (four matrix products instead of three). It also holds
-  the blocks' parts of the embeddings' gradient, ``num_blocks * B * D``.
+  block's logits again (four matrix products instead of three).
 
   Args:
     embeddings: of any norm, any float dtype, ``[B, D]``. Computed in at least

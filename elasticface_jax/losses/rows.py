@@ -47,3 +47,43 @@ def write(rows: Tree, index: jax.Array, row: Tree) -> Tree:
   return jax.tree.map(
     lambda x, r: jax.lax.dynamic_update_index_in_dim(x, r, index, 0), rows, row
   )
+
+
+def read_places(rows: Tree, index: jax.Array, places: jax.Array) -> Tree:
+  """Of row `index` of every buffer, only `places`; zeros where there is none.
+
+  Reads what it gives, and not the row.
+
+  Args:
+    rows: buffers, ``[k, c, ...]`` each.
+    index: of the row.
+    places: in the row, rising, each once; c or more is no place, ``[s]``.
+
+  Returns:
+    ``[s, ...]`` each.
+  """
+  return jax.tree.map(
+    lambda x: x.at[index, places].get(
+      mode='fill',
+      fill_value=0,
+      indices_are_sorted=True,
+      unique_indices=True,
+    ),
+    rows,
+  )
+
+
+def write_places(
+  rows: Tree, index: jax.Array, places: jax.Array, values: Tree
+) -> Tree:
+  """The inverse of `read_places`; in place inside a loop.
+
+  All other places keep their bits, and values for no place are dropped.
+  """
+  return jax.tree.map(
+    lambda x, v: x.at[index, places].set(
+      v, mode='drop', indices_are_sorted=True, unique_indices=True
+    ),
+    rows,
+    values,
+  )

@@ -7,13 +7,16 @@ tree over the parts (groups of samples, blocks of classes), which the config
 counts and the device count does not: neighbours are added, then neighbours of
 those sums, and so on; an odd last part moves up unchanged.
 
-Letters: P parts in all, n devices, p = P / n parts on each device.
+Letters: P parts in all, n devices, p = P / n = o * 2^m parts on each device,
+o odd.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from elasticface_jax.losses import rows
 
 
 class Devices(NamedTuple):
@@ -68,6 +71,76 @@ def _local_levels(parts: jax.Array) -> jax.Array:
   while parts.shape[0] % 2 == 0:
     parts = _add_neighbours(parts)
   return parts
+
+
+def _factors_of_two(count: int) -> int:
+  """m, for ``count = o * 2^m``, o odd."""
+  return (count & -count).bit_length() - 1
+
+
+def _trailing_zeros(number: jax.Array | int) -> jax.Array:
+  """Of the binary digits of a number > 0: how often 2 divides it."""
+  number = jnp.asarray(number)
+  return jax.lax.population_count(~number & (number - 1))
+
+
+class RunningTree(NamedTuple):
+  """The local levels of the tree, while its parts come one after another.
+
+  A binary counter: sums of 1, 2, 4, ... parts wait, one of each, for a
+  neighbour of their own size. So m + o parts are held where a buffer of all
+  would hold p. Made for the carry of a loop over parts; all shapes but that of
+  the buffer, and so the arithmetic, are the same for any p (see `rows`).
+
+  Examples:
+    >>> tree = RunningTree.start(6, 6, jnp.zeros(()))
+    >>> for i in range(6):
+    ...   tree = tree.add(i, jnp.float32(i))
+    >>> print(tree.sums(6))
+    [1. 5. 9.]
+  """
+
+  nodes: jax.Array  # m sums that wait, then o that are done.
+  levels: jax.Array  # m, traced where p is.
+
+  @classmethod
+  def start(
+    cls, count: int, trip_count: jax.Array | int, part: jax.Array
+  ) -> 'RunningTree':
+    """No parts yet.
+
+    Args:
+      count: p.
+      trip_count: p again; traced where bits must not depend on it.
+      part: an array of a part's shape and dtype, or its `ShapeDtypeStruct`.
+
+    Returns:
+      The tree before its first part.
+    """
+    m = _factors_of_two(count)
+    nodes = rows.empty(m + (count >> m), part)
+    return cls(nodes, _trailing_zeros(trip_count))
+
+  def add(self, index: jax.Array | int, part: jax.Array) -> 'RunningTree':
+    """The tree with part number `index`; they come in order, from 0."""
+    full = jnp.minimum(_trailing_zeros(index + 1), self.levels)
+
+    def merge(level, total):
+      return rows.read(self.nodes, level) + total
+
+    total = jax.lax.fori_loop(0, full, merge, part)
+    done = self.levels + (index >> self.levels)
+    place = jnp.where(full < self.levels, full, done)
+    return RunningTree(rows.write(self.nodes, place, total), self.levels)
+
+  def sums(self, count: int) -> jax.Array:
+    """What the local levels leave of all `count` parts, ``[o, ...]``.
+
+    The bits of `tree_sum`, `tree_sum_scatter` and `tree_sum_everywhere` of
+    these sums equal those of the parts.
+    """
+    m = _factors_of_two(count)
+    return self.nodes[m : m + (count >> m)]
 
 
 def tree_sum_scatter(parts: jax.Array, devices: Devices) -> jax.Array:

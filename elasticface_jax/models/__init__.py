@@ -62,6 +62,7 @@ def build(
   use_se: bool = False,
   dtype: str = 'float32',
   width: int = 64,
+  remat: bool = False,
 ) -> Backbone:
   """Builds a backbone by name; computes nothing.
 
@@ -77,6 +78,13 @@ def build(
       least float32 in any case.
     width: channels of the first stage, doubled in each later one. 64 as
       published; smaller for trials on a CPU.
+    remat: whether to compute again what is not kept. From the forward to the
+      backward pass of training, little more than the inputs of stem and blocks
+      is then kept, about a seventh of what it is otherwise, and the backward
+      pass computes the insides of one block at a time again: a third more
+      work. Losses and statistics stay the same; gradients move in the last
+      digits of `dtype`, so a run has another fingerprint with it. On a CPU,
+      jax 0.10 keeps less too, but computes all blocks again at once.
 
   Returns:
     The backbone.
@@ -124,6 +132,7 @@ def build(
     embedding_dim=embedding_dim,
     dropout=dropout,
     use_se=use_se,
+    remat=remat,
     dtype=dtype,
   )
   init, apply = functional.functional(make_module, iresnet.randomize)

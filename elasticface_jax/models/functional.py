@@ -8,6 +8,7 @@ on its training mode: both are being redesigned.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import nnx
@@ -65,6 +66,36 @@ def functional(
     return outputs, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
   return init, apply
+
+
+def recomputed(
+  function: Callable[[Any, jax.Array], jax.Array], module: Any, x: jax.Array
+) -> jax.Array:
+  """Calls ``function(module, x)``, keeping nothing but `x` of it.
+
+  The backward pass calls the function again for all that it needs
+  (`jax.checkpoint`). Values and updated statistics are those of the plain call.
+
+  Args:
+    function: draws no random numbers.
+    module: an `nnx.Module`, or a tuple of them. Its statistics are updated.
+    x: input, any shape.
+
+  Returns:
+    What the function returns.
+  """
+  graph, *states = nnx.split(module, nnx.Param, nnx.BatchStat)
+
+  # Parameters are arguments, and so are their own residuals: no copies.
+  @jax.checkpoint
+  def call(params, batch_stats, x):
+    module = nnx.merge(graph, params, batch_stats)
+    y = function(module, x)
+    return y, nnx.state(module, nnx.BatchStat)
+
+  y, batch_stats = call(*states, x)
+  nnx.update(module, batch_stats)
+  return y
 
 
 def _fill(abstract, values):

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from elasticface_jax.models.functional import recomputed
 from elasticface_jax.models.layers import (
   BatchNorm,
   Conv,
@@ -119,6 +120,8 @@ class IResNet(nnx.Module):
     embedding_dim: D.
     dropout: probability that a value of the flat feature map is dropped.
     use_se: whether blocks have a squeeze-and-excitation gate.
+    remat: whether the backward pass of training computes the insides of stem
+      and blocks again, so that only their inputs are kept.
     dtype: of the computation.
   """
 
@@ -130,9 +133,11 @@ class IResNet(nnx.Module):
     embedding_dim: int,
     dropout: float,
     use_se: bool,
+    remat: bool,
     dtype: jax.typing.DTypeLike,
   ):
     self.stages = stages
+    self.remat = remat
     self.dropout = dropout
     self.conv1 = Conv(IMAGE_SHAPE[-1], width, size=3, dtype=dtype)
     self.bn1 = BatchNorm(width, dtype=dtype)
@@ -175,11 +180,22 @@ class IResNet(nnx.Module):
     _check(images)
     if train and self.dropout and key is None:
       raise ValueError(f'dropout {self.dropout} in training needs a key')
-    x = self.prelu(self.bn1(self.conv1(images), train=train))
+
+    def stem(layers, x):
+      conv1, bn1, prelu = layers
+      return prelu(bn1(conv1(x), train=train))
+
+    def run(function, module, x):
+      if train and self.remat:
+        return recomputed(function, module, x)
+      return function(module, x)
+
+    x = run(stem, (self.conv1, self.bn1, self.prelu), images)
     for i, blocks in enumerate(self.stages):
       stage = getattr(self, f'layer{i + 1}')
       for j in range(blocks):
-        x = stage[str(j)](x, train=train)
+        x = run(lambda block, x: block(x, train=train), stage[str(j)], x)
+    # What follows keeps little, and dropout's mask is drawn once.
     x = self.bn2(x, train=train)
     x = x.reshape(x.shape[0], -1)
     if train and self.dropout:

@@ -8,13 +8,14 @@ a temporary name and renames at the end: a checkpoint is whole or it is not
 there.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ import orbax.checkpoint as ocp
 
 from elasticface_jax import __version__
 from elasticface_jax.errors import InputError
+from elasticface_jax.training import processes
+
+# Arrays are written in pieces of at most so many bytes: a process that restores
+# its share onto another number of devices reads the pieces that hold it.
+PIECE_BYTES = 2**22
 
 # Fields of the config that change no bit of the state: they may differ from
 # start to start. `data.source` may move; its fingerprint may not change.
@@ -55,6 +61,9 @@ class Checkpoints:
     return self
 
   def __exit__(self, kind, error, trace):
+    # Closing waits for all processes, and one of them may be gone.
+    if error is not None and jax.process_count() > 1:
+      return
     # After an error, what is still being written may be what failed: the
     # error that is under way says more than the one that waiting would raise.
     try:
@@ -71,8 +80,12 @@ class Checkpoints:
   def save(self, step: int, state: Any) -> None:
     """Starts writing the state; waits for the one before."""
     self._check_space(step, state)
+    pieces = jax.tree.map(
+      lambda _: ocp.SaveArgs(chunk_byte_size=PIECE_BYTES), state
+    )
+    arguments = ocp.args.PyTreeSave(state, save_args=pieces)
     try:
-      if not self._manager.save(step, args=ocp.args.StandardSave(state)):
+      if not self._manager.save(step, args=arguments):
         raise InputError(
           f'{self.folder} holds step {self.latest_step}, so step {step} would '
           'be lost: another run writes to this folder? Give each its own'
@@ -90,7 +103,12 @@ class Checkpoints:
   def _check_space(self, step: int, state: Any) -> None:
     # Asked before it is too late: a write that fails half-way costs nothing
     # either, but Orbax's threads tell of it at length.
-    needed = sum(x.nbytes for x in jax.tree.leaves(state))
+    needed = sum(
+      shard.data.nbytes
+      for array in jax.tree.leaves(state)
+      for shard in array.addressable_shards
+      if shard.replica_id == 0
+    )
     free = shutil.disk_usage(self.folder).free
     if free < needed:
       raise self._failed(
@@ -128,8 +146,11 @@ class Checkpoints:
       state,
       shardings,
     )
+    arguments = ocp.args.PyTreeRestore(
+      like, restore_args=ocp.checkpoint_utils.construct_restore_args(like)
+    )
     try:
-      return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+      return self._manager.restore(step, args=arguments)
     except Exception as error:
       raise InputError(_damaged(self.folder, step, error)) from error
 
@@ -157,28 +178,30 @@ def _damaged(folder: Path, step: int, error: BaseException) -> str:
   )
 
 
-def read(
-  workdir: str | os.PathLike, step: int | None = None
-) -> tuple[int, Any]:
-  """Reads a checkpoint as numpy arrays, without the model or its devices.
-
-  Args:
-    workdir: the run folder.
-    step: which; None for the newest.
-
-  Returns:
-    The step, and the state as nested dicts of numpy arrays.
-
-  Raises:
-    InputError: if it is not there or cannot be read.
-  """
+@contextlib.contextmanager
+def _opened(
+  workdir: str | os.PathLike, step: int | None
+) -> Iterator[tuple[ocp.CheckpointManager, int]]:
+  """Opens a checkpoint for reading; any error inside means damage."""
   folder = Path(workdir).absolute() / 'checkpoints'
   if not folder.is_dir():
     raise InputError(
       f'{workdir} holds no checkpoints; give the --workdir of a training run'
     )
-  handler = ocp.PyTreeCheckpointHandler()
-  with ocp.CheckpointManager(folder, item_handlers=handler) as manager:
+  # By itself: Orbax's managers wait for all processes of a run otherwise.
+  me = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=me,
+    active_processes={me},
+    barrier_sync_key_prefix=f'reader_{me}',
+  )
+  with ocp.CheckpointManager(
+    folder,
+    options=ocp.CheckpointManagerOptions(
+      create=False, multiprocessing_options=alone
+    ),
+    item_handlers=ocp.PyTreeCheckpointHandler(multiprocessing_options=alone),
+  ) as manager:
     steps = sorted(manager.all_steps())
     if not steps:
       raise InputError(
@@ -191,35 +214,77 @@ def read(
         + ', '.join(str(s) for s in steps)
       )
     try:
-      as_numpy = jax.tree.map(
-        lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-        manager.item_metadata(step).tree,
-      )
-      state = manager.restore(
-        step, args=ocp.args.PyTreeRestore(restore_args=as_numpy)
-      )
+      yield manager, step
     except Exception as error:
       raise InputError(_damaged(folder, step, error)) from error
-  return step, state
 
 
-def fingerprint(state: Any) -> str:
-  """SHA-256 over the names, shapes, dtypes and bytes of all arrays of a state.
+def _read_fields(manager, step, fields):
+  tree = manager.item_metadata(step).tree
+  wanted = {field: tree[field] for field in fields or tree}
+  as_numpy = jax.tree.map(
+    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
+  )
+  return manager.restore(
+    step,
+    args=ocp.args.PyTreeRestore(
+      wanted, restore_args=as_numpy, partial_restore=True
+    ),
+  )
+
+
+def read(
+  workdir: str | os.PathLike,
+  step: int | None = None,
+  fields: Sequence[str] = (),
+) -> tuple[int, dict[str, Any]]:
+  """Reads a checkpoint as numpy arrays, without the model or its devices.
 
   Args:
-    state: nested dicts of numpy arrays, as `read` gives them.
+    workdir: the run folder.
+    step: which; None for the newest.
+    fields: which parts of the state; none given, all.
 
   Returns:
-    Hexadecimal. The number of devices and hosts does not enter it.
+    The step, and the parts by name, nested dicts of numpy arrays.
+
+  Raises:
+    InputError: if it is not there or cannot be read.
+  """
+  with _opened(workdir, step) as (manager, step):
+    return step, _read_fields(manager, step, fields)
+
+
+def fingerprint(
+  workdir: str | os.PathLike, step: int | None = None
+) -> tuple[int, str]:
+  """SHA-256 over the names, shapes, dtypes and bytes of all arrays of a state.
+
+  Reads one part of the state after the other: the class centres of many
+  million classes are held once, and not beside their momentum.
+
+  Args:
+    workdir: the run folder.
+    step: which checkpoint; None for the newest.
+
+  Returns:
+    The step, and the hash, hexadecimal. The number of devices and hosts does
+    not enter it.
+
+  Raises:
+    InputError: if the checkpoint is not there or cannot be read.
   """
   digest = hashlib.sha256()
-  leaves = jax.tree_util.tree_leaves_with_path(state)
-  named = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-  for name in sorted(named):
-    array = np.ascontiguousarray(named[name])
-    digest.update(f'{name} {array.dtype.str} {array.shape}\n'.encode())
-    digest.update(array.data.cast('B') if array.size else b'')
-  return digest.hexdigest()
+  with _opened(workdir, step) as (manager, step):
+    for field in sorted(manager.item_metadata(step).tree):
+      part = _read_fields(manager, step, [field])
+      leaves = jax.tree_util.tree_leaves_with_path(part)
+      named = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+      for name in sorted(named):
+        array = named[name]
+        digest.update(f'{name} {array.dtype.str} {array.shape}\n'.encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8))
+  return step, digest.hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -263,8 +328,17 @@ def claim(workdir: Path, config: Mapping, data_fingerprint: str) -> None:
     data_fingerprint: of the training data.
 
   Raises:
-    InputError: names the fields in which the folder's config differs.
+    InputError: names the fields in which the folder's config differs, or the
+      processes that were given another config or other data.
   """
+  processes.check_agreement(
+    **{
+      'the config': json.dumps(_flat(config), sort_keys=True),
+      'data.source': data_fingerprint,
+      '--workdir': str(workdir),
+      'the software': json.dumps(environment()['versions']),
+    }
+  )
   try:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
@@ -305,8 +379,9 @@ def claim(workdir: Path, config: Mapping, data_fingerprint: str) -> None:
       **environment(),
     }
   )
-  write_json(manifest_path, {'starts': starts})
-  write_json(path, config)
+  if processes.is_first():
+    write_json(manifest_path, {'starts': starts})
+    write_json(path, config)
 
 
 def environment() -> dict[str, Any]:

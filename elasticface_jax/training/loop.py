@@ -11,10 +11,9 @@ import jax
 import numpy as np
 
 from elasticface_jax.errors import InputError
-from elasticface_jax.training.checkpoint import Checkpoints
-from elasticface_jax.training.metrics import Writer
+from elasticface_jax.training import metrics, processes, stopping
+from elasticface_jax.training.checkpoint import Checkpoints, write_json
 from elasticface_jax.training.state import Layout, TrainState
-from elasticface_jax.training.stopping import Listener, Stopped
 
 
 def due(step: int, every: int, total_steps: int) -> bool:
@@ -29,6 +28,7 @@ def train(
   step_fn: Callable,
   keys: Mapping[str, jax.Array],
   batches: Callable[[int], Iterator],
+  batch_indices: Callable[[int], np.ndarray],
   evaluate: Callable[[TrainState], Mapping[str, Any]],
   checkpoints: Checkpoints,
   layout: Layout,
@@ -44,8 +44,9 @@ def train(
     state: where to start; consumed.
     step_fn: from `make_step`.
     keys: from `make_keys`.
-    batches: gives the batches from a step on, in order: images uint8
-      ``[B, H, W, 3]``, labels int32 ``[B]``, indices int64 ``[B]``.
+    batches: gives this process's part of the batches from a step on, in
+      order: images uint8 ``[b, H, W, 3]``, labels int32 ``[b]``.
+    batch_indices: which images the whole batch of a step holds, ``[B]``.
     evaluate: gives one JSON-like result for each pair set.
     checkpoints: where states go.
     layout: of the step.
@@ -62,19 +63,16 @@ def train(
     Stopped: after SIGTERM or Ctrl-C, with the state saved.
   """
   first = int(state.step)
-  rows = (layout.num_groups, layout.group_size)
   waiting = None  # The step whose numbers are still on the device.
 
   def take_in(log):
-    step, measured, indices = waiting
+    step, measured = waiting
     measured = {name: float(x) for name, x in measured.items()}
     if not math.isfinite(measured['loss']):
-      latest = checkpoints.latest_step
-      kept = 'none' if latest is None else f'step {latest}'
       raise InputError(
-        f'the loss is {measured["loss"]} at step {step} (last checkpoint: '
-        f'{kept}; images {_some(indices)}): lower optim.lr, or look at these '
-        'images'
+        _not_finite(
+          workdir, step, measured['loss'], batch_indices(step - 1), checkpoints
+        )
       )
     log.step(
       step,
@@ -91,30 +89,29 @@ def train(
         f'± {100 * result["accuracy_std"]:.2f}'
       )
 
+  if processes.is_first():
+    writer = metrics.Writer(workdir, first_step=first, total_steps=total_steps)
+  else:
+    writer = metrics.Silence()
   with (
-    Listener() as listener,
-    Writer(workdir, first_step=first, total_steps=total_steps) as log,
+    stopping.listener() as listener,
+    writer as log,
     contextlib.closing(batches(first)) as feed,
   ):
     if first == 0 and eval_every:
       verify(0)  # What the untrained network does: the curve's beginning.
     for step, batch in enumerate(feed, first + 1):
-      images, labels = jax.device_put(
-        (
-          batch.images.reshape(*rows, *batch.images.shape[1:]),
-          batch.labels.reshape(rows),
-        ),
-        layout.spread(),
-      )
+      images, labels = layout.put(batch.images), layout.put(batch.labels)
       state, measured = step_fn(state, images, labels, keys)
       # One step late, so that the device never waits for the host; and never
       # more, since fake CPU devices deadlock far ahead.
       if waiting:
         take_in(log)
-      waiting = step, measured, batch.indices
+      waiting = step, measured
 
+      stop = listener.heard(step)
       evaluation = due(step, eval_every, total_steps)
-      saving = due(step, checkpoint_every, total_steps) or listener.received
+      saving = due(step, checkpoint_every, total_steps) or stop
       if evaluation or saving:
         # No state is saved, and no accuracy told, of a loss not looked at.
         take_in(log)
@@ -123,14 +120,38 @@ def train(
         verify(step)
       if saving:
         checkpoints.save(step, state)
-      if listener.received and step < total_steps:
+      if stop and step < total_steps:
         checkpoints.wait()
-        raise Stopped(listener.received, step)
+        raise stopping.Stopped(stop, step)
     checkpoints.wait()
   return state
 
 
-def _some(indices: np.ndarray, most: int = 16) -> str:
-  text = ' '.join(str(i) for i in indices[:most])
-  more = len(indices) - most
-  return text + (f' and {more} more' if more > 0 else '')
+def _not_finite(
+  workdir: Path,
+  step: int,
+  loss: float,
+  indices: np.ndarray,
+  checkpoints: Checkpoints,
+) -> str:
+  """Says where a run broke, and keeps the batch's images for a look."""
+  checkpoints.wait()
+  latest = checkpoints.latest_step
+  path = workdir / 'not_finite.json'
+  if processes.is_first():
+    write_json(
+      path,
+      {
+        'step': step,
+        'loss': str(loss),
+        'images': indices.tolist(),
+        'last_checkpoint': latest,
+      },
+    )
+  some = ' '.join(str(i) for i in indices[:8])
+  more = f' and {len(indices) - 8} more' if len(indices) > 8 else ''
+  return (
+    f'the loss is {loss} at step {step} (last checkpoint: '
+    f'{"none" if latest is None else f"step {latest}"}; images {some}{more}, '
+    f'all in {path}): lower optim.lr, or look at these images'
+  )

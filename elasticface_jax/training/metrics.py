@@ -122,6 +122,25 @@ class Writer:
         self._events.add_scalar(prefix + name, value, step)
 
 
+class Silence:
+  """What a process writes that is not the first: nothing."""
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    pass
+
+  def step(self, *_, **__) -> None:
+    """Is told of a step."""
+
+  def evaluation(self, *_) -> None:
+    """Is told of a verification."""
+
+  def line(self, text: str) -> None:
+    """Is told something."""
+
+
 def _clock(seconds: float) -> str:
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)

@@ -11,13 +11,14 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from elasticface_jax.errors import InputError
+from elasticface_jax.losses import rows
 from elasticface_jax.losses.trees import Devices
 
 AXIS = 'devices'
 
 # The random streams of a run; each use folds in the step. Order matters: the
-# root key is split by position.
-STREAMS = ('init', 'margins', 'augment', 'dropout')
+# root key is split by position. New ones go to the end: that moves no other.
+STREAMS = ('init', 'margins', 'augment', 'dropout', 'sampling')
 
 
 @jax.tree_util.register_dataclass
@@ -47,6 +48,7 @@ class Layout:
   group_size: int
   num_classes: int
   num_blocks: int
+  sample_rate: float  # Share of a block's classes in a step; 1 for all.
   mesh: jax.sharding.Mesh
 
   def __post_init__(self):
@@ -66,6 +68,11 @@ class Layout:
       raise InputError(
         f'head.num_blocks={self.num_blocks} must be between 1 and the '
         f'{self.num_classes} classes of the data'
+      )
+    if not 0 < self.sample_rate <= 1:
+      raise InputError(
+        f'head.sample_rate={self.sample_rate} must be in (0, 1]: the share of '
+        'classes in a step, 1 for all'
       )
     for what, count in (
       (f'groups (data.batch_size / group_size = {self.num_groups})', None),
@@ -95,6 +102,38 @@ class Layout:
   def spread(self) -> NamedSharding:
     """Sharding of arrays whose first dim is groups or blocks."""
     return NamedSharding(self.mesh, P(AXIS))
+
+  def copied(self) -> NamedSharding:
+    """Sharding of arrays that every device has whole."""
+    return NamedSharding(self.mesh, P())
+
+  def local_samples(self) -> np.ndarray:
+    """Which samples of a batch belong to this process's groups, int64."""
+    share = self.spread().addressable_devices_indices_map((self.num_groups,))
+    groups = np.concatenate(
+      sorted(
+        (np.arange(self.num_groups)[place] for place in share.values()),
+        key=lambda groups: groups[0],
+      )
+    )
+    samples = groups[:, None] * self.group_size + np.arange(self.group_size)
+    return samples.reshape(-1)
+
+  def put(self, samples: np.ndarray) -> jax.Array:
+    """Makes a batch of all processes from what this one has of it.
+
+    Args:
+      samples: those of `local_samples`, ``[b, ...]``.
+
+    Returns:
+      All samples, spread by groups, ``[G, S, ...]``.
+    """
+    rest = samples.shape[1:]
+    return jax.make_array_from_process_local_data(
+      self.spread(),
+      samples.reshape(-1, self.group_size, *rest),
+      (self.num_groups, self.group_size, *rest),
+    )
 
   def trip_counts(self) -> tuple[np.ndarray, np.ndarray]:
     """Groups and blocks of a device: arguments of the step (`losses.rows`)."""
@@ -135,16 +174,40 @@ def shardings(mesh: jax.sharding.Mesh) -> TrainState:
 def init(key, backbone, backbone_tx, head_tx, layout: Layout) -> TrainState:
   """The state before the first step.
 
-  Class centres are drawn from N(0, 0.01^2) as in the reference; their padding
-  is zero. The draw of a class does not depend on the number of blocks.
+  Class centres are drawn from N(0, 0.01^2) as in the reference, each from a key
+  of its own, block by block where the block lives: no device ever holds more
+  than its share, and the draw does not depend on the number of blocks. Their
+  padding is zero.
   """
   backbone_key, head_key = jax.random.split(key)
   params, batch_stats = backbone.init(backbone_key)
-  shape = (layout.num_blocks, layout.block_size, backbone.embedding_dim)
-  centers = 0.01 * jax.random.normal(head_key, shape, jnp.float32)
-  classes = jnp.arange(shape[0] * shape[1]).reshape(shape[:2])
-  real = classes < layout.num_classes
-  centers = jnp.where(real[:, :, None], centers, 0)
+  size, count = layout.block_size, layout.num_blocks // layout.mesh.size
+
+  def draw_center(key, number):
+    key = jax.random.fold_in(key, number)
+    center = jax.random.normal(key, (backbone.embedding_dim,), jnp.float32)
+    return jnp.where(number < layout.num_classes, 0.01 * center, 0)
+
+  def draw(key, trip_count):
+    first = layout.devices.index() * count
+
+    def body(i, centers):
+      numbers = (first + i) * size + jnp.arange(size)
+      block = jax.vmap(draw_center, (None, 0))(key, numbers)
+      return rows.write(centers, i, block)
+
+    like = jax.ShapeDtypeStruct((size, backbone.embedding_dim), jnp.float32)
+    return jax.lax.fori_loop(0, trip_count, body, rows.empty(count, like))[
+      :count
+    ]
+
+  centers = jax.shard_map(
+    draw,
+    mesh=layout.mesh,
+    in_specs=(P(), P()),
+    out_specs=P(AXIS),
+    check_vma=False,
+  )(head_key, layout.trip_counts()[1])
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,

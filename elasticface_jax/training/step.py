@@ -28,9 +28,10 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
-from elasticface_jax.losses import blockwise
+from elasticface_jax.losses import blockwise, rows, sampling
 from elasticface_jax.losses.logits import normalize
 from elasticface_jax.losses.trees import (
+  Devices,
   tree_sum,
   tree_sum_everywhere,
   tree_sum_scatter,
@@ -38,8 +39,10 @@ from elasticface_jax.losses.trees import (
 from elasticface_jax.training import augment, groups
 from elasticface_jax.training.state import AXIS, Layout, TrainState, specs
 
-# Images embedded at a time: bounds the memory of verification.
-EMBED_BATCH = 128
+# Images that go through the network at a time in verification, and how many
+# such rows all devices together take at least.
+EMBED_ROW = 16
+EMBED_ROWS = 8
 
 
 def make_step(
@@ -77,7 +80,6 @@ def make_step(
     group_trips, block_trips = trip_counts
     count = images.shape[0]
     first_group = devices.index() * count
-    first_block = devices.index() * state.class_centers.shape[0]
     keys = {
       name: jax.random.fold_in(key, state.step) for name, key in keys.items()
     }
@@ -113,7 +115,8 @@ def make_step(
     # 2. to 4. Embeddings to losses, block by block.
     embeddings = devices.gather(embeddings).reshape(batch_size, -1)
     labels = devices.gather(labels).reshape(batch_size)
-    blocks = {'first_block': first_block, 'trip_count': block_trips}
+    classes = _choose_classes(keys['sampling'], labels, block_trips, layout)
+    blocks = {'classes': classes, 'trip_count': block_trips}
     statistics = blockwise.block_statistics(
       embeddings, state.class_centers, labels, head, **blocks
     )
@@ -161,6 +164,7 @@ def make_step(
     measured = {
       'loss': softmax.loss.mean(),
       # Without the margin: with it, training accuracy reads as 0 for long.
+      # Among the classes of this step: with fewer of them it reads higher.
       'accuracy': (target > softmax.largest_other).mean(dtype=jnp.float32),
       'target_angle': jnp.arccos(jnp.clip(target, -1, 1)).mean(),
       'margin_mean': softmax.margins.mean(),
@@ -193,8 +197,31 @@ def make_step(
   )
 
 
+def _choose_classes(
+  key: jax.Array, labels: jax.Array, trip_count: jax.Array, layout: Layout
+) -> sampling.AllClasses | sampling.Sample:
+  """The classes of this device's blocks that a step is about."""
+  count = layout.num_blocks // layout.mesh.size
+  first_block = layout.devices.index() * count
+  if layout.sample_rate == 1:
+    return sampling.AllClasses(first_block, layout.block_size)
+  return sampling.draw(
+    key,
+    labels,
+    num_classes=layout.num_classes,
+    num_blocks=layout.num_blocks,
+    sample_rate=layout.sample_rate,
+    count=count,
+    first_block=first_block,
+    trip_count=trip_count,
+  )
+
+
 def make_embed(backbone: Any, mesh: jax.sharding.Mesh):
   """Makes the compiled embedding of images, as verification wants it.
+
+  The bits do not depend on the number of devices: images go through the
+  network in rows of a fixed size, one row after the other.
 
   Args:
     backbone: a `models.Backbone`.
@@ -203,10 +230,13 @@ def make_embed(backbone: Any, mesh: jax.sharding.Mesh):
   Returns:
     ``embed(params, batch_stats, images) -> embeddings``: uint8
     ``[M, H, W, 3]`` to float32 numpy ``[M, D]``: the sum of the embeddings of
-    the image and of its mirror image, not normalised.
+    the image and of its mirror image, not normalised. Every process gives all
+    images and gets all embeddings.
   """
+  devices = Devices(AXIS, mesh.size)
+  count = -(-EMBED_ROWS // mesh.size)  # Rows of a device at a time.
 
-  def embed(params, batch_stats, images):
+  def embed_row(params, batch_stats, images):
     images = augment.scale(images)
     plain, _ = backbone.apply(params, batch_stats, images, train=False)
     mirrored, _ = backbone.apply(
@@ -214,24 +244,43 @@ def make_embed(backbone: Any, mesh: jax.sharding.Mesh):
     )
     return plain + mirrored
 
+  def embed(params, batch_stats, images, trip_count):
+    images = rows.at_least_two(images)
+    like = jax.eval_shape(embed_row, params, batch_stats, images[0])
+
+    def body(i, buffer):
+      row = embed_row(params, batch_stats, rows.read(images, i))
+      return rows.write(buffer, i, row)
+
+    buffer = jax.lax.fori_loop(0, trip_count, body, rows.empty(count, like))
+    return devices.gather(buffer[:count])
+
   compiled = jax.jit(
     jax.shard_map(
       embed,
       mesh=mesh,
-      in_specs=(P(), P(), P(AXIS)),
-      out_specs=P(AXIS),
+      in_specs=(P(), P(), P(AXIS), P()),
+      out_specs=P(),
       check_vma=False,
     )
   )
-  size = -(-EMBED_BATCH // mesh.size) * mesh.size
+  shape = (count * mesh.size, EMBED_ROW)
+  size = shape[0] * shape[1]
+  spread = jax.sharding.NamedSharding(mesh, P(AXIS))
+  trip_count = np.asarray(count, np.int32)
 
   def embed_all(params, batch_stats, images):
     chunks = []
     for start in range(0, len(images), size):
       chunk = images[start : start + size]
-      missing = size - len(chunk)
-      padded = np.pad(chunk, ((0, missing), (0, 0), (0, 0), (0, 0)))
-      embeddings = np.asarray(compiled(params, batch_stats, padded))
+      padded = np.zeros((size, *chunk.shape[1:]), chunk.dtype)
+      padded[: len(chunk)] = chunk
+      padded = padded.reshape(*shape, *chunk.shape[1:])
+      given = jax.make_array_from_callback(
+        padded.shape, spread, padded.__getitem__
+      )
+      embeddings = compiled(params, batch_stats, given, trip_count)
+      embeddings = np.asarray(embeddings).reshape(size, -1)
       chunks.append(embeddings[: len(chunk)])
     return np.concatenate(chunks)
 

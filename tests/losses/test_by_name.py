@@ -12,6 +12,7 @@ import pytest
 from elasticface_jax import losses
 from elasticface_jax.losses import blockwise
 from elasticface_jax.losses.by_name import by_name
+from elasticface_jax.losses.sampling import AllClasses
 
 NAMES = [
   'normface',
@@ -51,7 +52,11 @@ def in_blocks(loss, embeddings, centers, labels, key, group_size):
   head = loss.head(len(centers))
   softmax = blockwise.margin_softmax(
     blockwise.block_statistics(
-      embeddings, blockwise.to_blocks(centers, 4), labels, head
+      embeddings,
+      blockwise.to_blocks(centers, 4),
+      labels,
+      head,
+      classes=AllClasses(0, 3),
     ),
     lambda cosines: loss.margins(key, cosines, group_size=group_size),
     head,

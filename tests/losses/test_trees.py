@@ -17,6 +17,8 @@ from jax.sharding import AxisType, PartitionSpec
 
 from elasticface_jax.losses.trees import (
   Devices,
+  RunningTree,
+  _local_levels,
   tree_sum,
   tree_sum_everywhere,
   tree_sum_scatter,
@@ -67,6 +69,35 @@ def test_tree_sum_keeps_dtype_and_shape():
     for shape in ((), (1,), (2, 3)):
       got = jax.eval_shape(tree_sum, jnp.ones((5, *shape), dtype))
       assert got.dtype == dtype and got.shape == shape
+
+
+def one_by_one(parts, trip_count):
+  tree = RunningTree.start(len(parts), trip_count, parts[0])
+  body = lambda i, tree: tree.add(i, parts[i])
+  tree = jax.lax.fori_loop(0, trip_count, body, tree)
+  return tree.sums(len(parts)), tree.nodes
+
+
+def test_a_running_tree_is_the_local_levels():
+  parts = {count: make_parts(count, 64) for count in (*range(1, 18), 64)}
+  trip_counts = {count: np.int32(count) for count in parts}
+  map_all = lambda f: jax.jit(functools.partial(jax.tree.map, f))
+  got = map_all(one_by_one)(parts, trip_counts)
+  want = map_all(_local_levels)(parts)
+  for count, (sums, nodes) in got.items():
+    np.testing.assert_array_equal(sums, want[count], strict=True)
+    odd = len(sums)
+    assert odd % 2 == 1
+    # Held: one sum of each size that waits, and those that are done.
+    assert len(nodes) == max(2, math.log2(count // odd) + odd)
+
+
+def test_a_running_tree_needs_no_traced_count():
+  parts = make_parts(12, 3)
+  tree = RunningTree.start(12, 12, parts[0])
+  for i, part in enumerate(parts):
+    tree = tree.add(i, part)
+  np.testing.assert_array_equal(tree.sums(12), _local_levels(parts))
 
 
 @functools.cache

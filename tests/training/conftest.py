@@ -2,6 +2,7 @@
 """A real but narrow run that compiles and trains in seconds."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -64,12 +65,12 @@ def environment(devices, compile_cache):
 
 @pytest.fixture
 def elasticface(compile_cache):
-  """``elasticface(*arguments, devices=1)``: a process of the command line."""
+  """``elasticface(*arguments, devices=1, **environment)``: a process."""
 
-  def start(*arguments, devices=1):
+  def start(*arguments, devices=1, **variables):
     return subprocess.Popen(
       [sys.executable, '-m', 'elasticface_jax', *map(str, arguments)],
-      env=environment(devices, compile_cache),
+      env=environment(devices, compile_cache) | variables,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
@@ -79,18 +80,51 @@ def elasticface(compile_cache):
 
 
 @pytest.fixture
-def train(elasticface):
+def training():
+  """``training(workdir, **changes)``: the arguments of a narrow run."""
+
+  def arguments(workdir, **changes):
+    run = ['train', '--config', QUICKSTART, '--workdir', workdir]
+    return [str(a) for a in run] + overrides(**changes)
+
+  return arguments
+
+
+@pytest.fixture
+def train(elasticface, training):
   """``train(workdir, devices=1, **changes)``: a process that trains."""
 
   def start(workdir, devices=1, **changes):
-    return elasticface(
-      'train',
-      '--config',
-      QUICKSTART,
-      '--workdir',
-      workdir,
-      *overrides(**changes),
-      devices=devices,
-    )
+    return elasticface(*training(workdir, **changes), devices=devices)
 
   return start
+
+
+@pytest.fixture
+def free_port():
+  with socket.socket() as s:
+    s.bind(('', 0))
+    return s.getsockname()[1]
+
+
+@pytest.fixture
+def train_together(elasticface, training, free_port):
+  """``train_together(workdir, processes=2, devices=1, **changes)``: a list.
+
+  A change to a tuple is one for each process. No process outlives its test.
+  """
+  started = []
+
+  def start(workdir, processes=2, devices=1, **changes):
+    meeting = ['--coordinator', f'127.0.0.1:{free_port}']
+    meeting += ['--processes', processes, '--process']
+    for i in range(processes):
+      own = {k: v[i] if type(v) is tuple else v for k, v in changes.items()}
+      arguments = training(workdir, **own)
+      started.append(elasticface(*arguments, *meeting, i, devices=devices))
+    return started[-processes:]
+
+  yield start
+  for process in started:
+    process.kill()
+    process.communicate()

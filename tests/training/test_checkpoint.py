@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import collections
+import hashlib
 import json
 import shutil
 
@@ -62,21 +63,44 @@ def test_full_disk_is_told_before_anything_is_written(
   assert checkpoint.read(tmp_path)[0] == 1
 
 
-def test_fingerprint_sees_names_shapes_dtypes_and_bytes(state):
-  state = jax.tree.map(np.asarray, state)
-  first = checkpoint.fingerprint(state)
+def test_fingerprint_sees_names_shapes_dtypes_and_bytes(tmp_path, state):
+  def fingerprint(name, state):
+    save(tmp_path / name, state, [1])
+    step, digest = checkpoint.fingerprint(tmp_path / name)
+    assert step == 1
+    return digest
+
+  first = fingerprint('first', state)
+  by_hand = hashlib.sha256()
+  for name, array in (
+    ("['params']['a']", state['params']['a']),
+    ("['params']['b']", state['params']['b']),
+    ("['step']", state['step']),
+  ):
+    array = np.asarray(array)
+    by_hand.update(f'{name} {array.dtype.str} {array.shape}\n'.encode())
+    by_hand.update(array.tobytes())
+  assert first == by_hand.hexdigest()
+
   swapped = {'step': state['step'], 'params': dict(state['params'])}
-  assert checkpoint.fingerprint(swapped) == first
+  assert fingerprint('swapped', swapped) == first
   for name, change in (
     ('b', lambda x: x + np.float32(1e-7)),
     ('b', lambda x: x.reshape(2, 2)),
     ('a', lambda x: x.view(np.float32)),
   ):
-    changed = dict(state['params'])
-    changed[name] = change(changed[name])
-    assert checkpoint.fingerprint(state | {'params': changed}) != first
+    changed = state['params'] | {name: change(state['params'][name])}
+    folder = f'{name}{changed[name].dtype}{changed[name].ndim}'
+    assert fingerprint(folder, state | {'params': changed}) != first
   renamed = {'c': state['params']['b'], 'a': state['params']['a']}
-  assert checkpoint.fingerprint(state | {'params': renamed}) != first
+  assert fingerprint('renamed', state | {'params': renamed}) != first
+
+
+def test_reads_only_the_fields_asked_for(tmp_path, state):
+  save(tmp_path, state, [1])
+  _, part = checkpoint.read(tmp_path, fields=('params',))
+  assert part.keys() == {'params'}
+  np.testing.assert_array_equal(part['params']['a'], state['params']['a'])
 
 
 def test_folder_belongs_to_one_config_and_one_data(tmp_path):

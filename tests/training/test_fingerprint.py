@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run has one fingerprint: any device count, killed or not."""
+"""A run has one fingerprint: any devices, any processes, killed or not."""
 
 import signal
 import time
@@ -18,7 +18,6 @@ RUN = {
   'checkpoint_every': 5,
   'eval__pairs': '()',
 }
-DEVICES = (1, 2, 4, 8)
 
 
 def finish(process, code=0):
@@ -27,40 +26,92 @@ def finish(process, code=0):
   return out
 
 
+def wait_for_checkpoint(folder, step, process):
+  while not (folder / 'checkpoints' / str(step)).is_dir():
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.05)
+
+
+def told(out):
+  """The fingerprint that a run prints at its end."""
+  return out.strip().splitlines()[-1].removeprefix('fingerprint of step 20: ')
+
+
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   return tmp_path_factory.mktemp('runs')
 
 
-@pytest.mark.slow
-def test_same_for_any_device_count_and_after_kill(folder, train, elasticface):
-  for devices in DEVICES:
-    finish(train(folder / str(devices), devices, **RUN))
+@pytest.fixture
+def expected(folder, train, elasticface):
+  """The fingerprint of an uninterrupted run on one device."""
+  if not (folder / '1').exists():
+    finish(train(folder / '1', 1, **RUN))
+  fingerprint = finish(elasticface('fingerprint', folder / '1')).strip()
+  assert len(fingerprint) == 64
+  return fingerprint
 
-  # Killed at a moment that the run does not know, after a checkpoint; it goes
-  # on with another number of devices.
+
+@pytest.mark.slow
+def test_of_any_device_count(folder, train, elasticface, expected):
+  for devices in (2, 4, 8):
+    out = finish(train(folder / str(devices), devices, **RUN))
+    assert told(out) == expected, devices
+  # Another step of the same run is another state.
+  earlier = elasticface('fingerprint', folder / '1', '--step', 15)
+  assert finish(earlier).strip() != expected
+
+
+@pytest.mark.slow
+def test_after_a_kill_and_on_another_device_count(folder, train, expected):
+  # Killed at a moment that the run does not know, after a checkpoint.
   killed = folder / 'killed'
   process = train(killed, 2, **RUN)
-  while not (killed / 'checkpoints' / '5').is_dir():
-    assert process.poll() is None, process.communicate()
-    time.sleep(0.05)
+  wait_for_checkpoint(killed, 5, process)
   process.send_signal(signal.SIGKILL)
   process.communicate()
   assert not (killed / 'checkpoints' / '20').exists()
-  assert 'going on from step' in finish(train(killed, 8, **RUN))
-
-  prints = {
-    str(name): finish(elasticface('fingerprint', folder / str(name))).strip()
-    for name in (*DEVICES, 'killed')
-  }
-  assert len(set(prints.values())) == 1, prints
-  assert len(prints['1']) == 64
-
-  # Another step of the same run is another state.
-  earlier = elasticface('fingerprint', folder / '1', '--step', 15)
-  assert finish(earlier).strip() != prints['1']
+  out = finish(train(killed, 8, **RUN))
+  assert 'going on from step' in out
+  assert told(out) == expected
 
   # Each metric is written once, killed or not.
-  rows = [(folder / f / 'metrics.jsonl').read_text() for f in ('8', 'killed')]
+  rows = [(folder / f / 'metrics.jsonl').read_text() for f in ('1', 'killed')]
   steps = [[line.split(',')[0] for line in r.splitlines()] for r in rows]
   assert steps[0] == steps[1] and len(steps[0]) == RUN['total_steps']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('processes', 'devices'), [(2, 2), (4, 1)])
+def test_of_several_processes(
+  folder, train_together, expected, processes, devices
+):
+  workdir = folder / f'{processes} x {devices}'
+  run = train_together(workdir, processes, devices, **RUN)
+  outs = [finish(process) for process in run]
+  assert told(outs[0]) == expected
+  # The others say nothing; what stands there comes from the runtime.
+  assert not any('step' in out for out in outs[1:])
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  assert len(lines) == RUN['total_steps']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('victim', [0, 1])
+def test_after_the_loss_of_a_process(
+  folder, train, train_together, expected, victim
+):
+  workdir = folder / f'lost {victim}'
+  run = train_together(workdir, 2, 2, **RUN)
+  wait_for_checkpoint(workdir, 5, run[victim])
+  run[victim].send_signal(signal.SIGKILL)
+  start = time.monotonic()
+  _, err = run[1 - victim].communicate(timeout=120)
+  assert run[1 - victim].returncode not in (0, 2)
+  # Ours where a sum between processes breaks off, else the runtime's own.
+  assert 'another process was lost' in err or 'another task died' in err, err
+  assert time.monotonic() - start < 90  # A heartbeat counts 30 s.
+  assert not (workdir / 'checkpoints' / '20').exists()
+  out = finish(train(workdir, 1, **RUN))
+  assert 'going on from step' in out
+  assert told(out) == expected

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shows what the head of a training step takes of a device's memory.
+
+Compiles the training step, behind a backbone of a single vector, for up to ten
+million classes on 1, 2, 4 and 8 devices, and reads the compiler's own account.
+Nothing is allocated: any machine will do, in about three minutes.
+
+    python checks/head_memory.py
+    python checks/head_memory.py --classes 3000000 --num-blocks 128
+
+Columns, in MB for each device:
+  state: class centres and their momentum, updated in place.
+  temporary: all that a step needs beside it, from the embeddings to the new
+    class centres and the gradient of the embeddings.
+  logits: the matrix [B, C] / n, which a head without blocks holds.
+
+Exits with 0 if the state is spread evenly and not copied, temporary memory is
+that of a block whatever the devices, and no larger array is in the program.
+Choose `head.num_blocks` by the same sum: with c = C / num_blocks classes a
+block, temporary memory is about 4 * c * (3 * B + 6 * D) bytes; at least two
+blocks a device, as one alone is copied.
+"""
+
+import argparse
+import math
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from elasticface_jax import models
+from elasticface_jax.losses import sampling
+from elasticface_jax.losses.by_name import by_name
+from elasticface_jax.training import optimizer, state, step
+
+BATCH, GROUP, DIM = 512, 64, 512
+DEVICES = (1, 2, 4, 8)
+# Classes, blocks, share of the classes in a step.
+CASES = (
+  (85_742, 16, 1.0),
+  (1_000_000, 64, 1.0),
+  (10_000_000, 512, 1.0),
+  (10_000_000, 512, 0.1),
+)
+TITLE = 'classes     blocks  rate  devices     state  temporary     logits'
+
+
+class Case(NamedTuple):
+  """One compiled step, and what it is for."""
+
+  num_classes: int
+  num_blocks: int
+  sample_rate: float
+  devices: int
+  compiled: jax.stages.Compiled
+
+
+def one_vector() -> models.Backbone:
+  """A backbone that takes no memory: brightness times a vector."""
+
+  def init(key):
+    del key
+    return jnp.ones(DIM), jnp.zeros(1)
+
+  def apply(params, batch_stats, images, *, train, key=None):
+    del train, key
+    brightness = images.mean((1, 2, 3))
+    return brightness[:, None] * params[None], batch_stats
+
+  return models.Backbone('one vector', DIM, init, apply)
+
+
+def compile_step(
+  num_classes: int, num_blocks: int, sample_rate: float, devices: int
+) -> Case:
+  """Compiles a training step for arrays that do not exist."""
+  mesh = jax.make_mesh(
+    (devices,),
+    (state.AXIS,),
+    axis_types=(jax.sharding.AxisType.Auto,),
+    devices=jax.devices()[:devices],
+  )
+  layout = state.Layout(
+    batch_size=BATCH,
+    group_size=GROUP,
+    num_classes=num_classes,
+    num_blocks=num_blocks,
+    sample_rate=sample_rate,
+    mesh=mesh,
+  )
+  loss = by_name(
+    'elastic_arcface',
+    scale=64.0,
+    margin=0.5,
+    margin_std=0.05,
+    pairing='paper',
+    gradient='exact',
+  )
+  backbone = one_vector()
+  sgd = optimizer.momentum_sgd(momentum=0.9, weight_decay=5e-4)
+  do = step.make_step(backbone, loss, sgd, sgd, lambda _: 0.1, layout, flip=0.5)
+
+  keys = jax.eval_shape(state.make_keys, 0)
+  init = jax.jit(
+    lambda key: state.init(key, backbone, sgd, sgd, layout),
+    out_shardings=state.shardings(mesh),
+  )
+  shape = (layout.num_groups, GROUP)
+  spread = layout.spread()
+  arguments = (
+    init.eval_shape(keys['init']),
+    jax.ShapeDtypeStruct((*shape, 2, 2, 3), jnp.uint8, sharding=spread),
+    jax.ShapeDtypeStruct(shape, jnp.int32, sharding=spread),
+    keys,
+  )
+  compiled = jax.jit(do, donate_argnums=0).lower(*arguments).compile()
+  return Case(num_classes, num_blocks, sample_rate, devices, compiled)
+
+
+def check(case: Case) -> str:
+  """Holds a step's memory against what it should be.
+
+  Args:
+    case: the step.
+
+  Returns:
+    Its row of the table.
+
+  Raises:
+    AssertionError: if it is not.
+  """
+  memory = case.compiled.memory_analysis()
+  blocks = case.num_blocks // case.devices
+  size = -(-case.num_classes // case.num_blocks)
+  shares = sampling.counts(case.num_classes, case.num_blocks, case.sample_rate)
+  taken = min(size, max(int(shares.max()), BATCH))
+
+  # Class centres and momentum; the rest is a vector and the batch.
+  centers = (blocks, size, DIM)
+  state_bytes = 2 * 4 * math.prod(centers)
+  small = 2**16
+  assert state_bytes <= memory.argument_size_in_bytes <= state_bytes + small
+  assert memory.alias_size_in_bytes >= state_bytes
+
+  allowed = 4 * (
+    # Logits of a block and masks; its centres, momentum, both new, both next.
+    taken * (3 * BATCH + 6 * DIM)
+    # Sums of the gradient of the embeddings, and copies to send them.
+    + BATCH * DIM * (math.log2(case.num_blocks) + 6)
+    # Three numbers of each sample and block, here and gathered.
+    + 2 * 3 * BATCH * (case.num_blocks + blocks)
+    # Drawing: scores, places, and what was taken in each block.
+    + (8 * size + 4 * blocks * taken if case.sample_rate < 1 else 0)
+  )
+  temporary = memory.temp_size_in_bytes
+  assert temporary <= allowed, (
+    f'{temporary / 1e6:,.0f} MB of temporary memory, not {allowed / 1e6:,.0f}'
+  )
+
+  # Of other arrays, none is larger than a block or the sums.
+  enough = BATCH * DIM * (math.log2(case.num_blocks) + 2)
+  enough = max(enough, taken * max(BATCH, DIM))
+  shapes = re.findall(r'\w\[([\d,]+)\]', case.compiled.as_text())
+  shapes = {tuple(map(int, shape.split(','))) for shape in shapes}
+  largest = max(shapes - {centers}, key=math.prod)
+  assert math.prod(largest) <= enough, f'an array of {largest}'
+
+  logits = 4 * BATCH * case.num_classes // case.devices
+  return (
+    f'{case.num_classes:<10,}  {case.num_blocks:6}  {case.sample_rate:4}  '
+    f'{case.devices:7}  '
+    f'{state_bytes / 1e6:8,.0f}  {temporary / 1e6:9,.0f}  '
+    f'{logits / 1e6:9,.0f}'
+  )
+
+
+def main() -> None:
+  """Prints the table."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--classes', type=int, help='one number of classes')
+  parser.add_argument('--num-blocks', type=int, help='head.num_blocks for it')
+  parser.add_argument('--sample-rate', type=float, default=1.0)
+  flags = parser.parse_args()
+  if (flags.classes is None) != (flags.num_blocks is None):
+    parser.error('--classes and --num-blocks go together')
+  jax.config.update('jax_platforms', 'cpu')
+  jax.config.update('jax_num_cpu_devices', max(DEVICES))
+
+  cases = CASES
+  if flags.classes:
+    cases = ((flags.classes, flags.num_blocks, flags.sample_rate),)
+  print(f'B {BATCH}, D {DIM}, float32; MB for each device')
+  print(TITLE)
+  for case in cases:
+    for devices in DEVICES:
+      print(check(compile_step(*case, devices)), flush=True)
+
+
+if __name__ == '__main__':
+  main()

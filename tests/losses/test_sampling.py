@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samples of classes: who is drawn, how often, and the softmax over them."""
+
+import functools
+import math
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from elasticface_jax import losses
+from elasticface_jax.losses import blockwise, sampling
+from elasticface_jax.losses.sampling import AllClasses
+
+# Classes, blocks, samples, rate. In turn: usual, with a last block of 3 real
+# classes; more samples than a block has classes; blocks of nothing but padding;
+# one block; all classes.
+CASES = [
+  (93, 6, 8, 0.3),
+  (93, 6, 40, 0.3),
+  (9, 6, 3, 0.5),
+  (50, 1, 4, 0.1),
+  (93, 6, 8, 1.0),
+]
+
+
+@functools.cache
+def drawer(classes, blocks, rate, count=None):
+  """Compiled draw of `count` blocks, from a given one on."""
+  return jax.jit(
+    lambda key, labels, first_block, trip_count: sampling.draw(
+      key,
+      labels,
+      num_classes=classes,
+      num_blocks=blocks,
+      sample_rate=rate,
+      count=count or blocks,
+      first_block=first_block,
+      trip_count=trip_count,
+    )
+  )
+
+
+def draw(classes, blocks, labels, rate, key):
+  sample = drawer(classes, blocks, rate)(key, labels, 0, blocks)
+  return jax.tree.map(np.asarray, sample)
+
+
+def make_labels(classes, size, seed=0):
+  """Half of them from the first classes, so that a block has many."""
+  rng = np.random.default_rng(seed)
+  labels = rng.integers(0, classes, size)
+  labels[: size // 2] = rng.integers(0, min(classes, 14), size // 2)
+  return labels.astype(np.int32)
+
+
+@pytest.mark.parametrize('classes, blocks, size, rate', CASES)
+def test_who_is_drawn(classes, blocks, size, rate):
+  c = math.ceil(classes / blocks)
+  for seed in range(3):
+    labels = make_labels(classes, size, seed)
+    sample = draw(classes, blocks, labels, rate, jax.random.key(seed))
+    slots = min(c, max(math.ceil(Fraction(str(rate)) * c), size))
+    assert sample.places.shape == sample.classes.shape
+    assert sample.places.shape == (max(blocks, 2), slots)
+    assert sample.places.dtype == sample.classes.dtype == np.int32
+    for b in range(blocks):
+      block = set(range(b * c, min((b + 1) * c, classes)))
+      own = block & set(labels.tolist())
+      share = math.ceil(Fraction(str(rate)) * len(block))
+      places, numbers = sample.places[b], sample.classes[b]
+      taken = numbers[numbers < classes]
+      assert len(taken) == max(share, len(own))
+      assert own <= set(taken.tolist()) <= block
+      # In rising order, each once, and the places belong to the classes.
+      assert np.all(np.diff(places) > 0)
+      np.testing.assert_array_equal(places[: len(taken)] + b * c, taken)
+      # No class: outside of the block, and one number.
+      assert np.all(places[len(taken) :] >= c)
+      assert np.all(numbers[len(taken) :] == classes)
+
+
+def test_rate_1_takes_all_in_order():
+  labels = make_labels(93, 8)
+  sample = draw(93, 6, labels, 1.0, jax.random.key(0))
+  want = np.minimum(np.arange(96), 93).reshape(6, 16)
+  np.testing.assert_array_equal(sample.classes, want)
+
+
+def test_a_share_is_that_of_the_number_as_written():
+  for rate, size, want in [
+    (0.1, 30, 3),  # Times 30, more than 3 as floats.
+    (0.07, 100, 7),
+    (0.1, 31, 4),
+    (1e-9, 5, 1),
+    (1.0, 5, 5),
+  ]:
+    np.testing.assert_array_equal(sampling.counts(2 * size, 2, rate), want)
+  # Of real classes: 4, 4, 1, none.
+  np.testing.assert_array_equal(sampling.counts(9, 4, 0.5), [2, 2, 2, 0])
+  np.testing.assert_array_equal(sampling.counts(9, 6, 0.5), [1, 1, 1, 1, 1, 0])
+
+
+def test_all_negatives_are_drawn_alike():
+  classes, blocks, rate, times = 93, 6, 0.3, 20_000
+  c = 16
+  # Four of the first block's own (its share is 5), one of the last's.
+  labels = np.int32([0, 3, 3, 5, 15, 92, 92])
+  keys = jax.random.split(jax.random.key(1), times)
+  draw_all = jax.jit(
+    jax.vmap(drawer(classes, blocks, rate), in_axes=(0, None, None, None))
+  )
+  drawn = np.asarray(draw_all(keys, labels, 0, blocks).classes)
+  often = np.bincount(drawn.reshape(-1), minlength=classes + 1)[:classes]
+  want = np.empty(classes)
+  for b in range(blocks):
+    block = np.arange(b * c, min((b + 1) * c, classes))
+    own = np.isin(block, labels)
+    share = math.ceil(0.3 * len(block))
+    negatives = (share - own.sum()) / (~own).sum()
+    want[block] = np.where(own, 1, negatives)
+  # Shares of 13 classes and of 16: not far from 0.3 without own ones.
+  assert set(np.round(want, 4)) == {0.0833, 0.25, 0.3125, 1}
+  deviation = np.sqrt(want * (1 - want) / times)
+  assert np.all(np.abs(often / times - want) <= 4.5 * deviation)
+
+  # Two classes of a block: as often together as chance has it, so not always
+  # neighbours, and not the same in two blocks.
+  has = lambda number: (drawn == number).any(axis=(1, 2))
+  together = lambda a, b: (has(a) & has(b)).mean()
+  assert together(20, 21) == pytest.approx(5 / 16 * 4 / 15, abs=0.01)
+  assert together(20, 36) == pytest.approx((5 / 16) ** 2, abs=0.01)
+
+
+def test_a_draw_follows_from_key_and_block_alone():
+  labels = make_labels(93, 8)
+  key = jax.random.key(7)
+  whole = draw(93, 6, labels, 0.3, key)
+  jax.tree.map(
+    np.testing.assert_array_equal, whole, draw(93, 6, labels, 0.3, key)
+  )
+  other = draw(93, 6, labels, 0.3, jax.random.key(8))
+  assert np.any(whole.classes != other.classes)
+  for count in (1, 2, 3):
+    part_of = drawer(93, 6, 0.3, count)
+    for first in range(0, 6, count):
+      part = part_of(key, labels, first, count)
+      for x, y in zip(part, whole, strict=True):
+        np.testing.assert_array_equal(x[:count], y[first : first + count])
+
+
+# The softmax over a sample.
+
+
+def problem(classes=93, blocks=6, size=8, dim=5, seed=0, dtype=np.float64):
+  rng = np.random.default_rng(seed)
+  c = math.ceil(classes / blocks)
+  embeddings = rng.normal(size=(size, dim))
+  embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+  centers = rng.normal(size=(blocks * c, dim))
+  centers[classes:] = 0
+  return (
+    embeddings.astype(dtype),
+    centers.reshape(blocks, c, dim).astype(dtype),
+    make_labels(classes, size, seed),
+    rng.normal(0.4, 0.1, size).astype(dtype),
+    rng.normal(size=size).astype(dtype),
+  )
+
+
+@functools.partial(jax.jit, static_argnames=('head', 'chosen'))
+def descend(
+  embeddings, centers, labels, margins, cotangents, sample, *, head, chosen=None
+):
+  """Loss, gradient of the embeddings, and what becomes of the slots."""
+  count, size = centers.shape[:2]
+  where = {'classes': chosen(size) if chosen else sample, 'trip_count': count}
+  statistics = blockwise.block_statistics(
+    embeddings, centers, labels, head, **where
+  )
+  softmax = blockwise.margin_softmax(statistics, lambda _: margins, head)
+
+  def update(slots, gradient):
+    # As with momentum and weight decay: nothing stays without a reason.
+    momentum = 0.9 * slots['momentum'] + gradient + 0.1 * slots['centers']
+    return {
+      'centers': slots['centers'] - momentum,
+      'momentum': momentum,
+      'gradient': gradient,
+    }
+
+  sums, slots, squares = blockwise.block_gradients(
+    embeddings,
+    {
+      'centers': centers,
+      'momentum': centers + 1,
+      'gradient': jnp.full_like(centers, -7),
+    },
+    labels,
+    softmax,
+    cotangents,
+    head,
+    centers=lambda slots: slots['centers'],
+    update=update,
+    **where,
+  )
+  return softmax.loss, losses.trees.tree_sum(sums), slots, squares
+
+
+@pytest.mark.parametrize('kind', ['arc', 'cos'])
+@pytest.mark.parametrize('classes, blocks, size, rate', CASES)
+def test_the_softmax_is_the_dense_one_of_the_sample(
+  kind, classes, blocks, size, rate
+):
+  arrays = problem(classes, blocks, size)
+  embeddings, centers, labels, margins, cotangents = arrays
+  sample = draw(classes, blocks, labels, rate, jax.random.key(2))
+  head = blockwise.Head(classes, 20.0, kind)
+  with jax.enable_x64(True):
+    got = descend(*arrays, sample, head=head)
+    loss, to_embeddings, slots, squares = jax.tree.map(np.asarray, got)
+  assert loss.dtype == np.float64
+
+  # In NumPy, with the sampled classes side by side.
+  taken = np.unique(sample.classes[:blocks])
+  taken = taken[taken < classes]
+  weights = centers.reshape(-1, centers.shape[-1])[taken]
+  norms = np.linalg.norm(weights, axis=1, keepdims=True)
+  unit = weights / norms
+  cosines = embeddings @ unit.T
+  each, target = np.arange(size), np.searchsorted(taken, labels)
+  c = cosines[each, target]
+  if kind == 'cos':
+    changed, slope = c - margins, np.ones(size)
+  else:
+    angle = np.arccos(c)
+    changed = np.cos(angle + margins)
+    slope = np.sin(angle + margins) / np.sin(angle)
+  logits = 20 * cosines
+  logits[each, target] = 20 * changed
+  top = logits.max(axis=1, keepdims=True)
+  normalizer = top + np.log(np.exp(logits - top).sum(axis=1, keepdims=True))
+  np.testing.assert_allclose(
+    loss, normalizer[:, 0] - 20 * changed, rtol=1e-9, atol=1e-12
+  )
+  to_cosines = 20 * np.exp(logits - normalizer)
+  to_cosines[each, target] = (to_cosines[each, target] - 20) * slope
+  to_cosines *= cotangents[:, None]
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-11)
+  close(to_embeddings, to_cosines @ unit)
+  gradient = to_cosines.T @ embeddings
+  along = np.sum(gradient * unit, axis=1, keepdims=True)
+  gradient = (gradient - along * unit) / norms
+
+  flat = {k: v.reshape(-1, v.shape[-1]) for k, v in slots.items()}
+  close(flat['gradient'][taken], gradient)
+  momentum = 0.9 * (weights + 1) + gradient + 0.1 * weights
+  close(flat['momentum'][taken], momentum)
+  close(flat['centers'][taken], weights - momentum)
+  close(squares.sum(), np.square(gradient).sum())
+
+  # All others, padding among them, as they were.
+  left = np.setdiff1d(np.arange(centers.shape[0] * centers.shape[1]), taken)
+  assert rate == 1 or np.any(left < classes)
+  before = centers.reshape(-1, centers.shape[-1])[left]
+  np.testing.assert_array_equal(flat['centers'][left], before)
+  np.testing.assert_array_equal(flat['momentum'][left], before + 1)
+  np.testing.assert_array_equal(flat['gradient'][left], -7.0)
+
+
+def test_a_sample_of_all_has_the_bits_of_all():
+  arrays = problem(96, 6, dim=16, dtype=np.float32)
+  sample = draw(96, 6, arrays[2], 1.0, jax.random.key(2))
+  head = blockwise.Head(96, 64.0)
+  sampled = descend(*arrays, sample, head=head)
+  chosen = functools.partial(AllClasses, 0)
+  plain = descend(*arrays, None, head=head, chosen=chosen)
+  jax.tree.map(np.testing.assert_array_equal, sampled, plain)
+
+
+def test_no_more_than_the_sample_is_copied_or_multiplied():
+  classes, blocks, size, dim = 65_536, 4, 16, 64
+  shape = jax.ShapeDtypeStruct
+
+  def step(embeddings, slots, labels, sample, trip_count):
+    head = blockwise.Head(classes, 64.0)
+    where = {'classes': sample, 'trip_count': trip_count}
+    statistics = blockwise.block_statistics(
+      embeddings, slots[0], labels, head, **where
+    )
+    softmax = blockwise.margin_softmax(statistics, jnp.zeros_like, head)
+    _, slots, _ = blockwise.block_gradients(
+      embeddings,
+      slots,
+      labels,
+      softmax,
+      jnp.ones(size),
+      head,
+      centers=lambda slots: slots[0],
+      update=lambda slots, g: (slots[0] - g, slots[1] + g),
+      **where,
+    )
+    return slots
+
+  slots = 2 * (shape((blocks, classes // blocks, dim), jnp.float32),)
+  sample = jax.eval_shape(
+    drawer(classes, blocks, 0.1),
+    jax.random.key(0),
+    shape((size,), jnp.int32),
+    0,
+    blocks,
+  )
+  compiled = (
+    jax.jit(step, donate_argnums=1)
+    .lower(
+      shape((size, dim), jnp.float32),
+      slots,
+      shape((size,), jnp.int32),
+      sample,
+      shape((), jnp.int32),
+    )
+    .compile()
+  )
+  one = 4 * sample.places.shape[1] * dim  # Bytes of a block's sampled centres.
+  memory = compiled.memory_analysis()
+  assert memory.alias_size_in_bytes == 2 * 4 * classes * dim
+  # Less than one block of centres, of which there are four and their momentum.
+  assert memory.temp_size_in_bytes < 9 * one < 4 * classes * dim / blocks

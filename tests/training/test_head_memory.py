@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The head's memory for 85,742 classes: `checks/head_memory.py`, in part."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / 'checks' / 'head_memory.py'
+
+
+@pytest.fixture(scope='module')
+def head_memory():
+  spec = importlib.util.spec_from_file_location('head_memory', SCRIPT)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.mark.parametrize('sample_rate', [1.0, 0.1])
+@pytest.mark.parametrize('devices', [1, 2])
+def test_a_step_holds_the_state_once_and_a_block(
+  head_memory, devices, sample_rate
+):
+  case = head_memory.compile_step(85_742, 16, sample_rate, devices)
+  head_memory.check(case)

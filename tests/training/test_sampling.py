@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps over a sample of the classes: the same on any number of devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from elasticface_jax import models
+from elasticface_jax.errors import InputError
+from elasticface_jax.losses import sampling
+from elasticface_jax.losses.by_name import by_name
+from elasticface_jax.training import optimizer, state, step
+
+# One group and one block a device on 8; 21 classes a block, 18 in the last.
+GROUPS, GROUP_SIZE, CLASSES, BLOCKS = 8, 2, 165, 8
+BATCH = GROUPS * GROUP_SIZE
+SEED = 3
+
+
+class Projection:
+  """A backbone that compiles in no time: a projection of 7 x 7 patches."""
+
+  embedding_dim = 16
+
+  def init(self, key):
+    return {'w': jax.random.normal(key, (147, 16))}, {'mean': jnp.zeros(16)}
+
+  def apply(self, params, batch_stats, images, *, train, key):
+    del batch_stats, train, key
+    patches = images.reshape(-1, 7, 16, 7, 16, 3).mean(axis=(2, 4))
+    y = patches.reshape(-1, 147) @ params['w']
+    mean = y.mean(axis=0)
+    return y - mean[None], {'mean': mean}
+
+
+PROJECTION = Projection()
+
+
+def layout_of(n, sample_rate):
+  mesh = jax.make_mesh(
+    (n,),
+    (state.AXIS,),
+    axis_types=(jax.sharding.AxisType.Auto,),
+    devices=jax.devices()[:n],
+  )
+  return state.Layout(
+    BATCH, GROUP_SIZE, CLASSES, BLOCKS, sample_rate=sample_rate, mesh=mesh
+  )
+
+
+@functools.cache
+def batches():
+  rng = np.random.default_rng(0)
+  shape = (3, GROUPS, GROUP_SIZE)
+  images = rng.integers(0, 256, (*shape, 112, 112, 3), dtype=np.uint8)
+  return images, rng.integers(0, CLASSES, shape, dtype=np.int32)
+
+
+@functools.cache
+def run(n, sample_rate, backbone=PROJECTION):
+  """Three steps on n devices: states as numpy, and what was measured."""
+  layout = layout_of(n, sample_rate)
+  loss = by_name(
+    'elastic_arcface',
+    scale=16.0,
+    margin=0.5,
+    margin_std=0.05,
+    pairing='paper',
+    gradient='exact',
+  )
+  keys = state.make_keys(SEED)
+  sgd = optimizer.momentum_sgd(momentum=0.9, weight_decay=5e-4)
+  backbone_tx = optax.chain(optax.clip_by_global_norm(0.5), sgd)
+  current = jax.jit(
+    lambda key: state.init(key, backbone, backbone_tx, sgd, layout),
+    out_shardings=state.shardings(layout.mesh),
+  )(keys['init'])
+  do = step.make_step(
+    backbone, loss, backbone_tx, sgd, lambda _: 0.1, layout, flip=0.5
+  )
+  states, measured = [jax.tree.map(np.array, current)], []
+  for images, labels in zip(*batches(), strict=True):
+    put = jax.device_put((images, labels), layout.spread())
+    current, numbers = do(current, *put, keys)
+    states.append(jax.tree.map(np.array, current))
+    measured.append(jax.tree.map(float, numbers))
+  return states, measured
+
+
+def same_bits(a, b):
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    assert x.tobytes() == y.tobytes()
+
+
+def test_bits_do_not_depend_on_devices():
+  states, measured = run(2, 0.1)
+  for n in (1, 4, 8):
+    others, numbers = run(n, 0.1)
+    same_bits(others, states)
+    assert numbers == measured
+
+
+@pytest.mark.slow
+def test_nor_do_they_with_a_real_backbone():
+  backbone = models.build('iresnet10', embedding_dim=16, width=2)
+  states, measured = run(2, 0.1, backbone)
+  for n in (1, 4, 8):
+    others, numbers = run(n, 0.1, backbone)
+    same_bits(others, states)
+    assert numbers == measured
+
+
+def test_a_step_moves_the_classes_drawn_and_no_other():
+  states, measured = run(2, 0.1)
+  assert all(np.isfinite(m['loss']) for m in measured)
+  key = state.make_keys(SEED)['sampling']
+  moved_in = []
+  for number in range(3):
+    before, after = states[number], states[number + 1]
+    labels = batches()[1][number].reshape(-1)
+    sample = sampling.draw(
+      jax.random.fold_in(key, number),
+      labels,
+      num_classes=CLASSES,
+      num_blocks=BLOCKS,
+      sample_rate=0.1,
+      count=BLOCKS,
+    )
+    drawn = np.isin(np.arange(BLOCKS * 21), sample.classes)
+    drawn[CLASSES:] = False
+    assert drawn[labels].all() and 0.1 < drawn[:CLASSES].mean() < 0.25
+    moved_in.append(drawn)
+    for x, y in zip(
+      jax.tree.leaves((before.class_centers, before.head_opt)),
+      jax.tree.leaves((after.class_centers, after.head_opt)),
+      strict=True,
+    ):
+      # Weight decay moves every class that takes part.
+      moved = (x != y).reshape(-1, 16).any(axis=1)
+      np.testing.assert_array_equal(moved, drawn)
+  assert np.any(moved_in[0] != moved_in[1])
+
+
+def test_rate_1_is_all_classes_to_the_bit(monkeypatch):
+  plain = run(2, 1.0)
+  draws = []
+
+  def choose(key, labels, trip_count, layout):
+    count = BLOCKS // layout.mesh.size
+    draws.append(count)
+    return sampling.draw(
+      key,
+      labels,
+      num_classes=CLASSES,
+      num_blocks=BLOCKS,
+      sample_rate=1.0,
+      count=count,
+      first_block=layout.devices.index() * count,
+      trip_count=trip_count,
+    )
+
+  monkeypatch.setattr(step, '_choose_classes', choose)
+  sampled = run.__wrapped__(2, 1.0)
+  assert draws
+  same_bits(sampled[0], plain[0])
+  assert sampled[1] == plain[1]
+  # And another softmax than that over a tenth of them.
+  assert run(2, 0.1)[1][0]['loss'] < plain[1][0]['loss'] - 0.5
+
+
+def test_the_new_stream_moves_no_other():
+  root = jax.random.key(SEED)
+  keys = state.make_keys(SEED)
+  assert list(keys) == ['init', 'margins', 'augment', 'dropout', 'sampling']
+  bits = [jax.random.key_data(key) for key in keys.values()]
+  first = jax.random.key_data(jax.random.split(root, 4))
+  np.testing.assert_array_equal(bits[:4], first)
+  assert len({x.tobytes() for x in map(np.asarray, bits)}) == 5
+
+
+@pytest.mark.parametrize('rate', [0.0, -0.1, 1.5, float('nan')])
+def test_a_rate_that_cannot_be_is_refused(rate):
+  with pytest.raises(InputError, match=rf'head.sample_rate={rate} must be in'):
+    layout_of(1, rate)
