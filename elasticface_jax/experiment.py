@@ -150,7 +150,7 @@ def train(config: Mapping, workdir: Path) -> dict[str, Any] | None:
       evaluate(train_state)
   # The report reads what it needs from the disk. A finished save of Orbax's is
   # in a reference cycle, and holds the state until that is collected.
-  del train_state
+  del train_state, checkpoints
   gc.collect()
   return report(workdir, last) if processes.is_first() else None
 

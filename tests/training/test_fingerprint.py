@@ -54,7 +54,7 @@ def expected(folder, train, elasticface):
 
 @pytest.mark.slow
 def test_of_any_device_count(folder, train, elasticface, expected):
-  for devices in (2, 4, 8):
+  for devices in (4, 8):  # And 2 in what follows, up to the kill.
     out = finish(train(folder / str(devices), devices, **RUN))
     assert told(out) == expected, devices
   # Another step of the same run is another state.
