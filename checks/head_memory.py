@@ -75,12 +75,7 @@ def compile_step(
   num_classes: int, num_blocks: int, sample_rate: float, devices: int
 ) -> Case:
   """Compiles a training step for arrays that do not exist."""
-  mesh = jax.make_mesh(
-    (devices,),
-    (state.AXIS,),
-    axis_types=(jax.sharding.AxisType.Auto,),
-    devices=jax.devices()[:devices],
-  )
+  mesh = state.make_mesh(devices)
   layout = state.Layout(
     batch_size=BATCH,
     group_size=GROUP,

@@ -23,7 +23,10 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from train_command import train_command
+
+from elasticface_jax.training import metrics
+
 DEVICES = (1, 2, 4)  # Of the run; with two processes, at least 2.
 MOMENTS = ('start', 'step', 'save', 'evaluation')
 PATIENCE = 300  # Seconds that a moment is waited for.
@@ -49,17 +52,13 @@ class Run:
   def __init__(self, workdir, steps, devices, processes):
     self.workdir = workdir
     self.log = workdir.with_suffix('.log')
-    config = CONFIG | {'total_steps': steps}
-    command = [sys.executable, '-m', 'elasticface_jax', 'train']
-    command += ['--config', ROOT / 'configs' / 'quickstart.py']
-    command += ['--workdir', workdir]
-    command += [f'--config.{name}={value}' for name, value in config.items()]
+    command = train_command(workdir, CONFIG | {'total_steps': steps})
     meeting = []
     if processes > 1:
       with socket.socket() as s:
         s.bind(('', 0))
         meeting += ['--coordinator', f'127.0.0.1:{s.getsockname()[1]}']
-      meeting += ['--processes', processes, '--process']
+      meeting += ['--processes', str(processes), '--process']
     cache = {
       'JAX_PLATFORMS': 'cpu',
       'XLA_FLAGS': '--xla_force_host_platform_device_count='
@@ -71,7 +70,7 @@ class Run:
     with self.log.open('a') as log:
       self.processes = [
         subprocess.Popen(
-          [str(a) for a in command + (meeting and [*meeting, i])],
+          command + (meeting and [*meeting, str(i)]),
           env=os.environ | cache,
           stdout=log,
           stderr=log,
@@ -79,27 +78,19 @@ class Run:
         for i in range(processes)
       ]
 
-  def rows(self):
-    path = self.workdir / 'metrics.jsonl'
-    lines = path.read_text().splitlines() if path.exists() else []
-    rows = []
-    for line in lines:
-      try:
-        rows.append(json.loads(line))
-      except ValueError:  # Being written.
-        break
-    return rows
-
   def step(self):
-    return max((row['step'] for row in self.rows()), default=0)
+    rows = metrics.read(self.workdir)
+    return max((row['step'] for row in rows), default=0)
 
   def is_saving(self):
     folder = self.workdir / 'checkpoints'
     return any('tmp' in path.name for path in folder.glob('*'))
 
   def is_verifying(self):
-    rows = self.rows()
-    return bool(rows) and rows[-1]['step'] % 2 == 0 and 'pairs' not in rows[-1]
+    rows = metrics.read(self.workdir)
+    if not rows or 'pairs' in rows[-1]:
+      return False
+    return rows[-1]['step'] % CONFIG['eval_every'] == 0
 
   def wait_for(self, moment, rng, before):
     """Waits for a moment; False if the run ended before it."""

@@ -20,7 +20,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from train_command import train_command
+
 DIM = 128
 LIMIT = 2.5
 
@@ -41,12 +42,8 @@ def train(workdir, steps, args):
     'keep_checkpoints': 1,
     'eval.pairs': '()',
   }
-  command = [sys.executable, '-m', 'elasticface_jax', 'train']
-  command += ['--config', ROOT / 'configs' / 'quickstart.py']
-  command += ['--workdir', workdir]
-  command += [f'--config.{name}={value}' for name, value in config.items()]
   with open(workdir.with_suffix('.log'), 'w+') as log:
-    process = subprocess.Popen([str(a) for a in command], stdout=log)
+    process = subprocess.Popen(train_command(workdir, config), stdout=log)
     _, status, usage = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status):
       raise SystemExit('the run failed')

@@ -46,22 +46,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _exit_code(run: Callable[[], None], who: str = '') -> int:
   """Runs something; what goes wrong becomes one line and a number."""
+  code = 2
   try:
     run()
+    return 0
   except InputError as error:
-    return _complain(error, who=who)
+    what = error
   except KeyboardInterrupt:
-    return _complain('interrupted', code=130, who=who)
+    what, code = 'interrupted', 130
   except OSError as error:
     if not error.filename:
       raise
-    return _complain(f'{error.filename}: {error.strerror}', who=who)
+    what = f'{error.filename}: {error.strerror}'
   except Exception as error:
-    code = getattr(error, 'exit_code', None)  # A run that stopped in order.
-    if code is None:
+    if not hasattr(error, 'exit_code'):
       raise
-    return _complain(error, code=code, who=who)
-  return 0
+    what, code = error, error.exit_code  # A run that stopped in order.
+  return _complain(what, code, who)
 
 
 def _complain(what: object, code: int = 2, who: str = '') -> int:

@@ -9,3 +9,9 @@ class InputError(ValueError):
   command line prints it without a traceback and exits with 2; anything else
   that is raised is a defect of ours and keeps its traceback.
   """
+
+
+def first_line(error: BaseException) -> str:
+  """What a library's error says, short enough to stand in a line of ours."""
+  lines = str(error).strip().splitlines() or [type(error).__name__]
+  return lines[0][:300]

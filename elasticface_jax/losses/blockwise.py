@@ -133,26 +133,22 @@ def block_statistics(
   """
   count = centers.shape[0]
   centers = rows.at_least_two(centers)
-  one = jax.ShapeDtypeStruct(labels.shape, unit_embeddings.dtype)
 
-  def body(i, buffers):
+  def block_of(i):
     unit_centers = normalize(classes.read(centers, i))
     cosines, is_target, others = _other_cosines(
       unit_embeddings, unit_centers, labels, classes.numbers(i), head
     )
     largest = others.max(axis=1)
     exponents = head.scale * (others - largest[:, None])
-    block = BlockStatistics(
+    return BlockStatistics(
       target=jnp.where(is_target, cosines, 0).sum(axis=1),
       largest=largest,
       total=jnp.exp(exponents).sum(axis=1),
     )
-    return rows.write(buffers, i, block)
 
-  buffers = rows.empty(count, BlockStatistics(one, one, one))
-  trip_count = count if trip_count is None else trip_count
-  buffers = jax.lax.fori_loop(0, trip_count, body, buffers)
-  return jax.tree.map(lambda x: x[:count], buffers)
+  statistics = rows.fill(block_of, count, trip_count)
+  return jax.tree.map(lambda x: x[:count], statistics)
 
 
 def margin_softmax(

@@ -9,6 +9,7 @@ surroundings), and every buffer has at least two rows (so that reading a row
 is never reading the whole buffer, which XLA folds away).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -46,6 +47,30 @@ def write(rows: Tree, index: jax.Array, row: Tree) -> Tree:
   """The buffers with row `index` replaced; in place inside a loop."""
   return jax.tree.map(
     lambda x, r: jax.lax.dynamic_update_index_in_dim(x, r, index, 0), rows, row
+  )
+
+
+def fill(
+  function: Callable[[jax.Array], Tree],
+  count: int,
+  trip_count: jax.Array | int | None = None,
+) -> Tree:
+  """Buffers whose rows a function makes, one after the other, in a loop.
+
+  Args:
+    function: from the index of a row to the row.
+    count: rows.
+    trip_count: the same number; traced where bits must not depend on it.
+
+  Returns:
+    ``[max(count, 2), ...]`` each.
+  """
+  like = jax.eval_shape(function, jax.ShapeDtypeStruct((), jnp.int32))
+  return jax.lax.fori_loop(
+    0,
+    count if trip_count is None else trip_count,
+    lambda i, buffers: write(buffers, i, function(i)),
+    empty(count, like),
   )
 
 

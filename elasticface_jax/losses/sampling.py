@@ -146,7 +146,7 @@ def draw(
   shares = jnp.asarray(shares)
   each = jnp.arange(size, dtype=jnp.int32)
 
-  def body(i, buffers):
+  def sample_of(i):
     block = first_block + i
     first = block * size
     own = labels - first
@@ -164,9 +164,6 @@ def draw(
     # No class: past the end, each another place.
     places = jnp.sort(jnp.where(taken, places, size + each)[:slots])
     classes = jnp.where(places < size, first + places, num_classes)
-    return rows.write(buffers, i, Sample(places, classes))
+    return Sample(places, classes)
 
-  one = jax.ShapeDtypeStruct((slots,), jnp.int32)
-  trip_count = count if trip_count is None else trip_count
-  buffers = rows.empty(count, Sample(one, one))
-  return jax.lax.fori_loop(0, trip_count, body, buffers)
+  return rows.fill(sample_of, count, trip_count)

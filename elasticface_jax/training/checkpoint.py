@@ -25,7 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from elasticface_jax import __version__
-from elasticface_jax.errors import InputError
+from elasticface_jax.errors import InputError, first_line
 from elasticface_jax.training import processes
 
 # Arrays are written in pieces of at most so many bytes: a process that restores
@@ -121,7 +121,7 @@ class Checkpoints:
     what = 'a checkpoint' if step is None else f'the checkpoint of step {step}'
     kept = self.latest_step
     return InputError(
-      f'{self.folder}: could not write {what} ({_first_line(error)}); '
+      f'{self.folder}: could not write {what} ({first_line(error)}); '
       + ('none before it' if kept is None else f'step {kept} is kept')
       + ': free some space and run the same command again'
     )
@@ -166,14 +166,9 @@ def is_disk_error(error: BaseException) -> bool:
   return any(text in str(error) for text in told)
 
 
-def _first_line(error: BaseException) -> str:
-  lines = str(error).strip().splitlines() or [type(error).__name__]
-  return lines[0][:200]
-
-
 def _damaged(folder: Path, step: int, error: BaseException) -> str:
   return (
-    f'{folder / str(step)} cannot be read ({_first_line(error)}); remove that '
+    f'{folder / str(step)} cannot be read ({first_line(error)}); remove that '
     'folder to go on from the checkpoint before it'
   )
 
@@ -331,12 +326,13 @@ def claim(workdir: Path, config: Mapping, data_fingerprint: str) -> None:
     InputError: names the fields in which the folder's config differs, or the
       processes that were given another config or other data.
   """
+  here = environment()
   processes.check_agreement(
     **{
       'the config': json.dumps(_flat(config), sort_keys=True),
       'data.source': data_fingerprint,
       '--workdir': str(workdir),
-      'the software': json.dumps(environment()['versions']),
+      'the software': json.dumps(here['versions']),
     }
   )
   try:
@@ -376,7 +372,7 @@ def claim(workdir: Path, config: Mapping, data_fingerprint: str) -> None:
       'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
       'seed': config['seed'],
       'data_fingerprint': data_fingerprint,
-      **environment(),
+      **here,
     }
   )
   if processes.is_first():

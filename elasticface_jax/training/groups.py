@@ -63,7 +63,8 @@ def forward(
   inputs = rows.at_least_two(inputs)
   traced = {}  # What is not an array leaves the trace through here.
 
-  def run(params, group_inputs):
+  def run(i):
+    group_inputs = rows.read(inputs, i)
     outputs, vjp, aux = jax.vjp(
       lambda p: function(p, group_inputs), params, has_aux=True
     )
@@ -71,13 +72,7 @@ def forward(
     kept, traced['shared'] = _split(leaves, params)
     return outputs, aux, kept
 
-  like = jax.eval_shape(run, params, rows.read(inputs, 0))
-
-  def body(i, buffers):
-    return rows.write(buffers, i, run(params, rows.read(inputs, i)))
-
-  buffers = jax.lax.fori_loop(0, trip_count, body, rows.empty(count, like))
-  outputs, aux, kept = buffers
+  outputs, aux, kept = rows.fill(run, count, trip_count)
   residuals = Residuals(kept, traced['shared'], traced['structure'])
   return *jax.tree.map(lambda x: x[:count], (outputs, aux)), residuals
 
@@ -99,21 +94,14 @@ def backward(
   count = jax.tree.leaves(cotangents)[0].shape[0]
   cotangents = rows.at_least_two(cotangents)
 
-  def run(kept, group_cotangents):
-    kept = iter(kept)
+  def run(i):
+    kept = iter(rows.read(residuals.kept, i))
     leaves = [next(kept) if s is None else s for s in residuals.shared]
     vjp = jax.tree.unflatten(residuals.structure, leaves)
-    (gradients,) = vjp(group_cotangents)
+    (gradients,) = vjp(rows.read(cotangents, i))
     return flatten(gradients)
 
-  def body(i, buffer):
-    kept = rows.read(residuals.kept, i)
-    return rows.write(buffer, i, run(kept, rows.read(cotangents, i)))
-
-  first = jax.tree.map(lambda x: x[0], (residuals.kept, cotangents))
-  like = jax.eval_shape(run, *first)
-  buffer = rows.empty(count, like)
-  return jax.lax.fori_loop(0, trip_count, body, buffer)[:count]
+  return rows.fill(run, count, trip_count)[:count]
 
 
 def flatten(tree: Tree) -> jax.Array:

@@ -13,13 +13,12 @@ import sys
 import threading
 import time
 import traceback
-from typing import NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from elasticface_jax.errors import InputError
+from elasticface_jax.errors import InputError, first_line
 
 # A process that is silent for so long counts as lost. Heartbeats come from a
 # thread of the runtime that neither compiling nor Python's lock can hold up.
@@ -104,7 +103,7 @@ def start(
   except jax.errors.JaxRuntimeError as error:
     raise InputError(
       f'cannot meet the other processes at {coordinator or "their host"}: '
-      f'{_first_line(error)}; is the port free?'
+      f'{first_line(error)}; is the port free?'
     ) from error
   except (ValueError, RuntimeError):
     # What a bare call says where it finds no cluster, and where jax already
@@ -142,13 +141,9 @@ def lost(error: Exception) -> str:
     traceback.print_exception(error)
     return 'ended by the error above'
   return (
-    f'{_first_line(error)}; if another process was lost, its last lines say '
+    f'{first_line(error)}; if another process was lost, its last lines say '
     'why: the same command goes on from the last checkpoint'
   )
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def check_agreement(**facts: str) -> None:
@@ -187,11 +182,7 @@ def leave(code: int) -> None:
   """
   if code == 0:
     jax.distributed.shutdown()  # Waits for all.
-  else:
-    _leave_now(code)
-
-
-def _leave_now(code: int) -> NoReturn:
+    return
   # An ordinary exit would wait for processes that wait for this one.
   sys.stdout.flush()
   sys.stderr.flush()

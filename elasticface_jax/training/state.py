@@ -95,6 +95,11 @@ class Layout:
     return -(-self.num_classes // self.num_blocks)
 
   @property
+  def local_blocks(self) -> int:
+    """Blocks of a device, k."""
+    return self.num_blocks // self.mesh.size
+
+  @property
   def devices(self) -> Devices:
     """The mesh axis, as the sums want it."""
     return Devices(AXIS, self.mesh.size)
@@ -137,17 +142,17 @@ class Layout:
 
   def trip_counts(self) -> tuple[np.ndarray, np.ndarray]:
     """Groups and blocks of a device: arguments of the step (`losses.rows`)."""
-    n = self.mesh.size
     return (
-      np.asarray(self.num_groups // n, np.int32),
-      np.asarray(self.num_blocks // n, np.int32),
+      np.asarray(self.num_groups // self.mesh.size, np.int32),
+      np.asarray(self.local_blocks, np.int32),
     )
 
 
-def make_mesh() -> jax.sharding.Mesh:
-  """One axis over all devices of all processes."""
+def make_mesh(count: int | None = None) -> jax.sharding.Mesh:
+  """One axis over the first devices; over all of all processes by default."""
+  devices = jax.devices()[:count]
   return jax.make_mesh(
-    (jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,)
+    (len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices
   )
 
 
@@ -181,7 +186,7 @@ def init(key, backbone, backbone_tx, head_tx, layout: Layout) -> TrainState:
   """
   backbone_key, head_key = jax.random.split(key)
   params, batch_stats = backbone.init(backbone_key)
-  size, count = layout.block_size, layout.num_blocks // layout.mesh.size
+  size, count = layout.block_size, layout.local_blocks
 
   def draw_center(key, number):
     key = jax.random.fold_in(key, number)
@@ -191,15 +196,11 @@ def init(key, backbone, backbone_tx, head_tx, layout: Layout) -> TrainState:
   def draw(key, trip_count):
     first = layout.devices.index() * count
 
-    def body(i, centers):
+    def draw_block(i):
       numbers = (first + i) * size + jnp.arange(size)
-      block = jax.vmap(draw_center, (None, 0))(key, numbers)
-      return rows.write(centers, i, block)
+      return jax.vmap(draw_center, (None, 0))(key, numbers)
 
-    like = jax.ShapeDtypeStruct((size, backbone.embedding_dim), jnp.float32)
-    return jax.lax.fori_loop(0, trip_count, body, rows.empty(count, like))[
-      :count
-    ]
+    return rows.fill(draw_block, count, trip_count)[:count]
 
   centers = jax.shard_map(
     draw,

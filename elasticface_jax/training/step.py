@@ -201,7 +201,7 @@ def _choose_classes(
   key: jax.Array, labels: jax.Array, trip_count: jax.Array, layout: Layout
 ) -> sampling.AllClasses | sampling.Sample:
   """The classes of this device's blocks that a step is about."""
-  count = layout.num_blocks // layout.mesh.size
+  count = layout.local_blocks
   first_block = layout.devices.index() * count
   if layout.sample_rate == 1:
     return sampling.AllClasses(first_block, layout.block_size)
@@ -246,14 +246,12 @@ def make_embed(backbone: Any, mesh: jax.sharding.Mesh):
 
   def embed(params, batch_stats, images, trip_count):
     images = rows.at_least_two(images)
-    like = jax.eval_shape(embed_row, params, batch_stats, images[0])
-
-    def body(i, buffer):
-      row = embed_row(params, batch_stats, rows.read(images, i))
-      return rows.write(buffer, i, row)
-
-    buffer = jax.lax.fori_loop(0, trip_count, body, rows.empty(count, like))
-    return devices.gather(buffer[:count])
+    embeddings = rows.fill(
+      lambda i: embed_row(params, batch_stats, rows.read(images, i)),
+      count,
+      trip_count,
+    )
+    return devices.gather(embeddings[:count])
 
   compiled = jax.jit(
     jax.shard_map(

@@ -109,3 +109,21 @@ def test_a_row_is_written_in_place():
   memory = jax.jit(fill).lower(row, count).compile().memory_analysis()
   assert memory.output_size_in_bytes == 8 * 4 * size
   assert memory.temp_size_in_bytes < 2 * 4 * size
+
+
+@pytest.mark.parametrize('count', [1, 2, 5])
+def test_fill_writes_what_a_function_makes_of_each_index(count):
+  source = buffers(count)
+
+  @jax.jit
+  def doubled(source, trip_count):
+    source = rows.at_least_two(source)
+    twice = lambda i: jax.tree.map(lambda x: 2 * x, rows.read(source, i))
+    return rows.fill(twice, count, trip_count)
+
+  got = doubled(source, count)
+  for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(source), strict=True):
+    assert x.dtype == y.dtype and x.shape == (max(count, 2), *y.shape[1:])
+    np.testing.assert_array_equal(x[:count], 2 * y)
+    np.testing.assert_array_equal(x[count:], np.zeros_like(x[count:]))
+  np.testing.assert_array_equal(rows.fill(lambda i: i, 4), [0, 1, 2, 3])

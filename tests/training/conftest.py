@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,19 @@ def train(elasticface, training):
     return elasticface(*training(workdir, **changes), devices=devices)
 
   return start
+
+
+@pytest.fixture
+def wait_for_a_step():
+  """``wait_for_a_step(workdir, process)``: until it has done one."""
+
+  def wait(workdir, process):
+    metrics = workdir / 'metrics.jsonl'
+    while not metrics.exists() or not metrics.read_text():
+      assert process.poll() is None, process.communicate()
+      time.sleep(0.05)
+
+  return wait
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import json
 import resource
 import shutil
 import signal
-import time
 
 import pytest
 
@@ -124,13 +123,12 @@ def test_refuses_another_config_and_damage(done, train):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('sent', [signal.SIGTERM, signal.SIGINT])
-def test_signal_saves_and_the_next_start_goes_on(tmp_path, train, sent):
+def test_signal_saves_and_the_next_start_goes_on(
+  tmp_path, train, wait_for_a_step, sent
+):
   long = SHORT | {'total_steps': 1000, 'checkpoint_every': 0}
   process = train(tmp_path, **long)
-  metrics = tmp_path / 'metrics.jsonl'
-  while not metrics.exists() or not metrics.read_text():
-    assert process.poll() is None, process.communicate()
-    time.sleep(0.05)
+  wait_for_a_step(tmp_path, process)
   process.send_signal(sent)
   code, _, err = end(process)
   assert code == 128 + sent

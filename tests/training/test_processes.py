@@ -2,7 +2,6 @@
 """Several processes: how they meet, agree, and stop together."""
 
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -72,12 +71,11 @@ def cpu_mesh():
 
 
 @pytest.mark.slow
-def test_notice_to_one_stops_all_at_one_step(tmp_path, train, train_together):
+def test_notice_to_one_stops_all_at_one_step(
+  tmp_path, train, train_together, wait_for_a_step
+):
   run = train_together(tmp_path, 2, total_steps=1000, **SHORT)
-  metrics = tmp_path / 'metrics.jsonl'
-  while not metrics.exists() or not metrics.read_text():
-    assert run[0].poll() is None, run[0].communicate()
-    time.sleep(0.05)
+  wait_for_a_step(tmp_path, run[0])
   run[1].send_signal(signal.SIGTERM)
   ends = [end(process) for process in run]
   for i, (code, _, err) in enumerate(ends):

@@ -41,12 +41,7 @@ PROJECTION = Projection()
 
 
 def layout_of(n, sample_rate):
-  mesh = jax.make_mesh(
-    (n,),
-    (state.AXIS,),
-    axis_types=(jax.sharding.AxisType.Auto,),
-    devices=jax.devices()[:n],
-  )
+  mesh = state.make_mesh(n)
   return state.Layout(
     BATCH, GROUP_SIZE, CLASSES, BLOCKS, sample_rate=sample_rate, mesh=mesh
   )

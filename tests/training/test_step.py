@@ -19,15 +19,6 @@ SEED = 4
 CLIP, DECAY, MOMENTUM, RATE = 0.5, 5e-4, 0.9, 0.1
 
 
-def mesh_of(n):
-  return jax.make_mesh(
-    (n,),
-    (state.AXIS,),
-    axis_types=(jax.sharding.AxisType.Auto,),
-    devices=jax.devices()[:n],
-  )
-
-
 @pytest.fixture(scope='module')
 def backbone():
   return models.build('iresnet10', embedding_dim=16, width=2)
@@ -48,7 +39,9 @@ def chains():
 
 def run(backbone, batches, n):
   """Two steps on n devices: states as numpy, and what was measured."""
-  layout = state.Layout(BATCH, GROUP_SIZE, CLASSES, BLOCKS, 1.0, mesh_of(n))
+  layout = state.Layout(
+    BATCH, GROUP_SIZE, CLASSES, BLOCKS, 1.0, state.make_mesh(n)
+  )
   loss = by_name(
     'elastic_arcface',
     scale=SCALE,
@@ -129,10 +122,7 @@ def scaled(tree, factor):
 def close(a, b, tolerance):
   for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
     np.testing.assert_allclose(
-      x,
-      y,
-      rtol=0,
-      atol=tolerance * max(np.abs(y).max(), 1e-2),
+      x, y, rtol=0, atol=tolerance * max(np.abs(y).max(), 1e-2)
     )
 
 
