@@ -81,16 +81,19 @@ def compile_step(
     group_size=GROUP,
     num_classes=num_classes,
     num_blocks=num_blocks,
+    subcenters=1,
     sample_rate=sample_rate,
     mesh=mesh,
   )
   loss = by_name(
-    'elastic_arcface',
-    scale=64.0,
-    margin=0.5,
-    margin_std=0.05,
-    pairing='paper',
-    gradient='exact',
+    {
+      'name': 'elastic_arcface',
+      'scale': 64.0,
+      'margin': 0.5,
+      'margin_std': 0.05,
+      'clip': (),
+      'gradient': 'exact',
+    }
   )
   backbone = one_vector()
   sgd = optimizer.momentum_sgd(momentum=0.9, weight_decay=5e-4)
@@ -98,7 +101,7 @@ def compile_step(
 
   keys = jax.eval_shape(state.make_keys, 0)
   init = jax.jit(
-    lambda key: state.init(key, backbone, sgd, sgd, layout),
+    lambda key: state.init(key, backbone, loss, sgd, sgd, layout),
     out_shardings=state.shardings(mesh),
   )
   shape = (layout.num_groups, GROUP)

@@ -45,6 +45,7 @@ def get_config(arg=''):
   )
   c.head = dict(
     num_blocks=16,  # Blocks of classes; devices divide it.
+    subcenters=1,  # Centres of each class; the nearest counts.
     sample_rate=1.0,  # Share of a block's classes in a step; 1 for all.
   )
   c.loss = dict(
@@ -52,6 +53,7 @@ def get_config(arg=''):
     scale=64.0,
     margin=0.5,  # Mean, radians.
     margin_std=0.05,  # Radians.
+    clip=(),  # Bounds of the draw in standard deviations; () for none.
     pairing='paper',  # Of the '+' losses; not used by this one.
     gradient='exact',  # Of the arc losses, as the reference.
   )

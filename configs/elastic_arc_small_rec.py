@@ -43,6 +43,7 @@ def get_config(arg=''):
   )
   c.head = dict(
     num_blocks=8,  # Blocks of classes; devices divide it.
+    subcenters=1,  # Centres of each class; the nearest counts.
     sample_rate=1.0,  # Share of a block's classes in a step; 1 for all.
   )
   c.loss = dict(
@@ -50,6 +51,7 @@ def get_config(arg=''):
     scale=32.0,
     margin=0.2,  # Mean; radians for arc losses.
     margin_std=0.05,
+    clip=(),  # Bounds of the draw in standard deviations; () for none.
     pairing='paper',  # Of the '+' losses: 'paper' or 'released'.
     gradient='exact',  # Of the arc losses: or 'straight_through'.
   )

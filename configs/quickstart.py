@@ -40,6 +40,7 @@ def get_config(arg=''):
   )
   c.head = dict(
     num_blocks=8,  # Blocks of classes; devices divide it.
+    subcenters=1,  # Centres of each class; the nearest counts.
     sample_rate=1.0,  # Share of a block's classes in a step; 1 for all.
   )
   c.loss = dict(
@@ -47,8 +48,22 @@ def get_config(arg=''):
     scale=32.0,
     margin=0.2,  # Mean; radians for arc losses.
     margin_std=0.05,
+    clip=(),  # Bounds of the draw in standard deviations; () for none.
     pairing='paper',  # Of the '+' losses: 'paper' or 'released'.
     gradient='exact',  # Of the arc losses: or 'straight_through'.
+    # Of other losses, so that loss.name alone may change; see README.
+    combined_margin=dict(m1=1.0, m2=0.1, m3=0.1),
+    sphereface=dict(margin=1.2),
+    x2_softmax=dict(a=-0.6, h=0.0, k=0.9),
+    adaface=dict(margin=0.2, h=0.333, ema_rate=0.1),
+    magface=dict(
+      lower_norm=5.0,
+      upper_norm=20.0,
+      lower_margin=0.1,
+      upper_margin=0.3,
+      regularizer_weight=5.0,
+    ),
+    curricularface=dict(margin=0.2, ema_rate=0.01),
   )
   c.optim = dict(
     lr=0.8,  # At batch size 512; scaled by batch_size / 512.

@@ -248,8 +248,9 @@ def _unknown_field(file: str, overrides: Sequence[str]) -> str:
     name = argument.removeprefix('--config.').split('=')[0]
     if argument.startswith('--config.') and name not in known:
       close = difflib.get_close_matches(name, known, n=1)
-      # The same last part elsewhere is the likelier slip.
-      close = [f for f in known if f.split('.')[-1] == name] or close
+      # The same last part elsewhere is the likelier slip; the nearest such.
+      same = [f for f in known if f.split('.')[-1] == name]
+      close = sorted(same, key=lambda f: f.count('.')) or close
       hint = f'did you mean {close[0]}?' if close else f'see {file}'
       return f'the config {file} has no field {name!r}; {hint}'
   return f'the config {file} does not have all the fields set'

@@ -62,6 +62,7 @@ def train(config: Mapping, workdir: Path) -> dict[str, Any] | None:
     group_size=c.group_size,
     num_classes=source.num_classes,
     num_blocks=c.head.num_blocks,
+    subcenters=c.head.subcenters,
     sample_rate=c.head.sample_rate,
     mesh=state.make_mesh(),
   )
@@ -92,6 +93,7 @@ def train(config: Mapping, workdir: Path) -> dict[str, Any] | None:
   init = functools.partial(
     state.init,
     backbone=backbone,
+    loss=loss,
     backbone_tx=backbone_tx,
     head_tx=sgd,
     layout=layout,
@@ -243,7 +245,7 @@ def _open_pairs(fields: Mapping, specs: Sequence[str], seed: int) -> list:
 
 def _named_loss(fields: Mapping):
   try:
-    return by_name(**fields)
+    return by_name(fields)
   except ValueError as error:
     raise InputError(f'config.{error}') from error
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from elasticface_jax import cli
+from elasticface_jax.losses.by_name import by_name
 
 CONFIGS = sorted((Path(__file__).parents[1] / 'configs').glob('*.py'))
 QUICKSTART = CONFIGS[0].with_name('quickstart.py')
@@ -109,22 +110,49 @@ def test_folders_that_are_no_runs(fails, tmp_path):
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-def test_recipes_state_the_same_fields(path):
-  fields = cli._fields(cli.load_config(str(path), ()))
-  assert fields == cli._fields(cli.load_config(str(QUICKSTART), ()))
+def test_recipes_state_the_same_fields_and_those_of_their_loss(path):
+  config = cli.load_config(str(path), ())
+  everything = set(cli._fields(cli.load_config(str(QUICKSTART), ())))
+  fields = set(cli._fields(config))
+  assert fields <= everything
+  assert all(f.startswith('loss.') for f in everything - fields)
+  by_name(config.loss)
+
+
+def test_every_loss_has_a_recipe_for_ms1mv2():
+  names = {
+    cli.load_config(str(path), ()).loss.name
+    for path in CONFIGS
+    if 'ms1mv2' in path.stem
+  }
+  quickstart = cli.load_config(str(QUICKSTART), ())
+  with pytest.raises(ValueError, match='use one of ') as error:
+    by_name(quickstart.loss.to_dict() | {'name': 'no loss'})
+  known = set(str(error.value).split('use one of ')[1].split(', '))
+  assert names == known - {'normface'}
+  for name in known:  # The quickstart's has the numbers of all of them.
+    by_name(quickstart.loss.to_dict() | {'name': name})
+
+
+def test_a_loss_that_a_recipe_has_no_numbers_for(train_fails):
+  config = QUICKSTART.with_name('arcface_r100_ms1mv2.py')
+  told = train_fails('--config.loss.name=adaface', config=f'{config}:smoke')
+  assert 'loss.adaface.margin' in told and 'take a recipe of that loss' in told
 
 
 def test_paper_recipes_follow_the_paper():
-  for path in CONFIGS:
-    if 'ms1mv2' in path.stem:
-      c = cli.load_config(str(path), ())
-      assert c.total_steps == 295_672
-      assert c.optim.decay_steps == (79_604, 147_836, 216_068, 272_928)
-      assert (c.data.batch_size, c.group_size) == (512, 128)
+  paper = [f'elastic_{x}' for x in ('arc', 'cos', 'arc_plus', 'cos_plus')]
+  for stem in (*paper, 'arcface', 'cosface'):
+    path = QUICKSTART.with_name(f'{stem}_r100_ms1mv2.py')
+    c = cli.load_config(str(path), ())
+    assert c.total_steps == 295_672
+    assert c.optim.decay_steps == (79_604, 147_836, 216_068, 272_928)
+    assert (c.data.batch_size, c.group_size) == (512, 128)
   margins = {
     p.stem: (c.loss.name, c.loss.margin, c.loss.margin_std)
     for p in CONFIGS
     for c in [cli.load_config(str(p), ())]
+    if 'margin_std' in c.loss
   }
   assert margins['elastic_arc_r100_ms1mv2'] == ('elastic_arcface', 0.5, 0.05)
   assert margins['elastic_cos_r100_ms1mv2'] == ('elastic_cosface', 0.35, 0.05)

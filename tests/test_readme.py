@@ -20,7 +20,7 @@ def commands():
 
 
 def test_python_runs():
-  (code,) = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+  code = ''.join(re.findall(r'```python\n(.*?)```', README, re.DOTALL))
   names = {
     'embeddings': jnp.eye(2, 4),
     'class_centers': jnp.eye(3, 4),
@@ -28,7 +28,8 @@ def test_python_runs():
     'key': jax.random.key(0),
   }
   exec(code, names)
-  assert names['loss'].shape == () and jnp.isfinite(names['loss'])
+  assert names['mean_loss'].shape == () and jnp.isfinite(names['mean_loss'])
+  assert names['loss'].shape == (2,) and names['state'].mean < 20
 
 
 def test_commands_parse_and_name_what_is_there():
@@ -51,12 +52,25 @@ def test_ci_runs_the_test_command():
 
 def test_table_of_losses_is_that_of_the_code():
   rows = re.findall(
-    r'^\| `(\w+)` \|[^|]*\| ([\d.]*) *\| ?([\d.]*) *\|$', README, re.MULTILINE
+    r'^\| `(\w+)` \|[^|]*\| (?:`([^`]*)` )?\|([^|]*)\|$', README, re.MULTILINE
   )
-  assert len(rows) == 7
-  for name, margin, std in rows:
+  public = {
+    name
+    for name, f in vars(losses).items()
+    if inspect.isfunction(f)
+    and list(inspect.signature(f).parameters)[:2] == ['cosines', 'labels']
+    and not name.endswith('_logits')
+  }
+  assert {name for name, *_ in rows} == public
+  for name, defaults, more in rows:
     parameters = inspect.signature(getattr(losses, name)).parameters
-    for field, value in (('margin', margin), ('margin_std', std)):
-      assert (field in parameters) == bool(value), (name, field)
-      if value:
-        assert parameters[field].default == float(value)
+    told = dict(x.split('=') for x in defaults.split(', ') if x)
+    told = {field: float(value) for field, value in told.items()}
+    assert {'scale': 64.0} | told == {
+      field: parameter.default
+      for field, parameter in parameters.items()
+      if isinstance(parameter.default, float)
+    }, name
+    needed = {'key': 'key', 'lengths': 'norms', 'state': 'state'}
+    for word, field in needed.items():
+      assert (word in more) == (field in parameters), (name, word)

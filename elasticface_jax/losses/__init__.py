@@ -6,18 +6,44 @@ Cosines ``[B, C]`` go into the named losses, which return ``[B]``::
   cosines = losses.cosines(embeddings, class_centers)
   loss = losses.elastic_arcface(cosines, labels, key=key).mean()
 
-For more classes than ``[B, C]`` has room for: `blockwise_margin_softmax`.
+Those that follow the length of the embeddings, or a state, return that too::
+
+  norms = losses.norms(embeddings)
+  loss, state = losses.adaface(cosines, labels, norms, state)
+
+For more classes than ``[B, C]`` has room for: `blockwise_margin_softmax`, which
+takes the margins of any of these losses.
 """
 
+from elasticface_jax.losses.adaptive import AdaFaceState as AdaFaceState
+from elasticface_jax.losses.adaptive import (
+  CurricularFaceState as CurricularFaceState,
+)
+from elasticface_jax.losses.adaptive import adaface as adaface
+from elasticface_jax.losses.adaptive import adaface_init as adaface_init
+from elasticface_jax.losses.adaptive import adaface_margins as adaface_margins
+from elasticface_jax.losses.adaptive import curricularface as curricularface
+from elasticface_jax.losses.adaptive import (
+  curricularface_init as curricularface_init,
+)
+from elasticface_jax.losses.adaptive import (
+  curricularface_margins as curricularface_margins,
+)
+from elasticface_jax.losses.adaptive import magface as magface
+from elasticface_jax.losses.adaptive import magface_margins as magface_margins
 from elasticface_jax.losses.blockwise import (
   blockwise_margin_softmax as blockwise_margin_softmax,
 )
+from elasticface_jax.losses.blockwise import target_cosines as target_cosines
 from elasticface_jax.losses.logits import arcface_logits as arcface_logits
 from elasticface_jax.losses.logits import cosface_logits as cosface_logits
 from elasticface_jax.losses.logits import cosines as cosines
+from elasticface_jax.losses.logits import norms as norms
+from elasticface_jax.losses.logits import subcenter_cosines as subcenter_cosines
 from elasticface_jax.losses.margins import pair_margins as pair_margins
 from elasticface_jax.losses.margins import sample_margins as sample_margins
 from elasticface_jax.losses.softmax import arcface as arcface
+from elasticface_jax.losses.softmax import combined_margin as combined_margin
 from elasticface_jax.losses.softmax import cosface as cosface
 from elasticface_jax.losses.softmax import elastic_arcface as elastic_arcface
 from elasticface_jax.losses.softmax import (
@@ -28,3 +54,5 @@ from elasticface_jax.losses.softmax import (
   elastic_cosface_plus as elastic_cosface_plus,
 )
 from elasticface_jax.losses.softmax import normface as normface
+from elasticface_jax.losses.softmax import sphereface as sphereface
+from elasticface_jax.losses.softmax import x2_softmax as x2_softmax

@@ -1,133 +1,261 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The named losses as a training step runs them: block-wise, with a key."""
+"""The named losses as a training step runs them: block-wise, with a key.
 
-from typing import NamedTuple
+Every loss is a kind of change of the cosines (`changes`) and a way to make its
+margins. What a step has for that is its key, the target cosines, the lengths of
+the embeddings and the state of the step before.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from elasticface_jax.losses.adaptive import (
+  adaface_init,
+  adaface_margins,
+  curricularface_init,
+  curricularface_margins,
+  magface_margins,
+)
 from elasticface_jax.losses.blockwise import Head
-from elasticface_jax.losses.margins import pair_margins, sample_margins
+from elasticface_jax.losses.changes import GRADIENTS, KINDS
+from elasticface_jax.losses.margins import (
+  PAIRINGS,
+  check_clip,
+  pair_margins,
+  sample_margins,
+)
 
 
-class MarginLoss(NamedTuple):
-  """A named loss with all its numbers; what it has no use for is None or 0."""
+class Given(NamedTuple):
+  """What the margins of a step may depend on."""
 
-  name: str
-  kind: str
-  scale: float
-  margin: float
-  margin_std: float
-  pairing: str | None
-  gradient: str
+  key: jax.Array  # Typed PRNG key of the step.
+  target_cosines: jax.Array  # Before the margin, [B].
+  norms: jax.Array  # Lengths of the embeddings, [B].
+  state: Any  # Of the loss, from the step before.
+  group_size: int  # Samples among which the '+' losses pair margins.
 
-  def __str__(self):
-    names = ('scale', *_LOSSES[self.name][1])
-    return (
-      f'{self.name}('
-      + ', '.join(f'{name}={getattr(self, name)}' for name in names)
-      + ')'
-    )
 
-  def head(self, num_classes: int) -> Head:
-    """The softmax over `num_classes` that this loss changes."""
-    return Head(num_classes, self.scale, self.kind, self.gradient)
+class Made(NamedTuple):
+  """What comes of it."""
 
-  def margins(
-    self, key: jax.Array, target_cosines: jax.Array, *, group_size: int
-  ) -> jax.Array:
-    """The margins of one step, drawn for the whole batch.
+  margins: tuple[jax.Array, ...]  # Those of the kind, [B] each.
+  regularizer: jax.Array  # Added to the loss, [B].
+  state: Any  # For the next step.
 
-    Args:
-      key: typed PRNG key of the step.
-      target_cosines: before the margin, ``[B]``.
-      group_size: samples among which the '+' losses pair margins; the
-        authors' code pairs within one GPU's 128.
 
-    Returns:
-      Margins, ``[B]``.
-    """
-    if not self.margin_std:
-      return jnp.full_like(target_cosines, self.margin)
-    margins = sample_margins(
-      key, target_cosines.shape, mean=self.margin, std=self.margin_std
-    )
-    if self.pairing is None:
-      return margins
-    pair = jax.vmap(lambda m, c: pair_margins(m, c, rule=self.pairing))
-    grouped = (-1, group_size)
-    return pair(
-      margins.reshape(grouped), target_cosines.reshape(grouped)
+def _made(given: Given, margins, regularizer=0.0, state=()) -> Made:
+  spread = lambda x: jnp.broadcast_to(
+    jnp.asarray(x, given.target_cosines.dtype), given.target_cosines.shape
+  )
+  return Made(tuple(map(spread, margins)), spread(regularizer), state)
+
+
+def _constant(given: Given, **numbers) -> Made:
+  return _made(given, numbers.values())
+
+
+def _drawn(given: Given, *, margin, margin_std, clip, pairing=None) -> Made:
+  if not margin_std:
+    return _made(given, (margin,))
+  margins = sample_margins(
+    given.key,
+    given.target_cosines.shape,
+    mean=margin,
+    std=margin_std,
+    clip=tuple(clip) or None,
+  )
+  if pairing is not None:
+    # The authors' code pairs within one GPU's 128 samples.
+    pair = jax.vmap(lambda m, c: pair_margins(m, c, rule=pairing))
+    grouped = (-1, given.group_size)
+    margins = pair(
+      margins.reshape(grouped), given.target_cosines.reshape(grouped)
     ).reshape(-1)
+  return _made(given, (margins,))
 
 
-# Kind, and which of the numbers the loss uses.
+def _adaface(given: Given, **numbers) -> Made:
+  margins, state = adaface_margins(given.norms, given.state, **numbers)
+  return _made(given, margins, state=state)
+
+
+def _magface(given: Given, **numbers) -> Made:
+  margins, regularizer = magface_margins(given.norms, **numbers)
+  return _made(given, (margins,), regularizer)
+
+
+def _curricularface(given: Given, **numbers) -> Made:
+  margins, state = curricularface_margins(
+    given.target_cosines, given.state, **numbers
+  )
+  return _made(given, margins, state=state)
+
+
+class _Named(NamedTuple):
+  kind: str
+  # Arguments of the public function, beside scale and gradient, in order.
+  numbers: tuple[str, ...]
+  make: Callable[..., Made]
+  init: Callable[[], Any] = tuple
+  has_gradient: bool = False
+
+
+_DRAWN = ('margin', 'margin_std', 'clip')
 _LOSSES = {
-  'normface': ('cos', ()),
-  'arcface': ('arc', ('margin', 'gradient')),
-  'cosface': ('cos', ('margin',)),
-  'elastic_arcface': ('arc', ('margin', 'margin_std', 'gradient')),
-  'elastic_cosface': ('cos', ('margin', 'margin_std')),
-  'elastic_arcface_plus': (
-    'arc',
-    ('margin', 'margin_std', 'gradient', 'pairing'),
+  'normface': _Named('cos', (), lambda given: _made(given, (0.0,))),
+  'arcface': _Named('arc', ('margin',), _constant, has_gradient=True),
+  'cosface': _Named('cos', ('margin',), _constant),
+  'elastic_arcface': _Named('arc', _DRAWN, _drawn, has_gradient=True),
+  'elastic_cosface': _Named('cos', _DRAWN, _drawn),
+  'elastic_arcface_plus': _Named(
+    'arc', (*_DRAWN, 'pairing'), _drawn, has_gradient=True
   ),
-  'elastic_cosface_plus': ('cos', ('margin', 'margin_std', 'pairing')),
+  'elastic_cosface_plus': _Named('cos', (*_DRAWN, 'pairing'), _drawn),
+  'combined_margin': _Named(
+    'combined', ('m1', 'm2', 'm3'), _constant, has_gradient=True
+  ),
+  'sphereface': _Named('sphere', ('margin',), _constant, has_gradient=True),
+  'x2_softmax': _Named('x2', ('a', 'h', 'k'), _constant, has_gradient=True),
+  'adaface': _Named(
+    'adaface', ('margin', 'h', 'ema_rate'), _adaface, adaface_init
+  ),
+  'magface': _Named(
+    'magface',
+    (
+      'lower_norm',
+      'upper_norm',
+      'lower_margin',
+      'upper_margin',
+      'regularizer_weight',
+    ),
+    _magface,
+  ),
+  'curricularface': _Named(
+    'curricular', ('margin', 'ema_rate'), _curricularface, curricularface_init
+  ),
+}
+# These have their numbers among the fields themselves, all others in a mapping
+# of their own name: one word would mean another thing in each of them.
+_SHARED = tuple(_LOSSES)[:7]
+
+
+def _is_clip(value: Any) -> bool:
+  try:
+    check_clip(tuple(value) or None)
+  except (TypeError, ValueError):  # TypeError: of words.
+    return False
+  return True
+
+
+# What a number must be, where any number will not do.
+_RULES = {
+  'scale': (lambda x: x > 0, 'positive'),
+  'gradient': (GRADIENTS.__contains__, f'one of {", ".join(GRADIENTS)}'),
+  'margin_std': (lambda x: x >= 0, '0 or more'),
+  'clip': (_is_clip, 'empty or (low, high), low < high'),
+  'pairing': (PAIRINGS.__contains__, f'one of {", ".join(PAIRINGS)}'),
+  'ema_rate': (lambda x: 0 < x <= 1, 'in (0, 1]'),
+  'sphereface.margin': (lambda x: x >= 1, 'a factor of 1 or more'),
+  'x2_softmax.a': (lambda x: x < 0, 'negative'),
 }
 
 
-def by_name(
-  name: str,
-  *,
-  scale: float,
-  margin: float,
-  margin_std: float,
-  pairing: str,
-  gradient: str,
-) -> MarginLoss:
+class MarginLoss(NamedTuple):
+  """A named loss with its numbers, and no others."""
+
+  name: str
+  scale: float
+  gradient: str
+  numbers: tuple[tuple[str, Any], ...]
+
+  def __str__(self):
+    fields = [('scale', self.scale), *self.numbers]
+    if _LOSSES[self.name].has_gradient:
+      fields.append(('gradient', self.gradient))
+    return f'{self.name}({", ".join(f"{k}={v}" for k, v in fields)})'
+
+  @property
+  def margin_names(self) -> tuple[str, ...]:
+    """What the margins are called, in order."""
+    return KINDS[_LOSSES[self.name].kind].margins
+
+  def head(self, num_classes: int) -> Head:
+    """The softmax over `num_classes` that this loss changes."""
+    kind = _LOSSES[self.name].kind
+    return Head(num_classes, self.scale, kind, self.gradient)
+
+  def init(self) -> Any:
+    """The state of the loss before the first step; an empty tuple for most."""
+    return _LOSSES[self.name].init()
+
+  def make(self, given: Given) -> Made:
+    """The margins of one step, for the whole batch."""
+    return _LOSSES[self.name].make(given, **dict(self.numbers))
+
+
+def by_name(fields: Mapping[str, Any]) -> MarginLoss:
   """Picks a named loss for the training step.
 
   Args:
-    name: of the public function, such as ``'elastic_arcface'``.
-    scale: inverse temperature s.
-    margin: mean margin; not used by ``'normface'``.
-    margin_std: its standard deviation; used by the elastic losses.
-    pairing: ``'paper'`` or ``'released'``; used by the '+' losses.
-    gradient: ``'exact'`` or ``'straight_through'``; used by the arc losses.
+    fields: ``name`` of the public function, such as ``'elastic_arcface'``;
+      ``scale``; ``gradient``, ``'exact'`` or ``'straight_through'``, of those
+      that offer the choice; and the other arguments of the public function. The
+      ElasticFace family and its parents have these as fields, ``margin``,
+      ``margin_std``, ``clip`` (empty for none) and ``pairing``; each of the
+      others has them under its own name, such as
+      ``sphereface={'margin': 1.7}``.
 
   Returns:
-    The loss. Numbers that the named loss does not use are dropped, so that a
-    recipe can change the name alone.
+    The loss. Fields that the named loss does not use are dropped, so that a
+    recipe that has those of several can change the name alone.
 
   Raises:
-    ValueError: if a name or number is not one of these.
+    ValueError: if a name or number is not one of these, or a field is missing.
 
   Examples:
-    >>> by_name('arcface', scale=64.0, margin=0.5, margin_std=0.05,
-    ...         pairing='paper', gradient='exact').margin_std
-    0.0
+    >>> print(by_name({'name': 'sphereface', 'scale': 30.0,
+    ...                'gradient': 'exact', 'sphereface': {'margin': 1.7}}))
+    sphereface(scale=30.0, margin=1.7, gradient=exact)
   """
+  name = fields['name']
   if name not in _LOSSES:
     raise ValueError(
       f'loss name {name!r} is unknown; use one of {", ".join(_LOSSES)}'
     )
-  for field, value, choices in (
-    ('pairing', pairing, ('paper', 'released')),
-    ('gradient', gradient, ('exact', 'straight_through')),
-  ):
-    if value not in choices:
-      raise ValueError(f'loss {field} {value!r} is none of {choices}')
-  if not scale > 0:
-    raise ValueError(f'loss scale {scale} must be positive')
-  if not margin_std >= 0:
-    raise ValueError(f'loss margin_std {margin_std} must not be negative')
-  kind, uses = _LOSSES[name]
-  return MarginLoss(
+  named = _LOSSES[name]
+  prefix, own = '', fields
+  if name not in _SHARED:
+    prefix, own = f'{name}.', fields.get(name, {})
+  missing = [f'loss.{prefix}{n}' for n in named.numbers if n not in own]
+  missing += [f'loss.{n}' for n in ('scale', 'gradient') if n not in fields]
+  if missing:
+    raise ValueError(
+      f'loss name {name!r} needs {", ".join(missing)}, which this config does '
+      'not have: take a recipe of that loss, or add them'
+    )
+  loss = MarginLoss(
     name=name,
-    kind=kind,
-    scale=scale,
-    margin=margin if 'margin' in uses else 0.0,
-    margin_std=margin_std if 'margin_std' in uses else 0.0,
-    pairing=pairing if 'pairing' in uses else None,
-    gradient=gradient if 'gradient' in uses else 'exact',
+    scale=fields['scale'],
+    gradient=fields['gradient'] if named.has_gradient else 'exact',
+    numbers=tuple((n, own[n]) for n in named.numbers),
   )
+  _check(fields, '')
+  _check(dict(loss.numbers), prefix)
+  if name == 'magface':
+    magface_margins(jnp.ones(1), **dict(loss.numbers))  # Refuses its limits.
+  return loss
+
+
+def _check(fields: Mapping[str, Any], prefix: str) -> None:
+  """Refuses numbers that cannot be, also those that this loss leaves alone."""
+  for name, value in fields.items():
+    rule = _RULES.get(prefix + name) or _RULES.get(name)
+    if rule is None and isinstance(value, float):
+      rule = math.isfinite, 'a finite number'
+    if rule is not None and not rule[0](value):
+      raise ValueError(f'loss.{prefix}{name} {value!r} must be {rule[1]}')

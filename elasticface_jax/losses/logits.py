@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cosines, and the arc and cos changes of the target logit.
+"""Cosines, and the logits of ArcFace and CosFace.
 
-Letters: B samples, C classes, D embedding size.
+Letters: B samples, C classes, D embedding size, k sub-centres of a class.
 """
 
 import jax
 import jax.numpy as jnp
+
+from elasticface_jax.losses.changes import change_target
 
 
 def promote(x: jax.Array) -> jax.Array:
@@ -66,6 +68,29 @@ def _normalize_jvp(primals, tangents):
   return (unit, first, second), (tangent - unit * along, *factors)
 
 
+def norms(x: jax.Array) -> jax.Array:
+  r"""Computes the length of each vector.
+
+  .. math::
+    \lVert x \rVert_2
+
+  Args:
+    x: vectors, any float dtype, ``[..., D]``.
+
+  Returns:
+    Lengths, at least float32, ``[...]``. The gradient is the unit vector; that
+    of a zero vector is zero.
+
+  Examples:
+    >>> print(norms(jnp.array([[3.0, 4.0], [0.0, 0.0]])))
+    [5. 0.]
+  """
+  x = promote(x)
+  # The length is x along its own direction. Taken so, it has the range of
+  # `normalize` and its finite derivatives.
+  return jnp.sum(x * normalize(x), axis=-1)
+
+
 def cosines(embeddings: jax.Array, class_centers: jax.Array) -> jax.Array:
   r"""Computes the cosine of each embedding with each class centre.
 
@@ -90,16 +115,11 @@ def cosines(embeddings: jax.Array, class_centers: jax.Array) -> jax.Array:
     >>> print(cosines(embeddings, jnp.array([[2.0, 0.0], [0.0, -0.5]])))
     [[ 0.6 -0.8]]
   """
-  embeddings = jnp.asarray(embeddings)
-  class_centers = jnp.asarray(class_centers)
-  shapes = embeddings.shape, class_centers.shape
-  if [len(s) for s in shapes] != [2, 2] or shapes[0][1] != shapes[1][1]:
-    raise ValueError(
-      'embeddings must be [B, D] and class_centers [C, D], got '
-      f'{shapes[0]} and {shapes[1]}'
-    )
-  check_floating('embeddings', embeddings)
-  check_floating('class_centers', class_centers)
+  embeddings, class_centers = (
+    jnp.asarray(embeddings),
+    jnp.asarray(class_centers),
+  )
+  _check_vectors(embeddings, class_centers, '[C, D]')
   return jnp.matmul(
     normalize(embeddings),
     normalize(class_centers).T,
@@ -107,9 +127,76 @@ def cosines(embeddings: jax.Array, class_centers: jax.Array) -> jax.Array:
   )
 
 
+def subcenter_cosines(
+  embeddings: jax.Array, class_centers: jax.Array
+) -> jax.Array:
+  r"""Computes the cosine of each embedding with a class's nearest sub-centre.
+
+  .. math::
+    \cos\theta_{ij} = \max_{l \le k} \cos(z_i, W_{jl})
+
+  A class with several centres may gather its outliers, such as mislabelled
+  images, around one of them and leave the others clean. All losses take these
+  cosines as they take those of `cosines`.
+
+  Args:
+    embeddings: any length, any float dtype, ``[B, D]``.
+    class_centers: k sub-centres for each class, any length, any float dtype,
+      ``[C, k, D]``.
+
+  Returns:
+    Cosines, dimensionless, at least float32, ``[B, C]``. The gradient goes to
+    the nearest sub-centre, and in equal parts to those that are equally near.
+
+  Raises:
+    ValueError: if the shapes are not ``[B, D]`` and ``[C, k, D]``.
+    TypeError: if the dtypes are not floating.
+
+  Examples:
+    >>> class_centers = jnp.array([[[2.0, 0.0], [0.0, -0.5]]])
+    >>> print(subcenter_cosines(jnp.array([[3.0, 4.0]]), class_centers))
+    [[0.6]]
+
+  References:
+    `Sub-center ArcFace <https://doi.org/10.1007/978-3-030-58621-8_43>`_,
+    ECCV 2020; the authors use k = 3.
+  """
+  embeddings, class_centers = (
+    jnp.asarray(embeddings),
+    jnp.asarray(class_centers),
+  )
+  _check_vectors(embeddings, class_centers, '[C, k, D]')
+  num_classes, count, dim = class_centers.shape
+  each = cosines(embeddings, class_centers.reshape(num_classes * count, dim))
+  return nearest(each, count)
+
+
+def nearest(cosines: jax.Array, count: int) -> jax.Array:
+  """Largest of each class's `count` cosines: ``[B, C * k]`` to ``[B, C]``."""
+  if count == 1:
+    return cosines
+  return cosines.reshape(cosines.shape[0], -1, count).max(axis=2)
+
+
+def _check_vectors(
+  embeddings: jax.Array, class_centers: jax.Array, wanted: str
+) -> None:
+  shapes = embeddings.shape, class_centers.shape
+  ndims = 2, wanted.count(',') + 1
+  if (len(shapes[0]), len(shapes[1])) != ndims or (
+    shapes[0][-1] != shapes[1][-1]
+  ):
+    raise ValueError(
+      f'embeddings must be [B, D] and class_centers {wanted}, got '
+      f'{shapes[0]} and {shapes[1]}'
+    )
+  check_floating('embeddings', embeddings)
+  check_floating('class_centers', class_centers)
+
+
 def checked(
-  cosines: jax.Array, labels: jax.Array, margins: jax.Array | float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+  cosines: jax.Array, labels: jax.Array, *margins: jax.Array | float
+) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
   """Returns the arguments as arrays of one float dtype, or says what is wrong.
 
   Looks at shapes and dtypes only, so it costs nothing inside ``jax.jit``.
@@ -117,7 +204,7 @@ def checked(
   Args:
     cosines: any float dtype, ``[B, C]``.
     labels: integer, ``[B]``.
-    margins: a number or ``[B]``.
+    *margins: a number or ``[B]`` each.
 
   Returns:
     The cosines, at least float32; the labels, int32; the margins, in the dtype
@@ -135,11 +222,12 @@ def checked(
       f'labels must be [B] for cosines [B, C] of shape {cosines.shape}, got '
       f'shape {labels.shape}'
     )
-  if jnp.shape(margins) not in ((), labels.shape):
-    raise ValueError(
-      f'margins must be a number or [B] for cosines [B, C] of shape '
-      f'{cosines.shape}, got shape {jnp.shape(margins)}'
-    )
+  for margin in margins:
+    if jnp.shape(margin) not in ((), labels.shape):
+      raise ValueError(
+        f'margins must be a number or [B] for cosines [B, C] of shape '
+        f'{cosines.shape}, got shape {jnp.shape(margin)}'
+      )
   check_floating('cosines', cosines)
   if not jnp.issubdtype(labels.dtype, jnp.integer):
     raise TypeError(f'labels must be integer, got {labels.dtype}')
@@ -147,7 +235,7 @@ def checked(
   return (
     cosines,
     labels.astype(jnp.int32),
-    jnp.asarray(margins, cosines.dtype),
+    tuple(jnp.asarray(margin, cosines.dtype) for margin in margins),
   )
 
 
@@ -163,7 +251,7 @@ def is_target(labels: jax.Array, num_classes: int) -> jax.Array:
   return labels[:, None] == classes[None, :]
 
 
-def target_cosines(cosines: jax.Array, labels: jax.Array) -> jax.Array:
+def pick_target(cosines: jax.Array, labels: jax.Array) -> jax.Array:
   """Picks each sample's cosine with its own class centre.
 
   Args:
@@ -178,86 +266,6 @@ def target_cosines(cosines: jax.Array, labels: jax.Array) -> jax.Array:
   # that of an index would be a scatter.
   mask = is_target(labels, cosines.shape[1])
   return jnp.sum(jnp.where(mask, cosines, 0), axis=1)
-
-
-def arc_target(
-  target_cosines: jax.Array,
-  margins: jax.Array | float,
-  *,
-  gradient: str = 'exact',
-) -> jax.Array:
-  r"""Adds an angular margin to the target cosine.
-
-  With :math:`c = \cos\theta`,
-
-  .. math::
-    \cos(\theta + m) = c \cos m - \sqrt{(1 - c)(1 + c)} \sin m
-
-  There is no fallback for :math:`\theta + m > \pi`, where the value rises
-  again.
-
-  Args:
-    target_cosines: ``c``, at least float32, ``[B]``.
-    margins: margin ``m`` in radians, a number or ``[B]``.
-    gradient: ``'exact'``: the derivative by ``c`` is
-      ``cos m + c / sqrt((1 - c)(1 + c)) sin m``; where ``|c| >= 1`` the second
-      term, infinite there, is left out. ``'straight_through'``: the same
-      value, derivative 1.
-
-  Returns:
-    The target cosine with its margin, not scaled, dtype of
-    ``target_cosines``, ``[B]``.
-
-  Raises:
-    ValueError: if ``gradient`` is another name.
-
-  Examples:
-    >>> target = arc_target(jnp.cos(jnp.array([0.3])), 0.5)
-    >>> print(jnp.array_str(target, precision=3), f'{jnp.cos(0.8):.3f}')
-    [0.697] 0.697
-
-  References:
-    `ArcFace <https://arxiv.org/abs/1801.07698>`_, CVPR 2019.
-    Differs from the authors' code in: no arccos, whose gradient is NaN at
-    ``c = 1`` and infinite at ``c = -1``; theirs is otherwise ``'exact'``.
-    ``'straight_through'`` is the gradient of insightface's arcface_torch.
-  """
-  if gradient == 'exact':
-    return _cosine_of_sum(target_cosines, margins)
-  if gradient == 'straight_through':
-    fixed = jax.lax.stop_gradient(target_cosines)
-    return _cosine_of_sum(fixed, margins) + (target_cosines - fixed)
-  raise ValueError(
-    f"gradient must be 'exact' or 'straight_through', got {gradient!r}"
-  )
-
-
-def _cosine_of_sum(c: jax.Array, margins: jax.Array | float) -> jax.Array:
-  # The product form keeps every digit of the sine next to |c| = 1, where
-  # 1 - c * c would lose half of them.
-  sine_squared = (1 - c) * (1 + c)
-  inside = sine_squared > 0
-  sine = jnp.where(inside, jnp.sqrt(jnp.where(inside, sine_squared, 1)), 0)
-  return c * jnp.cos(margins) - sine * jnp.sin(margins)
-
-
-def cos_target(
-  target_cosines: jax.Array, margins: jax.Array | float
-) -> jax.Array:
-  """Takes a margin off the target cosine.
-
-  Args:
-    target_cosines: at least float32, ``[B]``.
-    margins: margin ``m`` in cosine units, a number or ``[B]``.
-
-  Returns:
-    The target cosine less its margin, not scaled, dtype of
-    ``target_cosines``, ``[B]``.
-
-  References:
-    `CosFace <https://arxiv.org/abs/1801.09414>`_, CVPR 2018.
-  """
-  return target_cosines - margins
 
 
 def arcface_logits(
@@ -280,7 +288,7 @@ def arcface_logits(
       no margin.
     margins: margin ``m`` in radians, a number or ``[B]``.
     scale: inverse temperature ``s``, dimensionless.
-    gradient: ``'exact'`` or ``'straight_through'``; see `arc_target`.
+    gradient: ``'exact'`` or ``'straight_through'``; see `arcface`.
 
   Returns:
     Logits in nats, at least float32, ``[B, C]``. Those of other classes are
@@ -305,10 +313,7 @@ def arcface_logits(
     through arccos and cos.
   """
   cosines, labels, margins = checked(cosines, labels, margins)
-  target = arc_target(
-    target_cosines(cosines, labels), margins, gradient=gradient
-  )
-  return scale * _with_target(cosines, labels, target)
+  return scale * _with_margin(cosines, labels, margins, 'arc', gradient)
 
 
 def cosface_logits(
@@ -352,12 +357,18 @@ def cosface_logits(
     Differs from the authors' code in: nothing.
   """
   cosines, labels, margins = checked(cosines, labels, margins)
-  target = cos_target(target_cosines(cosines, labels), margins)
-  return scale * _with_target(cosines, labels, target)
+  return scale * _with_margin(cosines, labels, margins, 'cos', 'exact')
 
 
-def _with_target(
-  cosines: jax.Array, labels: jax.Array, target: jax.Array
+def _with_margin(
+  cosines: jax.Array,
+  labels: jax.Array,
+  margins: tuple[jax.Array, ...],
+  kind: str,
+  gradient: str,
 ) -> jax.Array:
+  target = change_target(
+    pick_target(cosines, labels), margins, kind=kind, gradient=gradient
+  )
   mask = is_target(labels, cosines.shape[1])
   return jnp.where(mask, target[:, None], cosines)

@@ -9,37 +9,59 @@ import jax.numpy as jnp
 
 
 def sample_margins(
-  key: jax.Array, shape: tuple[int, ...], *, mean: float, std: float
+  key: jax.Array,
+  shape: tuple[int, ...],
+  *,
+  mean: float,
+  std: float,
+  clip: tuple[float, float] | None = None,
+  first_sample: jax.Array | int = 0,
 ) -> jax.Array:
-  r"""Draws margins from a normal distribution, without clipping.
+  r"""Draws margins from a normal distribution, one for each sample.
 
   .. math::
     E(m, \sigma) \sim \mathcal{N}(m, \sigma^2)
 
+  Sample i draws from a key of its own, ``fold_in(key, i)``. So its margin
+  depends on the key and on its number in the whole batch, and not on how many
+  samples are drawn together or where: a device that holds samples 32 to 63 has
+  the margins of the whole batch's samples 32 to 63 with ``first_sample=32``.
+
   Args:
-    key: typed PRNG key (``jax.random.key``); consumed once. The draw depends
-      on the key and the shape, never on how many devices compute it.
-    shape: shape of the result; ``(B,)`` for one margin a sample.
+    key: typed PRNG key (``jax.random.key``) of the step; consumed once.
+    shape: shape of the result; ``(B,)`` for one margin a sample. The first dim
+      counts samples.
     mean: mean margin ``m``, in radians for arc and in cosine units for cos.
     std: standard deviation ``sigma``, in the unit of ``mean``, not negative.
       A Python number, not traced.
+    clip: ``(low, high)`` in standard deviations: the distribution is truncated
+      to ``[m + low sigma, m + high sigma]`` and what was outside is spread over
+      it, so that no margin is drawn more often than its neighbours. None, as
+      published: all numbers can be drawn.
+    first_sample: number of the first sample in the whole batch; may be traced,
+      as ``jax.lax.axis_index('batch') * B`` inside ``jax.shard_map``.
 
   Returns:
     Margins in the unit of ``mean``, float32, ``shape``.
 
   Raises:
     TypeError: if ``key`` is not a typed key.
-    ValueError: if ``std`` is negative.
+    ValueError: if ``std`` is negative, or ``clip`` is not two rising numbers.
 
   Examples:
     >>> margins = sample_margins(jax.random.key(0), (4,), mean=0.5, std=0.05)
     >>> print(jnp.array_str(margins, precision=3))
-    [0.581 0.601 0.478 0.496]
+    [0.55  0.378 0.565 0.469]
+    >>> own = sample_margins(
+    ...   jax.random.key(0), (2,), mean=0.5, std=0.05, first_sample=2
+    ... )
+    >>> print(own == margins[2:])
+    [ True  True]
 
   References:
     `ElasticFace <https://arxiv.org/abs/2109.09416>`_, CVPRW 2022, Eqs. 5-7.
     Differs from the authors' code in: the generator is a key that the caller
-    holds, where theirs is never seeded.
+    holds, where theirs is never seeded and one for each GPU. ``clip`` is ours.
   """
   is_typed = isinstance(key, jax.Array) and jnp.issubdtype(
     key.dtype, jax.dtypes.prng_key
@@ -51,12 +73,34 @@ def sample_margins(
     )
   if std < 0:
     raise ValueError(f'std must not be negative, got {std}')
-  return mean + std * jax.random.normal(key, shape, jnp.float32)
+  check_clip(clip)
+
+  def draw(sample):
+    own = jax.random.fold_in(key, sample)
+    if clip is None:
+      return jax.random.normal(own, shape[1:], jnp.float32)
+    return jax.random.truncated_normal(own, *clip, shape[1:], jnp.float32)
+
+  count = shape[0] if shape else 1
+  samples = jnp.asarray(first_sample, jnp.uint32) + jnp.arange(
+    count, dtype=jnp.uint32
+  )
+  return mean + std * jax.vmap(draw)(samples).reshape(shape)
+
+
+def check_clip(clip: tuple[float, float] | None) -> None:
+  """Raises a ValueError unless `clip` is None or two rising numbers."""
+  if clip is None:
+    return
+  if jnp.shape(clip) != (2,) or not clip[0] < clip[1]:
+    raise ValueError(
+      f'clip must be (low, high) in standard deviations, low < high, got {clip}'
+    )
 
 
 # From the order of the samples by falling cosine, order[k] = the sample at
 # rank k, to the place in the rising margins that each sample takes.
-_PAIRINGS = {
+PAIRINGS = {
   'paper': jnp.argsort,  # A permutation's argsort is its inverse: the ranks.
   'released': lambda order: order,
 }
@@ -108,12 +152,12 @@ def pair_margins(
     Differs from the authors' code in: the default, ``'paper'``; theirs is
     ``'released'``.
   """
-  if rule not in _PAIRINGS:
-    raise ValueError(f'rule must be one of {sorted(_PAIRINGS)}, got {rule!r}')
+  if rule not in PAIRINGS:
+    raise ValueError(f'rule must be one of {sorted(PAIRINGS)}, got {rule!r}')
   if margins.ndim != 1 or margins.shape != target_cosines.shape:
     raise ValueError(
       'margins and target_cosines must both be [B], got '
       f'{margins.shape} and {target_cosines.shape}'
     )
   order = jnp.argsort(-jax.lax.stop_gradient(target_cosines))
-  return jnp.sort(margins)[_PAIRINGS[rule](order)]
+  return jnp.sort(margins)[PAIRINGS[rule](order)]

@@ -33,8 +33,9 @@ class TrainState:
   params: Any  # Of the backbone.
   batch_stats: Any  # Of the backbone.
   backbone_opt: Any  # Momentum of the backbone.
-  class_centers: Any  # [K, c, D]
-  head_opt: Any  # Momentum of the class centres, [K, c, D].
+  class_centers: Any  # [K, c, u D], u sub-centres of a class, most often 1.
+  head_opt: Any  # Momentum of the class centres, [K, c, u D].
+  loss_state: Any  # Of the loss; an empty tuple for most.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Layout:
   group_size: int
   num_classes: int
   num_blocks: int
+  subcenters: int  # Centres of each class; 1 for most.
   sample_rate: float  # Share of a block's classes in a step; 1 for all.
   mesh: jax.sharding.Mesh
 
@@ -56,6 +58,7 @@ class Layout:
     for field, value in (
       ('data.batch_size', self.batch_size),
       ('group_size', self.group_size),
+      ('head.subcenters', self.subcenters),
     ):
       if value < 1:
         raise InputError(f'{field}={value} must be at least 1')
@@ -164,7 +167,15 @@ def make_keys(seed: int) -> dict[str, jax.Array]:
 
 def specs() -> TrainState:
   """What is replicated and what is spread, as a prefix of the state."""
-  return TrainState(P(), P(), P(), P(), P(AXIS), P(AXIS))
+  return TrainState(
+    step=P(),
+    params=P(),
+    batch_stats=P(),
+    backbone_opt=P(),
+    class_centers=P(AXIS),
+    head_opt=P(AXIS),
+    loss_state=P(),
+  )
 
 
 def shardings(mesh: jax.sharding.Mesh) -> TrainState:
@@ -176,7 +187,9 @@ def shardings(mesh: jax.sharding.Mesh) -> TrainState:
   )
 
 
-def init(key, backbone, backbone_tx, head_tx, layout: Layout) -> TrainState:
+def init(
+  key, backbone, loss, backbone_tx, head_tx, layout: Layout
+) -> TrainState:
   """The state before the first step.
 
   Class centres are drawn from N(0, 0.01^2) as in the reference, each from a key
@@ -187,10 +200,11 @@ def init(key, backbone, backbone_tx, head_tx, layout: Layout) -> TrainState:
   backbone_key, head_key = jax.random.split(key)
   params, batch_stats = backbone.init(backbone_key)
   size, count = layout.block_size, layout.local_blocks
+  width = layout.subcenters * backbone.embedding_dim
 
   def draw_center(key, number):
     key = jax.random.fold_in(key, number)
-    center = jax.random.normal(key, (backbone.embedding_dim,), jnp.float32)
+    center = jax.random.normal(key, (width,), jnp.float32)
     return jnp.where(number < layout.num_classes, 0.01 * center, 0)
 
   def draw(key, trip_count):
@@ -216,4 +230,5 @@ def init(key, backbone, backbone_tx, head_tx, layout: Layout) -> TrainState:
     backbone_opt=backbone_tx.init(params),
     class_centers=centers,
     head_opt=head_tx.init(centers),
+    loss_state=loss.init(),
   )

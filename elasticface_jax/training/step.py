@@ -6,14 +6,16 @@ the number of devices. What it takes is told in `losses.rows` (loops) and
 `losses.trees` (sums); the order of the story:
 
 1. every device runs its groups forward,
-2. all embeddings go everywhere (``B * D`` numbers),
-3. every device makes its blocks' logits and keeps three numbers a sample,
-4. all of these go everywhere, and every device has the loss of all samples,
-5. every device makes its blocks' logits again, updates its class centres, and
+2. all embeddings and their lengths go everywhere (``B * (D + 1)`` numbers),
+3. every device finds the target cosines of the classes it has; these go
+   everywhere, and every device has the margins of all samples,
+4. every device makes its blocks' logits and keeps three numbers a sample,
+5. all of these go everywhere, and every device has the loss of all samples,
+6. every device makes its blocks' logits again, updates its class centres, and
    has its blocks' parts of the gradient of the embeddings,
-6. their sum goes back to the device that has the group,
-7. every device runs its groups backward,
-8. the sum over all groups goes everywhere, and every device updates its copy
+7. their sum goes back to the device that has the group,
+8. every device runs its groups backward,
+9. the sum over all groups goes everywhere, and every device updates its copy
    of the backbone.
 
 Letters: B samples in G groups of S, g groups here; D embedding size; K blocks
@@ -29,7 +31,8 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from elasticface_jax.losses import blockwise, rows, sampling
-from elasticface_jax.losses.logits import normalize
+from elasticface_jax.losses.by_name import Given
+from elasticface_jax.losses.logits import normalize, norms
 from elasticface_jax.losses.trees import (
   Devices,
   tree_sum,
@@ -84,14 +87,13 @@ def make_step(
       name: jax.random.fold_in(key, state.step) for name, key in keys.items()
     }
 
+    def own(samples):
+      """What this device's groups have of a value for each sample."""
+      grouped = samples.reshape(-1, layout.group_size)
+      return jax.lax.dynamic_slice_in_dim(grouped, first_group, count)
+
     # 1. Images to embeddings, group by group.
     drawn = augment.draw(keys['augment'], batch_size, flip=flip)
-    drawn = jax.tree.map(
-      lambda x: jax.lax.dynamic_slice_in_dim(
-        x.reshape(-1, layout.group_size), first_group, count
-      ),
-      drawn,
-    )
 
     def embed_group(params, inputs):
       embeddings, batch_stats = backbone.apply(
@@ -101,34 +103,58 @@ def make_step(
         train=True,
         key=jax.random.fold_in(keys['dropout'], inputs['group']),
       )
-      return normalize(embeddings), groups.flatten(batch_stats)
+      outputs = {'unit': normalize(embeddings), 'norm': norms(embeddings)}
+      return outputs, groups.flatten(batch_stats)
 
     inputs = {
       'images': images,
-      'drawn': drawn,
+      'drawn': jax.tree.map(own, drawn),
       'group': first_group + jnp.arange(count),
     }
-    embeddings, batch_stats, residuals = groups.forward(
+    outputs, batch_stats, residuals = groups.forward(
       embed_group, state.params, inputs, group_trips
     )
 
-    # 2. to 4. Embeddings to losses, block by block.
-    embeddings = devices.gather(embeddings).reshape(batch_size, -1)
+    # 2. and 3. Embeddings to margins.
+    embeddings = devices.gather(outputs['unit']).reshape(batch_size, -1)
     labels = devices.gather(labels).reshape(batch_size)
-    classes = _choose_classes(keys['sampling'], labels, block_trips, layout)
-    blocks = {'classes': classes, 'trip_count': block_trips}
-    statistics = blockwise.block_statistics(
-      embeddings, state.class_centers, labels, head, **blocks
+    first_block = devices.index() * layout.local_blocks
+    targets = blockwise.block_targets(
+      embeddings,
+      state.class_centers,
+      labels,
+      first_block=first_block,
+      trip_count=block_trips,
     )
-    softmax = blockwise.margin_softmax(
-      jax.tree.map(devices.gather, statistics),
-      lambda cosines: loss.margins(
-        keys['margins'], cosines, group_size=layout.group_size
-      ),
-      head,
+    targets = devices.gather(targets).sum(axis=0)
+
+    def make_margins(norms):
+      made = loss.make(
+        Given(
+          keys['margins'], targets, norms, state.loss_state, layout.group_size
+        )
+      )
+      return (made.margins, made.regularizer), made.state
+
+    gathered_norms = devices.gather(outputs['norm']).reshape(batch_size)
+    (margins, regularizer), margins_vjp, loss_state = jax.vjp(
+      make_margins, gathered_norms, has_aux=True
     )
 
-    # 5. The objective is the mean over the batch.
+    # 4. and 5. Margins to losses, block by block.
+    classes = _choose_classes(
+      keys['sampling'], labels, first_block, block_trips, layout
+    )
+    blocks = {'classes': classes, 'trip_count': block_trips}
+    statistics = blockwise.block_statistics(
+      embeddings, state.class_centers, labels, targets, margins, head, **blocks
+    )
+    softmax = blockwise.margin_softmax(
+      jax.tree.map(devices.gather, statistics), targets, margins, head
+    )
+
+    # 6. The objective is the mean over the batch.
+    weights = jnp.full(batch_size, 1 / batch_size, embeddings.dtype)
     learning_rate = rate(state.step)
 
     def descend(params, opt, gradients, tx):
@@ -141,16 +167,21 @@ def make_step(
       (state.class_centers, state.head_opt),
       labels,
       softmax,
-      jnp.full(batch_size, 1 / batch_size, embeddings.dtype),
+      weights,
       head,
       centers=lambda slots: slots[0],
       update=lambda slots, gradient: descend(*slots, gradient, head_tx),
       **blocks,
     )
 
-    # 6. to 8. Back through the groups.
-    cotangents = tree_sum_scatter(parts, devices)
-    cotangents = cotangents.reshape(count, layout.group_size, -1)
+    # 7. to 9. Back through the groups.
+    to_margins = tuple(g * weights for g in softmax.margin_gradients)
+    (to_norms,) = margins_vjp((to_margins, weights))
+    to_unit = tree_sum_scatter(parts, devices)
+    cotangents = {
+      'unit': to_unit.reshape(count, layout.group_size, -1),
+      'norm': own(to_norms),
+    }
     gradients = groups.backward(residuals, cotangents, group_trips)
     gradient = groups.unflatten(
       tree_sum_everywhere(gradients, devices), state.params
@@ -160,19 +191,19 @@ def make_step(
     )
     mean_stats = tree_sum_everywhere(batch_stats, devices) / layout.num_groups
 
-    target = softmax.target_cosines
     measured = {
-      'loss': softmax.loss.mean(),
+      'loss': (softmax.loss + regularizer).mean(),
       # Without the margin: with it, training accuracy reads as 0 for long.
       # Among the classes of this step: with fewer of them it reads higher.
-      'accuracy': (target > softmax.largest_other).mean(dtype=jnp.float32),
-      'target_angle': jnp.arccos(jnp.clip(target, -1, 1)).mean(),
-      'margin_mean': softmax.margins.mean(),
-      'margin_std': softmax.margins.std(),
+      'accuracy': (targets > softmax.largest_cosine).mean(dtype=jnp.float32),
+      'target_angle': jnp.arccos(jnp.clip(targets, -1, 1)).mean(),
+      'embedding_norm': gathered_norms.mean(),
       'backbone_gradient_norm': optax.tree.norm(gradient),
       'head_gradient_norm': jnp.sqrt(tree_sum(devices.gather(squares))),
       'learning_rate': jnp.asarray(learning_rate, jnp.float32),
     }
+    for name, margin in zip(loss.margin_names, margins, strict=True):
+      measured |= {f'{name}_mean': margin.mean(), f'{name}_std': margin.std()}
     state = TrainState(
       step=state.step + 1,
       params=params,
@@ -180,6 +211,7 @@ def make_step(
       backbone_opt=backbone_opt,
       class_centers=class_centers,
       head_opt=head_opt,
+      loss_state=loss_state,
     )
     return state, measured
 
@@ -198,11 +230,13 @@ def make_step(
 
 
 def _choose_classes(
-  key: jax.Array, labels: jax.Array, trip_count: jax.Array, layout: Layout
+  key: jax.Array,
+  labels: jax.Array,
+  first_block: jax.Array,
+  trip_count: jax.Array,
+  layout: Layout,
 ) -> sampling.AllClasses | sampling.Sample:
   """The classes of this device's blocks that a step is about."""
-  count = layout.local_blocks
-  first_block = layout.devices.index() * count
   if layout.sample_rate == 1:
     return sampling.AllClasses(first_block, layout.block_size)
   return sampling.draw(
@@ -211,7 +245,7 @@ def _choose_classes(
     num_classes=layout.num_classes,
     num_blocks=layout.num_blocks,
     sample_rate=layout.sample_rate,
-    count=count,
+    count=layout.local_blocks,
     first_block=first_block,
     trip_count=trip_count,
   )

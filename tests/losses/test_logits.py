@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cosines and margined logits against NumPy in float64, from the formulas."""
+"""Cosines, lengths and margined logits against NumPy in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from elasticface_jax import losses
-from elasticface_jax.losses.logits import arc_target, cos_target, normalize
+from elasticface_jax.losses.logits import normalize, pick_target
 
 LOGITS = {'arc': losses.arcface_logits, 'cos': losses.cosface_logits}
 
@@ -121,105 +121,151 @@ def test_wrong_vectors_are_refused():
     losses.cosines(x, jnp.ones((2, 3), int))
 
 
-# The target.
+# Lengths.
 
 
-def angles(count=400, seed=0):
-  rng = np.random.default_rng(seed)
-  cosines = rng.uniform(-0.999, 0.999, count).astype(np.float32)
-  margins = rng.normal(0.5, 0.05, count).astype(np.float32)
-  return cosines, margins
+@pytest.mark.parametrize('length', [1e-30, 1e-3, 1.0, 1e30])
+def test_norms_and_their_gradient_at_any_length(length):
+  x = (vectors() * length).astype(np.float32)
+  wide = x.astype(np.float64)
+  got = losses.norms(x)
+  assert got.dtype == np.float32
+  np.testing.assert_allclose(got, np.linalg.norm(wide, axis=1), rtol=5e-7)
+  gradient = jax.jit(jax.grad(lambda x: losses.norms(x).sum()))(x)
+  np.testing.assert_allclose(gradient, unit(wide), rtol=0, atol=5e-7)
 
 
-def slopes(target, cosines, margins, **kwargs):
-  total = lambda c: target(c, margins, **kwargs).sum()
-  return np.asarray(jax.grad(total)(cosines), np.float64)
+def test_a_zero_vector_has_length_zero_and_gradient_zero():
+  x = vectors().astype(np.float32)
+  x[2] = 0
+  got, pullback = jax.vjp(losses.norms, x)
+  (gradient,) = pullback(jnp.ones(6))
+  np.testing.assert_array_equal(got[2], 0)
+  np.testing.assert_array_equal(gradient[2], np.zeros(5))
+  assert np.all(np.isfinite(gradient)) and np.all(np.abs(gradient[0]) > 0)
 
 
-def test_arc_target_and_its_slope():
-  cosines, margins = angles()
-  theta = np.arccos(cosines.astype(np.float64))
-  want = np.cos(theta + margins)
-  # One float32 ulp of 1: rounding, nothing else.
-  np.testing.assert_allclose(
-    arc_target(cosines, margins), want, rtol=0, atol=2**-23
-  )
-  slope = np.sin(theta + margins) / np.sin(theta)
-  np.testing.assert_allclose(
-    slopes(arc_target, cosines, margins), slope, rtol=1e-6, atol=1e-6
-  )
-
-
-def test_arc_target_in_float64():
-  cosines, margins = (x.astype(np.float64) for x in angles())
-  theta = np.arccos(cosines)
+@pytest.mark.parametrize('length', [1e-3, 1.0, 1e3])
+def test_second_derivatives_of_norms(length):
+  x = length * vectors()[0]
   with jax.enable_x64(True):
-    got = arc_target(cosines, margins)
-    slope = slopes(arc_target, cosines, margins)
-  np.testing.assert_allclose(got, np.cos(theta + margins), atol=1e-15)
-  want = np.sin(theta + margins) / np.sin(theta)
-  np.testing.assert_allclose(slope, want, rtol=1e-12, atol=1e-12)
+    got = jax.jit(jax.hessian(losses.norms))(x)
+  # d2 |x| = (1 - u u') / |x|
+  want = (np.eye(5) - np.outer(unit(x), unit(x))) / np.linalg.norm(x)
+  np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-12 / length)
 
 
-def test_arc_slope_has_no_floor_next_to_one():
-  # The last float32 numbers before +-1, where any epsilon would show.
-  cosines = np.float32([1 - 2**-24, -1 + 2**-24, 1 - 2**-23, 0.9999, -0.999])
-  exact = cosines.astype(np.float64)
-  want = np.cos(0.5) + np.sin(0.5) * exact / np.sqrt((1 - exact) * (1 + exact))
-  np.testing.assert_allclose(slopes(arc_target, cosines, 0.5), want, rtol=1e-6)
-  assert want[0] > 1000
+def test_norms_of_any_shape_and_dtype():
+  x = vectors(6, 5).reshape(2, 3, 5)
+  assert losses.norms(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.float32
+  with jax.enable_x64(True):
+    got = jax.jit(losses.norms)(x)
+    assert got.dtype == np.float64
+    np.testing.assert_allclose(got, np.linalg.norm(x, axis=-1), rtol=1e-14)
 
 
-@pytest.mark.parametrize('transform', [lambda f: f, jax.jit])
-def test_arc_target_is_finite_at_the_ends_and_beyond(transform):
-  # Rounding puts the cosine of a vector with itself at 1 + 1e-7.
-  cosines = jnp.array([1.0, -1.0, 1.0 + 2**-23, -1.0 - 2**-23])
-  got = transform(arc_target)(cosines, jnp.full(4, 0.5))
-  np.testing.assert_allclose(got, np.cos(0.5) * cosines, rtol=1e-6)
-  slope = slopes(transform(arc_target), cosines, jnp.full(4, 0.5))
-  np.testing.assert_allclose(slope, np.full(4, np.cos(0.5)), rtol=1e-6)
+# Sub-centres.
 
 
-@pytest.mark.parametrize('transform', [lambda f: f, jax.jit])
-def test_straight_through_changes_the_slope_and_not_one_bit_else(transform):
-  cosines, margins = angles()
-  cosines = np.append(cosines, np.float32([1, -1, 0]))
-  margins = np.append(margins, np.float32([0.5, 0.5, 0.5]))
-  through = lambda c, m: arc_target(c, m, gradient='straight_through')
-  np.testing.assert_array_equal(
-    transform(through)(cosines, margins),
-    transform(lambda c, m: arc_target(c, m))(cosines, margins),
-  )
-  np.testing.assert_array_equal(
-    slopes(transform(through), cosines, margins), np.ones(403)
-  )
+def subcenters(count, dtype=np.float32):
+  rng = np.random.default_rng(3)
+  return rng.normal(size=(4, count, 5)).astype(dtype)
 
 
-def test_no_margin_changes_no_bit():
-  cosines, _ = angles()
-  np.testing.assert_array_equal(arc_target(cosines, 0.0), cosines)
-  np.testing.assert_array_equal(cos_target(cosines, 0.0), cosines)
-
-
-def test_slope_by_the_margin():
-  cosines, margins = angles()
-  theta = np.arccos(cosines.astype(np.float64))
-  total = lambda target: lambda m: target(cosines, m).sum()
+def test_subcenter_cosines_are_those_of_the_nearest():
+  x, w = vectors(), subcenters(3, np.float64)
+  each = np.einsum('bd,ckd->bck', unit(x), unit(w))
+  weights = vectors(6, 4, seed=2)
+  with jax.enable_x64(True):
+    got, gx, gw = jax.jit(
+      lambda x, w: (
+        losses.subcenter_cosines(x, w),
+        *jax.vjp(losses.subcenter_cosines, x, w)[1](weights),
+      )
+    )(x, w)
+  np.testing.assert_allclose(got, each.max(axis=2), rtol=1e-13)
+  # The gradient of a cosine, of the nearest alone.
+  pull = weights[:, :, None] * (each == each.max(axis=2, keepdims=True))
+  along = (pull * each).sum(axis=(1, 2))[:, None] * unit(x)
+  want = np.einsum('bck,ckd->bd', pull, unit(w)) - along
   np.testing.assert_allclose(
-    jax.grad(total(arc_target))(margins), -np.sin(theta + margins), atol=3e-7
+    gx, want / np.linalg.norm(x, axis=1, keepdims=True), atol=1e-13
   )
+  along = (pull * each).sum(axis=0)[:, :, None] * unit(w)
+  want = np.einsum('bck,bd->ckd', pull, unit(x)) - along
+  np.testing.assert_allclose(
+    gw, want / np.linalg.norm(w, axis=2, keepdims=True), atol=1e-13
+  )
+
+
+@pytest.mark.parametrize('transform', [lambda f: f, jax.jit])
+def test_one_subcenter_is_the_class_centre_bit_for_bit(transform):
+  x, w = vectors().astype(np.float32), subcenters(1)
+  weights = vectors(6, 4, seed=2).astype(np.float32)
+
+  @transform
+  def run(x, w):
+    loss = losses.cosines if w.ndim == 2 else losses.subcenter_cosines
+    value, pullback = jax.vjp(loss, x, w)
+    return value, *pullback(weights)
+
+  got, want = run(x, w), run(x, w[:, 0])
+  for a, b in zip(got, want, strict=True):
+    np.testing.assert_array_equal(a.reshape(b.shape), b)
+
+
+def test_equal_subcenters_share_the_gradient():
+  x, w = vectors().astype(np.float32), np.repeat(subcenters(1), 2, axis=1)
+  np.testing.assert_allclose(
+    losses.subcenter_cosines(x, w), losses.cosines(x, w[:, 0]), atol=2e-7
+  )
+  total = lambda f: jax.grad(lambda w: f(x, w).sum())
+  got = total(losses.subcenter_cosines)(w)
+  np.testing.assert_array_equal(got[:, 0], got[:, 1])
+  want = total(losses.cosines)(w[:, 0])
+  np.testing.assert_allclose(got.sum(axis=1), want, rtol=1e-5, atol=1e-6)
+
+
+def test_order_of_subcenters_and_their_lengths_do_not_count():
+  x, w = vectors().astype(np.float32), subcenters(3)
+  want = losses.subcenter_cosines(x, w)
   np.testing.assert_array_equal(
-    jax.grad(total(cos_target))(margins), -np.ones(400)
+    losses.subcenter_cosines(x, w[:, [2, 0, 1]]), want
   )
+  got = losses.subcenter_cosines(
+    4 * x, w * np.float32([0.5, 8, 2**60])[:, None]
+  )
+  np.testing.assert_array_equal(got, want)
 
 
-def test_an_unknown_gradient_is_refused():
-  with pytest.raises(ValueError, match="'straight_through'.*'none'"):
-    arc_target(jnp.zeros(2), 0.5, gradient='none')
-  with pytest.raises(ValueError, match="'none'"):
-    losses.arcface_logits(
-      jnp.zeros((2, 3)), jnp.zeros(2, int), 0.5, gradient='none'
-    )
+def test_zero_and_narrow_subcenters():
+  x, w = vectors().astype(np.float32), subcenters(3)
+  x[0], w[1, 2], w[2] = 0, 0, 0
+  got = losses.subcenter_cosines(x, w)
+  np.testing.assert_array_equal(got[0], np.zeros(4))
+  np.testing.assert_array_equal(got[:, 2], np.zeros(6))
+  assert np.all(np.asarray(got)[1:, 1] >= 0)
+  gx, gw = jax.jit(
+    jax.grad(lambda x, w: losses.subcenter_cosines(x, w).sum(), (0, 1))
+  )(x, w)
+  assert np.all(np.isfinite(gx)) and np.all(np.isfinite(gw))
+  np.testing.assert_array_equal(gx[0], np.zeros(5))
+  narrow = losses.subcenter_cosines(
+    *(jnp.asarray(a, jnp.bfloat16) for a in (x, w))
+  )
+  assert narrow.dtype == jnp.float32
+
+
+def test_wrong_subcenters_are_refused():
+  x, w = jnp.ones((2, 3)), jnp.ones((4, 2, 3))
+  with pytest.raises(ValueError, match=r'\[C, k, D\].*\(2, 3\) and \(4, 3\)'):
+    losses.subcenter_cosines(x, w[:, 0])
+  with pytest.raises(ValueError, match=r'\(2, 3\) and \(4, 2, 2\)'):
+    losses.subcenter_cosines(x, w[:, :, :2])
+  with pytest.raises(ValueError, match=r'\[C, D\].*\(2, 3\) and \(4, 2, 3\)'):
+    losses.cosines(x, w)
+  with pytest.raises(TypeError, match='embeddings.*int32'):
+    losses.subcenter_cosines(x.astype(int), w)
 
 
 # The logits.
@@ -295,6 +341,34 @@ def test_no_arccos_and_no_scatter():
   assert 'cos' in program
   assert 'acos' not in program and 'atan' not in program
   assert 'scatter' not in program
+
+
+def test_picked_targets_and_their_gradient():
+  cosines, labels, _ = batch()
+  got, pullback = jax.vjp(
+    lambda c: pick_target(c, jnp.asarray(labels, jnp.int32)), cosines
+  )
+  np.testing.assert_array_equal(got, cosines[np.arange(8), labels])
+  (gradient,) = pullback(jnp.arange(1.0, 9.0))
+  want = np.zeros_like(cosines)
+  want[np.arange(8), labels] = np.arange(1, 9)
+  np.testing.assert_array_equal(gradient, want)
+  outside = pick_target(jnp.asarray(cosines), jnp.full(8, 5, jnp.int32))
+  np.testing.assert_array_equal(outside, np.zeros(8))
+
+
+def test_straight_through_logits():
+  cosines, labels, margins = batch()
+  run = lambda gradient: jax.vjp(
+    lambda c: losses.arcface_logits(c, labels, margins, gradient=gradient),
+    cosines,
+  )
+  (exact, _), (got, pullback) = run('exact'), run('straight_through')
+  np.testing.assert_array_equal(got, exact)
+  (gradient,) = pullback(jnp.ones_like(got))
+  np.testing.assert_array_equal(gradient, np.full_like(cosines, 64))
+  with pytest.raises(ValueError, match="'straight_through'.*'none'"):
+    run('none')
 
 
 def test_labels_of_any_integer_type():

@@ -82,6 +82,16 @@ def test_after_a_kill_and_on_another_device_count(folder, train, expected):
 
 
 @pytest.mark.slow
+def test_of_a_loss_with_a_state_that_goes_on_elsewhere(tmp_path, train):
+  run = {'loss__name': 'adaface', 'eval__pairs': '()'}
+  whole = finish(train(tmp_path / 'whole', 1, **run))
+  finish(train(tmp_path / 'parts', 2, **run, total_steps=2))
+  parts = finish(train(tmp_path / 'parts', 4, **run))
+  assert 'going on from step 2' in parts
+  assert whole.splitlines()[-1] == parts.splitlines()[-1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(('processes', 'devices'), [(2, 2), (4, 1)])
 def test_of_several_processes(
   folder, train_together, expected, processes, devices

@@ -52,6 +52,7 @@ def test_one_process_has_all_samples_and_agrees_with_itself(cpu_mesh):
     group_size=3,
     num_classes=20,
     num_blocks=8,
+    subcenters=1,
     sample_rate=1.0,
     mesh=cpu_mesh,
   )

@@ -43,7 +43,7 @@ PROJECTION = Projection()
 def layout_of(n, sample_rate):
   mesh = state.make_mesh(n)
   return state.Layout(
-    BATCH, GROUP_SIZE, CLASSES, BLOCKS, sample_rate=sample_rate, mesh=mesh
+    BATCH, GROUP_SIZE, CLASSES, BLOCKS, 1, sample_rate=sample_rate, mesh=mesh
   )
 
 
@@ -60,18 +60,20 @@ def run(n, sample_rate, backbone=PROJECTION):
   """Three steps on n devices: states as numpy, and what was measured."""
   layout = layout_of(n, sample_rate)
   loss = by_name(
-    'elastic_arcface',
-    scale=16.0,
-    margin=0.5,
-    margin_std=0.05,
-    pairing='paper',
-    gradient='exact',
+    {
+      'name': 'elastic_arcface',
+      'scale': 16.0,
+      'margin': 0.5,
+      'margin_std': 0.05,
+      'clip': (),
+      'gradient': 'exact',
+    }
   )
   keys = state.make_keys(SEED)
   sgd = optimizer.momentum_sgd(momentum=0.9, weight_decay=5e-4)
   backbone_tx = optax.chain(optax.clip_by_global_norm(0.5), sgd)
   current = jax.jit(
-    lambda key: state.init(key, backbone, backbone_tx, sgd, layout),
+    lambda key: state.init(key, backbone, loss, backbone_tx, sgd, layout),
     out_shardings=state.shardings(layout.mesh),
   )(keys['init'])
   do = step.make_step(

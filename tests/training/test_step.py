@@ -40,20 +40,22 @@ def chains():
 def run(backbone, batches, n):
   """Two steps on n devices: states as numpy, and what was measured."""
   layout = state.Layout(
-    BATCH, GROUP_SIZE, CLASSES, BLOCKS, 1.0, state.make_mesh(n)
+    BATCH, GROUP_SIZE, CLASSES, BLOCKS, 1, 1.0, state.make_mesh(n)
   )
   loss = by_name(
-    'elastic_arcface',
-    scale=SCALE,
-    margin=MARGIN,
-    margin_std=STD,
-    pairing='paper',
-    gradient='exact',
+    {
+      'name': 'elastic_arcface',
+      'scale': SCALE,
+      'margin': MARGIN,
+      'margin_std': STD,
+      'clip': (),
+      'gradient': 'exact',
+    }
   )
   keys = state.make_keys(SEED)
   backbone_tx, head_tx = chains()
   current = jax.jit(
-    lambda key: state.init(key, backbone, backbone_tx, head_tx, layout),
+    lambda key: state.init(key, backbone, loss, backbone_tx, head_tx, layout),
     out_shardings=state.shardings(layout.mesh),
   )(keys['init'])
   do = step.make_step(

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Shows that the tests of the losses can fail: breaks a formula at a time.
+
+Each row of `BREAKS` changes one sign, factor, limit or order in a copy of the
+package, and the tests of the losses run against that copy until one fails. What
+is printed is which. Exits with 1 if a broken formula passes them all.
+
+    python checks/break_losses.py              # All, in about half an hour.
+    python checks/break_losses.py --only adaptive
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# The quick ones first.
+TESTS = [
+  f'tests/losses/test_{name}.py'
+  for name in (
+    'changes',
+    'logits',
+    'adaptive',
+    'softmax',
+    'margins',
+    'by_name',
+    'blockwise',
+  )
+]
+
+# File of the losses, what stands there (once), and what stands there instead.
+BREAKS = (
+  # The target's cosine.
+  ('changes', '(1 - c) * (1 + c)', '(1 - c) * (2 + c)'),
+  ('changes', 'jnp.cos(margins) - _sine(c)', 'jnp.cos(margins) + _sine(c)'),
+  ('changes', '_sine(cosines), cosines)', '_sine(cosines), -cosines)'),
+  ('changes', 'return target_cosines - margins\n', 'return margins\n'),
+  ('changes', 'extra = (m1 - 1)', 'extra = (m1 + 1)'),
+  ('changes', 'angles(target_cosines) + m2', 'angles(target_cosines) - m2'),
+  ('changes', 'extra) - m3', 'extra) + m3'),
+  ('changes', 'sign = 1 - 2 * (k % 2)', 'sign = 1 - (k % 2)'),
+  ('changes', '(margins - 1) * theta) - 2 * k', '(margins - 1) * theta) - k'),
+  ('changes', 'cosines, (margins - 1) * theta', 'cosines, margins * theta'),
+  ('changes', 'theta.dtype))) - 1', 'theta.dtype)))'),
+  ('changes', 'return a * jnp.square', 'return 2 * a * jnp.square'),
+  ('changes', 'angles(target_cosines) - h)', 'angles(target_cosines) + h)'),
+  ('changes', '- h) + k', '- h) - k'),
+  ('changes', '(target_cosines) + angle_margins', '(target_cosines)'),
+  ('changes', 'total <= ANGLE_LIMIT', 'total <= -4'),
+  ('changes', 'total >= np.pi - ANGLE_LIMIT', 'total >= 2 * np.pi'),
+  ('changes', 'return changed - cosine_margins', 'return changed'),
+  ('changes', 'jnp.where(target_cosines > 0', 'jnp.where(target_cosines > -2'),
+  ('changes', '> -jnp.cos(margins)', '> jnp.cos(margins)'),
+  ('changes', 'cosines - margins * jnp.sin', 'cosines + margins * jnp.sin'),
+  ('changes', '+ (target_cosines - fixed)', '+ (fixed - target_cosines)'),
+  # The others' cosines.
+  ('changes', 'cosines > limit[:, None]', 'cosines < limit[:, None]'),
+  ('changes', '(t[:, None] + cosines)', '(t[:, None] - cosines)'),
+  ('changes', 'broadcast_to(jax.lax.stop_gradient(t)', 'broadcast_to((t)'),
+  # Margins that follow lengths, and states.
+  ('adaptive', 'rate * batch', '2 * rate * batch'),
+  ('adaptive', '(1 - rate) * running', '(1 + rate) * running'),
+  ('adaptive', "'norms', jax.lax.stop_gradient(norms)", "'norms', norms"),
+  ('adaptive', 'jnp.clip(norms, *NORM_LIMITS)', 'norms'),
+  ('adaptive', '/ (norms.size - 1)', '/ norms.size'),
+  ('adaptive', 'if norms.size > 1:', 'if True:'),
+  ('adaptive', 'norms - new.mean', 'norms - state.mean'),
+  ('adaptive', '(new.std + EPSILON)', '(state.std + EPSILON)'),
+  ('adaptive', 'EPSILON), -1, 1)', 'EPSILON), -2, 2)'),
+  ('adaptive', '(-margin * k, ', '(margin * k, '),
+  ('adaptive', 'margin + margin * k)', 'margin - margin * k)'),
+  ('adaptive', '(norms / upper_norm**2', '(norms / upper_norm'),
+  ('adaptive', '+ 1 / norms)', '- 1 / norms)'),
+  ('adaptive', 'lower_margin + slope', 'lower_margin - slope'),
+  ('adaptive', 'slope * (norms - lower_norm)', 'slope * norms'),
+  ('adaptive', "_checked('norms', norms), lower_norm", 'norms, 0'),
+  ('adaptive', 'return (margin, t), Curr', 'return (margin, state.t), Curr'),
+  # The softmax.
+  ('softmax', 'scale * (cosines - largest', 'scale * (cosines + largest'),
+  ('softmax', 'scale * (fixed - target)', 'scale * (target - fixed)'),
+  ('softmax', 'lead = scale *', 'lead = 2 * scale *'),
+  ('softmax', 'others = ~is_target', 'others = is_target'),
+  (
+    'softmax',
+    'entropy(others, labels, target',
+    'entropy(cosines, labels, target',
+  ),
+  # Cosines and lengths.
+  ('logits', 'tangent - unit * along', 'tangent + unit * along'),
+  ('logits', 'jnp.sum(x * normalize(x), axis=-1)', 'jnp.sum(x * x, axis=-1)'),
+  ('logits', '-1, count).max(axis=2)', '-1, count).min(axis=2)'),
+  # Draws and pairing.
+  ('margins', 'mean + std *', 'mean - std *'),
+  ('margins', 'fold_in(key, sample)', 'fold_in(key, 0)'),
+  ('margins', 'jnp.asarray(first_sample, jnp.uint32) + ', ''),
+  ('margins', 'truncated_normal(own, *clip', 'truncated_normal(own, -9, 9'),
+  ('margins', 'argsort(-jax', 'argsort(jax'),
+  # Block by block.
+  ('blockwise', 'labels - (first_block + i)', 'labels - (first_block - i)'),
+  ('blockwise', 'jnp.where(places < 0, size, places)', 'places'),
+  ('blockwise', 'to_largest = head.scale *', 'to_largest = 2 * head.scale *'),
+  ('blockwise', 'head.scale * (largest - target)', '(largest - target)'),
+  ('blockwise', 'target_vjp(-head.scale', 'target_vjp(head.scale'),
+  ('blockwise', 'others_vjp(other_gradients', 'others_vjp(2 * other_gradients'),
+  ('blockwise', 'nearest_vjp(\n', '(lambda x: (x,))(\n'),
+  ('blockwise', 'hide(cosines).max(axis=1)', 'largest'),
+  ('blockwise', 'target_gradients * cotangents', 'target_gradients'),
+  ('blockwise', 'largest_probability * cotangents', 'largest_probability'),
+  ('blockwise', 'tuple(g * cotangents', 'tuple(g'),
+  ('blockwise', 'numbers >= head.num_classes', 'numbers > head.num_classes'),
+)
+
+
+def main() -> int:
+  """Breaks and tests."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--only', help='file of the losses, such as changes')
+  args = parser.parse_args()
+  rows = [row for row in BREAKS if args.only in (None, row[0])]
+  survivors = 0
+  for module, old, new in rows:
+    caught = caught_by(module, old, new)
+    survivors += caught is None
+    told = caught or 'NOTHING'
+    print(f'{module}: {_line(old)} -> {_line(new)}\n  {told}', flush=True)
+  print(f'{len(rows) - survivors} of {len(rows)} were caught')
+  return 1 if survivors else 0
+
+
+def _line(code: str) -> str:
+  return ' '.join(code.split()) or '(nothing)'
+
+
+def broken(module: str, old: str, new: str) -> str:
+  """The source of a module with one thing broken."""
+  source = (ROOT / 'elasticface_jax/losses' / f'{module}.py').read_text()
+  assert source.count(old) == 1, f'{module}: {old!r} is there not once'
+  return source.replace(old, new)
+
+
+def caught_by(module: str, old: str, new: str) -> str | None:
+  """The first test that fails on a broken copy; None if all pass."""
+  with tempfile.TemporaryDirectory() as folder:
+    copy = Path(folder)
+    shutil.copytree(ROOT / 'elasticface_jax', copy / 'elasticface_jax')
+    shutil.copytree(ROOT / 'tests', copy / 'tests')
+    shutil.copy(ROOT / 'setup.cfg', copy)
+    path = copy / 'elasticface_jax/losses' / f'{module}.py'
+    path.write_text(broken(module, old, new))
+    run = subprocess.run(
+      [sys.executable, '-m', 'pytest', '-x', '-q', *TESTS],
+      cwd=copy,
+      env=os.environ | {'PYTHONPATH': str(copy)},
+      capture_output=True,
+      text=True,
+    )
+  if run.returncode == 0:
+    return None
+  failed = re.search(r'^(?:FAILED|ERROR) (\S+)', run.stdout, re.MULTILINE)
+  assert failed, run.stdout + run.stderr
+  return failed[1].removeprefix('tests/losses/')
+
+
+if __name__ == '__main__':
+  sys.exit(main())
