@@ -6,6 +6,7 @@ Letters: B samples.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def sample_margins(
@@ -37,7 +38,8 @@ def sample_margins(
     clip: ``(low, high)`` in standard deviations: the distribution is truncated
       to ``[m + low sigma, m + high sigma]`` and what was outside is spread over
       it, so that no margin is drawn more often than its neighbours. None, as
-      published: all numbers can be drawn.
+      published: all numbers can be drawn. Bounds far out in one tail, from
+      (5, 6) on, leave float32 few numbers to draw.
     first_sample: number of the first sample in the whole batch; may be traced,
       as ``jax.lax.axis_index('batch') * B`` inside ``jax.shard_map``.
 
@@ -71,7 +73,7 @@ def sample_margins(
       'key must be a typed key as jax.random.key(seed) makes it, got '
       f'{getattr(key, "dtype", type(key).__name__)}'
     )
-  if std < 0:
+  if not std >= 0:
     raise ValueError(f'std must not be negative, got {std}')
   check_clip(clip)
 
@@ -92,7 +94,7 @@ def check_clip(clip: tuple[float, float] | None) -> None:
   """Raises a ValueError unless `clip` is None or two rising numbers."""
   if clip is None:
     return
-  if jnp.shape(clip) != (2,) or not clip[0] < clip[1]:
+  if np.shape(clip) != (2,) or not clip[0] < clip[1]:
     raise ValueError(
       f'clip must be (low, high) in standard deviations, low < high, got {clip}'
     )

@@ -372,6 +372,14 @@ def test_the_wider_of_two_dtypes_counts():
   assert [x.dtype.name for x in got[:3]] == ['float64', 'float64', 'float32']
   want = run_wide(batch(), kind='cos')
   check(got[:2], want, 1e-12)
+  # As well where the centres are the wider.
+  with jax.enable_x64(True):
+    embeddings, centers, *others = batch()
+    both = embeddings, np.float64(centers)
+    loss = functools.partial(losses.blockwise_margin_softmax, num_blocks=4)
+    assert jax.eval_shape(loss, *both, *others[:2]).dtype == np.float64
+    targets = jax.eval_shape(losses.target_cosines, *both, others[0])
+    assert targets.dtype == np.float64
 
 
 def test_labels_narrower_than_the_classes():

@@ -180,7 +180,7 @@ def test_an_untyped_key_is_refused(key):
 def test_wrong_spreads_are_refused():
   with pytest.raises(ValueError, match='std must not be negative, got -0.05'):
     draw(0, std=-0.05)
-  for clip in [(1.0,), (1, 1), (2, 1), (-1, 0, 1), (np.nan, 1)]:
+  for clip in [2.0, (1.0,), (1, 1), (2, 1), (-1, 0, 1), (np.nan, 1)]:
     with pytest.raises(ValueError, match=r'\(low, high\) in standard') as error:
       draw(0, clip=clip)
     assert str(error.value).endswith(f'low < high, got {clip}')

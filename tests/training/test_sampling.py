@@ -146,7 +146,7 @@ def test_rate_1_is_all_classes_to_the_bit(monkeypatch):
   plain = run(2, 1.0)
   draws = []
 
-  def choose(key, labels, trip_count, layout):
+  def choose(key, labels, first_block, trip_count, layout):
     count = BLOCKS // layout.mesh.size
     draws.append(count)
     return sampling.draw(
@@ -156,7 +156,7 @@ def test_rate_1_is_all_classes_to_the_bit(monkeypatch):
       num_blocks=BLOCKS,
       sample_rate=1.0,
       count=count,
-      first_block=layout.devices.index() * count,
+      first_block=first_block,
       trip_count=trip_count,
     )
 
