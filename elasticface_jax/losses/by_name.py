@@ -146,8 +146,8 @@ _SHARED = tuple(_LOSSES)[:7]
 
 def _is_clip(value: Any) -> bool:
   try:
-    check_clip(tuple(value) or None)
-  except (TypeError, ValueError):  # TypeError: of words.
+    check_clip(tuple(map(float, value)) or None)
+  except ValueError:
     return False
   return True
 

@@ -242,7 +242,7 @@ def test_wrong_names_and_numbers_are_refused():
   for std in (-0.1, nan):
     refused(f'loss.margin_std {std} must be 0 or more', margin_std=std)
   refused('loss.margin nan must be a finite number', margin=nan)
-  for clip in ((1.0, -1.0), (1.0,), (0.0, nan)):
+  for clip in ((1.0, -1.0), (1.0,), (0.0, nan), ('low', 'high')):
     refused(r'loss.clip .*empty or \(low, high\)', clip=clip)
 
   def refused_own(name, match, **changes):
