@@ -5,7 +5,7 @@ Each row of `BREAKS` changes one sign, factor, limit or order in a copy of the
 package, and the tests of the losses run against that copy until one fails. What
 is printed is which. Exits with 1 if a broken formula passes them all.
 
-    python checks/break_losses.py              # All, in about a quarter of an hour.
+    python checks/break_losses.py  # All, in about a quarter of an hour.
     python checks/break_losses.py --only adaptive
 """
 
