@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scripts in checks/ run; here in a short form."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -37,11 +36,8 @@ def test_reduction():
   assert 'on 2 devices' in told and 'ratio' in told
 
 
-def test_what_breaks_the_losses_is_still_there():
-  path = CHECKS / 'break_losses.py'
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  script = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(script)
+def test_what_breaks_the_losses_is_still_there(load_script):
+  script = load_script(CHECKS / 'break_losses.py')
   for row in script.BREAKS:
     compile(script.broken(*row), row[0], 'exec')
   for test in script.TESTS:

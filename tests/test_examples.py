@@ -2,8 +2,6 @@
 """The examples run, show what they say, and import what users may."""
 
 import ast
-import functools
-import importlib.util
 import os
 import subprocess
 import sys
@@ -17,14 +15,6 @@ from elasticface_jax import losses
 
 FOLDER = Path(__file__).parents[1] / 'examples'
 EXAMPLES = sorted(FOLDER.glob('*.py'))
-
-
-@functools.cache
-def load(name):
-  spec = importlib.util.spec_from_file_location(name, FOLDER / f'{name}.py')
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
 
 
 def imports(path):
@@ -62,8 +52,8 @@ def fell(history):
   return np.mean(history[-20:]) < np.mean(history[:20]) / 3
 
 
-def test_optax_loop_learns_to_tell_unseen_identities_apart():
-  told = load('optax_loop').main()
+def test_optax_loop_learns_to_tell_unseen_identities_apart(load_script):
+  told = load_script(FOLDER / 'optax_loop.py').main()
   assert fell(told['losses'])
   assert told['before'] < 0.4 and told['after'] > 0.9
 
@@ -81,8 +71,8 @@ def test_optax_loop_is_a_command():
   assert not process.stderr
 
 
-def test_nnx_model_learns_and_its_loss_follows_the_lengths():
-  told = load('nnx_model').main()
+def test_nnx_model_learns_and_its_loss_follows_the_lengths(load_script):
+  told = load_script(FOLDER / 'nnx_model.py').main()
   assert fell(told['losses'])
   assert told['before']['accuracy'] < 0.1 < 0.85 < told['after']['accuracy']
   assert told['before']['correlation'] < told['after']['correlation']
@@ -93,8 +83,8 @@ def test_nnx_model_learns_and_its_loss_follows_the_lengths():
 
 
 @pytest.mark.parametrize('count', [1, 8])
-def test_transforms_give_the_same_numbers(count):
-  module = load('transforms')
+def test_transforms_give_the_same_numbers(load_script, count):
+  module = load_script(FOLDER / 'transforms.py')
   told = module.main(jax.devices()[:count])
   # More margin costs more, and every seed draws margins of its own.
   table = np.asarray(told['table'])

@@ -14,11 +14,8 @@ HAS_TORCH = importlib.util.find_spec('torch') is not None
 
 
 @pytest.fixture(scope='module')
-def script():
-  spec = importlib.util.spec_from_file_location('loss_speed', SCRIPT)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+def script(load_script):
+  return load_script(SCRIPT)
 
 
 def test_table_of_ours(script, capsys):

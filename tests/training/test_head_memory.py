@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The head's memory for 85,742 classes: `checks/head_memory.py`, in part."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -10,11 +9,8 @@ SCRIPT = Path(__file__).parents[2] / 'checks' / 'head_memory.py'
 
 
 @pytest.fixture(scope='module')
-def head_memory():
-  spec = importlib.util.spec_from_file_location('head_memory', SCRIPT)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+def head_memory(load_script):
+  return load_script(SCRIPT)
 
 
 @pytest.mark.parametrize('sample_rate', [1.0, 0.1])
