@@ -28,6 +28,7 @@ def get_config(arg=''):
   c.data = dict(
     source='data/faces',  # Holds train.rec, train.idx and property.
     batch_size=64,
+    window=0,  # Images shuffled together (data.order); 0 for all of them.
     # What 'synthetic' draws; not read for other sources.
     synthetic=dict(num_images=5_000, num_classes=250),
   )

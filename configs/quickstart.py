@@ -25,6 +25,7 @@ def get_config(arg=''):
   c.data = dict(
     source='synthetic',  # Or a folder with train.rec, train.idx, property.
     batch_size=64,
+    window=0,  # Images shuffled together (data.order); 0 for all of them.
     # What 'synthetic' draws; not read for other sources.
     synthetic=dict(num_images=4_000, num_classes=200),
   )

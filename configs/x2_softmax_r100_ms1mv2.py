@@ -29,6 +29,7 @@ def get_config(arg=''):
   c.data = dict(
     source='data/ms1mv2',  # Holds train.rec, train.idx and property.
     batch_size=512,
+    window=0,  # Images shuffled together (data.order); 0 for all of them.
     # What 'synthetic' draws; not read for other sources.
     synthetic=dict(num_images=1_024, num_classes=64),
   )

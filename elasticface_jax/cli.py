@@ -6,6 +6,7 @@ Commands import what they need when they run, so that `--help` is quick and
 """
 
 import argparse
+import contextlib
 import difflib
 import logging
 import os
@@ -131,9 +132,51 @@ def _parser() -> argparse.ArgumentParser:
   sub.add_argument('--step', type=int, help='which checkpoint; newest if unset')
 
   sub = command(
-    'inspect', _inspect, 'Check every record of a .rec folder or a .bin file.'
+    'inspect', _inspect, 'Check every image of a data set or a pair set.'
   )
-  sub.add_argument('data', type=Path, help='folder with train.rec, or .bin')
+  sub.add_argument(
+    'data',
+    help='folder with train.rec, shards, or a folder of images a person; '
+    'or a file of pairs, .bin or .npz',
+  )
+  sub.add_argument(
+    '--out', type=Path, help='folder for the report as JSON and a histogram'
+  )
+  sub.add_argument(
+    '--fix',
+    type=Path,
+    metavar='OUT',
+    help='write what is whole, once each, to a new .rec folder',
+  )
+
+  sub = command(
+    'prepare',
+    _prepare,
+    'Write a data set as shards, or a pair set as one file, and read it back.',
+  )
+  sub.add_argument(
+    'source',
+    help='data set, as for inspect; or a .bin; or, with --list, a folder with '
+    'the images of each person',
+  )
+  sub.add_argument(
+    'out', type=Path, help='folder to make; or file, .npz or .bin'
+  )
+  sub.add_argument(
+    '--format',
+    default='tfrecord',
+    choices=('tfrecord', 'array_record'),
+    help='of the shards; tfrecord if unset',
+  )
+  sub.add_argument(
+    '--shards', type=int, help='how many; one for 256 MB if unset'
+  )
+  sub.add_argument(
+    '--list',
+    type=Path,
+    metavar='PAIRS.TXT',
+    help="the pairs to make, in the form of LFW's pairs.txt",
+  )
   return parser
 
 
@@ -179,25 +222,71 @@ def _fingerprint(args, rest):
 
 
 def _inspect(args, rest):
-  import tqdm
-
   from elasticface_jax import data
 
-  if not args.data.exists():
-    raise InputError(f'{args.data}: no such file or folder')
-  if args.data.is_dir():
-    with tqdm.tqdm(unit=' records', disable=None) as bar:
-
-      def progress(done, total):
-        bar.total = total
-        bar.update(done - bar.n)
-
-      report = data.inspect_rec(args.data, progress)
-  else:
-    report = data.inspect_pairs(args.data)
+  with _progress('images') as progress:
+    report = data.inspect(args.data, progress, args.fix)
   print(report)
-  if not report.ok:
-    raise InputError(f'{args.data} is not sound; the lines above say where')
+  if args.out:
+    _write_report(report, args.out)
+  if not report.ok and args.fix is None:
+    raise InputError(
+      f'{args.data} is not sound; the lines above say where, and --fix OUT '
+      'writes what is'
+    )
+
+
+def _prepare(args, rest):
+  from elasticface_jax import data
+
+  if args.list or Path(args.source).is_file():
+    if args.list:
+      pairs = data.pairs_from_folder(
+        args.source, data.read_pair_list(args.list)
+      )
+    else:
+      pairs = data.read_encoded(Path(args.source))
+    data.write_pairs(args.out, *pairs)
+    print(data.inspect(args.out))
+    return
+  with _progress('images') as progress:
+    prepared = data.prepare_shards(
+      data.open_encoded(args.source),
+      args.out,
+      file_format=args.format,
+      num_shards=args.shards,
+      progress=progress,
+    )
+  print(prepared)
+
+
+def _write_report(report, out: Path):
+  import json
+
+  from elasticface_jax.data import plots
+
+  out.mkdir(parents=True, exist_ok=True)
+  (out / 'inspection.json').write_text(json.dumps(report.as_dict(), indent=1))
+  if len(report.images_per_class):
+    plots.plot_images_per_class(
+      report.images_per_class,
+      Path(report.title).name,
+      out / 'images_per_class.png',
+    )
+
+
+@contextlib.contextmanager
+def _progress(unit: str):
+  """A bar on a terminal, as a function of what is done and of all."""
+  import tqdm
+
+  with tqdm.tqdm(unit=f' {unit}', disable=None) as bar:
+
+    def progress(done, total):
+      bar.total = total
+      bar.update(done - bar.n)
+
+    yield progress
 
 
 def load_config(file: str, overrides: Sequence[str]):

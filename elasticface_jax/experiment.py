@@ -53,8 +53,12 @@ def train(config: Mapping, workdir: Path) -> dict[str, Any] | None:
     if value < least:
       raise InputError(f'{field}={value} must be at least {least}')
 
+  data.check_window(c.data.window)
+
   # What to train.
-  source = data.open_source(c.data.source, **c.data.synthetic, seed=c.seed)
+  source = data.open_source(
+    c.data.source, **c.data.synthetic, seed=c.seed, cache=workdir
+  )
   backbone = models.build(**c.model)
   loss = _named_loss(c.loss)
   layout = state.Layout(
@@ -90,6 +94,11 @@ def train(config: Mapping, workdir: Path) -> dict[str, Any] | None:
     f'{c.model.name}, {loss}, {layout.num_groups} groups and '
     f'{layout.num_blocks} blocks on {layout.mesh.size} {_device_name()}'
   )
+  if data.is_remote(c.data.source) and not c.data.window:
+    processes.say(
+      'data.source is not on a disk: a shuffle of all images reads a megabyte '
+      'for each; copy it to one, or set data.window=65536'
+    )
   init = functools.partial(
     state.init,
     backbone=backbone,
@@ -110,7 +119,11 @@ def train(config: Mapping, workdir: Path) -> dict[str, Any] | None:
       )
 
     # The loop.
-    order = {'seed': c.seed, 'batch_size': c.data.batch_size}
+    order = {
+      'seed': c.seed,
+      'batch_size': c.data.batch_size,
+      'window': c.data.window,
+    }
     embed = step.make_embed(backbone, layout.mesh)
     last = {}
 

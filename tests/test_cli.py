@@ -3,9 +3,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from elasticface_jax import cli
+from elasticface_jax import cli, data
 from elasticface_jax.losses.by_name import by_name
 
 CONFIGS = sorted((Path(__file__).parents[1] / 'configs').glob('*.py'))
@@ -106,7 +108,81 @@ def test_folders_that_are_no_runs(fails, tmp_path):
   assert 'no checkpoints' in fails('fingerprint', tmp_path)
   told = fails('evaluate', '--checkpoint', tmp_path, '--pairs', 'synthetic')
   assert 'config.json' in told and str(tmp_path) in told
-  assert 'no such file' in fails('inspect', tmp_path / 'nothing')
+  assert 'no such folder' in fails('inspect', tmp_path / 'nothing')
+
+
+def test_windows_are_runs_or_none(train_fails):
+  for window in (-1, 1, 1023):
+    told = train_fails(f'--config.data.window={window}')
+    assert f'data.window={window} must be 0' in told and '1024' in told
+
+
+@pytest.fixture
+def people(tmp_path):
+  """Twelve drawn images of three people, a folder for each."""
+  root = tmp_path / 'people'
+  images, labels = data.SyntheticFaces(12, 3, seed=0).render(np.arange(12))
+  for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+    path = root / f'person_{label}' / f'person_{label}_{number // 3 + 1:04}.jpg'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path, quality=95)
+  return root
+
+
+def test_from_a_folder_to_shards_that_are_sound(
+  people, fails, tmp_path, capsys
+):
+  out, report = tmp_path / 'shards', tmp_path / 'report'
+  assert cli.main(['prepare', str(people), str(out), '--shards', '2']) == 0
+  said = capsys.readouterr().out
+  assert '12 images of 3 classes in 2 shards of tfrecord' in said
+  fingerprint = data.open_encoded(people).fingerprint
+  assert fingerprint in said
+  assert cli.main(['inspect', str(out), '--out', str(report)]) == 0
+  said = capsys.readouterr().out
+  assert fingerprint in said and said.endswith('ok\n')
+  assert sorted(path.name for path in report.iterdir()) == [
+    'images_per_class.png',
+    'inspection.json',
+  ]
+  assert f'{out} exists' in fails('prepare', people, out)
+  assert 'riegeli' in fails('prepare', people, out, '--format', 'riegeli')
+
+
+def test_inspect_tells_what_is_bad_and_mends_it(
+  people, fails, tmp_path, capsys
+):
+  bad = next(people.glob('*/*.jpg'))
+  bad.write_bytes(bad.read_bytes()[:-100])
+  told = fails('inspect', people)
+  assert str(people) in told and '--fix' in told
+  clean = tmp_path / 'clean'
+  assert cli.main(['inspect', str(people), '--fix', str(clean)]) == 0
+  assert f'bad: {bad}: ' in capsys.readouterr().out
+  assert cli.main(['inspect', str(clean)]) == 0
+  assert data.RecSource(clean).num_images == 11
+  assert f'{clean} exists' in fails('inspect', people, '--fix', clean)
+
+
+def test_pairs_from_a_folder_and_a_list(people, fails, tmp_path, capsys):
+  pairs = tmp_path / 'pairs.txt'
+  pairs.write_text('1\t1\nperson_0\t1\t4\nperson_1\t2\tperson_2\t3\n')
+  made = [tmp_path / name for name in ('mine.npz', 'mine.bin', 'again.npz')]
+  for source, out, *rest in (
+    (people, made[0], '--list', pairs),
+    (people, made[1], '--list', pairs),
+    (made[1], made[2]),
+  ):
+    assert cli.main(['prepare', *map(str, (source, out, *rest))]) == 0
+    assert '2: 1 same, 1 different' in capsys.readouterr().out
+  first, *others = map(data.read_pairs, made)
+  assert first.same.tolist() == [True, False]
+  for other in others:
+    np.testing.assert_array_equal(other.images, first.images)
+  assert str(made[0]) in fails('prepare', people, made[0], '--list', pairs)
+  pairs.write_text('person_0\t1\t9\n')
+  told = fails('prepare', people, tmp_path / 'new.npz', '--list', pairs)
+  assert 'person_0_0009' in told and str(pairs) in told
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)

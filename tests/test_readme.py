@@ -41,7 +41,7 @@ def test_commands_parse_and_name_what_is_there():
       seen.add(args.command)
       if args.command == 'train':
         assert (ROOT / args.config).is_file()
-  assert seen == {'train', 'evaluate', 'fingerprint', 'inspect'}
+  assert seen == {'train', 'evaluate', 'fingerprint', 'inspect', 'prepare'}
 
 
 def test_ci_runs_the_test_command():

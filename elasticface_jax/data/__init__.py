@@ -1,32 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
 """Faces in: training sources, batches, and pairs for verification."""
 
-from elasticface_jax.data.inspection import Report, inspect_pairs, inspect_rec
+from elasticface_jax.data.encoded import BadFace, EncodedSource
+from elasticface_jax.data.files import is_remote
+from elasticface_jax.data.folder_source import FolderSource
+from elasticface_jax.data.inspection import (
+  Report,
+  inspect,
+  inspect_images,
+  inspect_pairs,
+  inspect_rec,
+)
+from elasticface_jax.data.order import batch_indices, check_window
+from elasticface_jax.data.pair_lists import pairs_from_folder, read_pair_list
 from elasticface_jax.data.pairs import (
   PairSet,
   open_pairs,
+  read_encoded,
   read_pairs,
   write_pairs,
 )
-from elasticface_jax.data.pipeline import Batch, batch_indices, batches
+from elasticface_jax.data.pipeline import Batch, batches
+from elasticface_jax.data.prepare import Prepared, prepare_shards
 from elasticface_jax.data.rec_source import RecSource
 from elasticface_jax.data.recordio import write_rec_folder
-from elasticface_jax.data.sources import Source, open_source
+from elasticface_jax.data.shards import ShardSource
+from elasticface_jax.data.sources import Source, open_encoded, open_source
 from elasticface_jax.data.synthetic import SyntheticFaces, synthetic_pairs
 
 __all__ = [
+  'BadFace',
   'Batch',
+  'EncodedSource',
+  'FolderSource',
   'PairSet',
+  'Prepared',
   'RecSource',
   'Report',
+  'ShardSource',
   'Source',
   'SyntheticFaces',
   'batch_indices',
   'batches',
+  'check_window',
+  'inspect',
+  'inspect_images',
   'inspect_pairs',
   'inspect_rec',
+  'is_remote',
+  'open_encoded',
   'open_pairs',
   'open_source',
+  'pairs_from_folder',
+  'prepare_shards',
+  'read_encoded',
+  'read_pair_list',
   'read_pairs',
   'synthetic_pairs',
   'write_pairs',

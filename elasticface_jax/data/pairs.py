@@ -1,28 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verification pairs from insightface ``.bin`` files (``lfw.bin`` and others).
+"""Verification pairs from files, and into them.
 
-Such a file is a pickle of ``(images, same)``: 2N encoded images, of which 2i
-and 2i+1 are pair i, and N booleans. A pickle can run any code, so no name in
-it reaches any: the few names that real files hold (NumPy's, for arrays and
-scalars) stand for small classes in this module, and every other is refused.
+There are two forms, told apart by their first bytes. An insightface ``.bin``
+(``lfw.bin`` and others) is a pickle of ``(images, same)``: 2N encoded images,
+of which 2i and 2i+1 are pair i, and N booleans. Our ``.npz`` holds the same as
+four arrays, stored and not compressed, and no pickle:
+
+- ``version``: int64, 1;
+- ``data``: uint8, all encoded images one after the other;
+- ``offsets``: int64, ``[2N + 1]``; image i is from ``offsets[i]`` up to, not
+  with, ``offsets[i + 1]``;
+- ``same``: bool, ``[N]``.
 """
 
-import codecs
+import contextlib
 import dataclasses
 import io
+import itertools
 import os
 import pickle
-import re
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from elasticface_jax.data import decode
+from elasticface_jax.data import decode, pickles
 from elasticface_jax.data.synthetic import synthetic_pairs
 from elasticface_jax.errors import InputError
 
 _CHUNK = 256  # Images decoded in one call.
+_VERSION = 1
+_ARRAYS = {
+  'version': (np.int64, 0),
+  'data': (np.uint8, 1),
+  'offsets': (np.int64, 1),
+  'same': (np.bool_, 1),
+}
+# More is no face, and with 112 on its short side it would take gigabytes.
+_MAX_ASPECT = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,7 +63,7 @@ def open_pairs(
   """Opens what a config's `eval.pairs` names.
 
   Args:
-    pairs: path of a ``.bin``, or ``'synthetic'``.
+    pairs: path of a ``.bin`` or ``.npz``, or ``'synthetic'``.
     num_pairs: how many to draw; a file has its own number.
     seed: for the drawing; a file needs none.
 
@@ -62,7 +79,7 @@ def open_pairs(
 
 
 def read_pairs(path: str | os.PathLike) -> PairSet:
-  """Reads and decodes an insightface ``.bin``.
+  """Reads and decodes an insightface ``.bin``, or our ``.npz``.
 
   Images that are not 112x112 are resized to 112 on the short side (bicubic)
   and cropped at the centre.
@@ -83,7 +100,14 @@ def read_pairs(path: str | os.PathLike) -> PairSet:
   """
   path = Path(path)
   encoded, same = read_encoded(path)
-  images = np.empty((len(encoded), decode.SIZE, decode.SIZE, 3), np.uint8)
+  shape = (len(encoded), decode.SIZE, decode.SIZE, 3)
+  try:
+    images = np.empty(shape, np.uint8)
+  except MemoryError as error:
+    raise InputError(
+      f'{path}: {len(encoded)} images take {np.prod(shape) / 1e9:.0f} GB of '
+      'memory; give a smaller pair set'
+    ) from error
   for start in range(0, len(encoded), _CHUNK):
     chunk = encoded[start : start + _CHUNK]
     try:
@@ -95,7 +119,7 @@ def read_pairs(path: str | os.PathLike) -> PairSet:
 
 
 def read_encoded(path: Path) -> tuple[list[bytes], np.ndarray]:
-  """Reads a ``.bin`` without decoding its images.
+  """Reads a pair set of either form without decoding its images.
 
   Args:
     path: the file.
@@ -112,166 +136,187 @@ def read_encoded(path: Path) -> tuple[list[bytes], np.ndarray]:
     raise InputError(
       f'{path}: {error.strerror}; give a pair set like lfw.bin'
     ) from error
-  form = 'a pickle of (images, same), the insightface .bin form'
-  # Protocols 2 to 5 begin with 0x80, 0 and 1 with the mark of a tuple or list.
-  if data[:1] not in (b'\x80', b'(', b']'):
-    raise InputError(f'{path}: not {form}')
+  if data.startswith(b'PK'):
+    read, form = _read_npz, 'the .npz form of a pair set'
+  else:
+    read = _read_bin
+    form = 'a pickle of (images, same), the insightface .bin form'
   try:
-    images, same = _Unpickler(io.BytesIO(data), encoding='bytes').load()
-    images = [_image_bytes(image) for image in _items(images)]
-    same = np.array([bool(one) for one in _items(same)], bool)
-  except _RefusedNameError as error:
-    raise InputError(
-      f'{path}: not {form}: it asks for {error}, which no pair set needs; '
-      'do not load it with anything else'
-    ) from error
-  except (EOFError, pickle.UnpicklingError) as error:
-    raise InputError(
-      f'{path}: the pickle is cut off or damaged; copy the file again'
-    ) from error
-  except Exception as error:
-    # Bytes that are no pickle can raise almost anything.
-    raise InputError(f'{path}: not {form} ({type(error).__name__})') from error
-  if len(images) != 2 * len(same) or not images:
-    raise InputError(
-      f'{path}: {len(images)} images for {len(same)} pairs; there must be two '
-      'for each, and at least one pair'
-    )
-  return images, same
+    encoded, same = read(data)
+  except (TypeError, ValueError) as error:
+    raise InputError(f'{path}: not {form}: {error}') from error
+  _check_lengths(path, encoded, same)
+  return encoded, same
 
 
 def write_pairs(
   path: str | os.PathLike, encoded: Sequence[bytes], same: Sequence[bool]
 ):
-  """Writes the form that `read_pairs` and insightface's own scripts read.
+  """Writes a pair set, whole or not at all.
 
   Args:
-    path: the file.
+    path: the file, which must not be there yet. Ending in ``.bin`` it is the
+      form that insightface's scripts read, in ``.npz`` the one without pickle.
     encoded: JPEG or PNG bytes of 2N images, pair after pair.
     same: N booleans.
 
   Raises:
-    InputError: if the lengths do not agree.
+    InputError: if the lengths do not agree, there are no pairs, the ending is
+      another, or the file exists or cannot be written.
   """
-  if len(encoded) != 2 * len(same):
-    raise InputError(f'{len(encoded)} images for {len(same)} pairs')
-  content = [bytes(one) for one in encoded], [bool(one) for one in same]
-  Path(path).write_bytes(pickle.dumps(content, protocol=4))
+  path = Path(path)
+  write = {'.bin': _write_bin, '.npz': _write_npz}.get(path.suffix)
+  if write is None:
+    raise InputError(
+      f'{path}: the ending is the form: .bin, which insightface reads too, or '
+      '.npz, which is no pickle'
+    )
+  _check_lengths(path, encoded, same)
+  with _new_file(path) as file:
+    write(file, [bytes(one) for one in encoded], [bool(one) for one in same])
+
+
+def _check_lengths(path: Path, encoded: Sequence, same: Sequence):
+  if len(encoded) != 2 * len(same) or not len(same):
+    raise InputError(
+      f'{path}: {len(encoded)} images for {len(same)} pairs; there must be two '
+      'for each, and at least one pair'
+    )
+
+
+def _read_bin(data: bytes) -> tuple[list[bytes], np.ndarray]:
+  images, same = pickles.load(data)
+  flags = np.array([_flag(one) for one in _items(same)], bool)
+  return [_image(one) for one in _items(images)], flags
+
+
+def _items(sequence) -> list:
+  if isinstance(sequence, pickles.Array):
+    sequence = sequence.values
+  if not isinstance(sequence, list | tuple | np.ndarray):
+    raise TypeError(f'{type(sequence).__name__} where a list should be')
+  return list(sequence)
+
+
+def _image(image) -> bytes:
+  if isinstance(image, pickles.Array) and image.dtype == np.uint8:
+    image = image.data
+  if not isinstance(image, bytes):
+    raise TypeError(f'{type(image).__name__} where an image should be')
+  return image
+
+
+def _flag(one) -> bool:
+  # Else 1 and -1 would both be true, and so would 'False'.
+  if one not in (0, 1):
+    raise ValueError('a pair that is neither the same nor not')
+  return bool(one)
+
+
+def _read_npz(data: bytes) -> tuple[list[bytes], np.ndarray]:
+  try:
+    arrays = _load_npz(data)
+  except Exception as error:
+    # zipfile, NumPy and the parser of its headers each raise their own.
+    raise ValueError('it is cut off or damaged; copy the file again') from error
+  if arrays is None:
+    raise ValueError(
+      f'it must hold {", ".join(_ARRAYS)}, not compressed, and nothing else'
+    )
+  for name, (dtype, ndim) in _ARRAYS.items():
+    array = arrays[name]
+    if not isinstance(array, np.ndarray) or (
+      (array.dtype, array.ndim) != (dtype, ndim)
+    ):
+      raise ValueError(
+        f'`{name}` must have dtype {dtype.__name__} and {ndim} dimension(s)'
+      )
+  version, joined, offsets, same = arrays.values()
+  if version != _VERSION:
+    raise ValueError(
+      f'it has version {version}, and this program knows {_VERSION}; update it'
+    )
+  if same.view(np.uint8).max(initial=0) > 1:
+    raise ValueError('`same` is neither true nor false')
+  # Compared, not subtracted: a difference may overflow.
+  if (offsets[1:] < offsets[:-1]).any() or (
+    offsets[:1].tolist() + offsets[-1:].tolist() != [0, len(joined)]
+  ):
+    raise ValueError(
+      f'`offsets` must rise from 0 to {len(joined)}, the length of `data`'
+    )
+  edges = itertools.pairwise(offsets.tolist())
+  return [joined[start:end].tobytes() for start, end in edges], same
+
+
+def _load_npz(data: bytes) -> dict[str, np.ndarray] | None:
+  """The arrays; None if there are others, or what they unpack to is unknown."""
+  with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+    members = archive.zip.infolist()
+    names = sorted(one.filename for one in members)
+    # Few and stored as they are, they cannot be more than the file is long.
+    stored = all(
+      one.compress_type == zipfile.ZIP_STORED
+      and one.compress_size == one.file_size
+      for one in members
+    )
+    if not stored or names != sorted(f'{name}.npy' for name in _ARRAYS):
+      return None
+    # Each one's checksum is held against its bytes.
+    return {name: archive[name] for name in _ARRAYS}
+
+
+def _write_bin(file: BinaryIO, encoded: list[bytes], same: list[bool]):
+  pickle.dump((encoded, same), file, protocol=4)
+
+
+def _write_npz(file: BinaryIO, encoded: list[bytes], same: list[bool]):
+  np.savez(
+    file,
+    version=np.int64(_VERSION),
+    data=np.frombuffer(b''.join(encoded), np.uint8),
+    offsets=np.cumsum([0, *map(len, encoded)], dtype=np.int64),
+    same=np.array(same, bool),
+  )
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+  """Opens a file that gets its name when it is whole."""
+  if os.path.lexists(path):
+    raise InputError(f'{path} exists; give another name, or remove it')
+  part = path.with_name(f'{path.name}.{os.getpid()}.part')
+  try:
+    with open(part, 'wb') as file:
+      yield file
+    os.replace(part, path)
+  except OSError as error:
+    raise InputError(f'{path}: {error.strerror}; nothing is written') from error
+  finally:
+    with contextlib.suppress(OSError):
+      part.unlink()
 
 
 def _decode_any_size(path: Path, row: int, encoded: bytes) -> np.ndarray:
+  place = f'{path}: image {row} (pair {row // 2})'
   try:
     image = decode.decode_image(encoded)
   except decode.BadImage as error:
     raise InputError(
-      f'{path}: image {row} (pair {row // 2}): {error.problem}; get the file '
-      'again from where it came'
+      f'{place}: {error.problem}; get the file again from where it came'
     ) from error
   size = decode.SIZE
   height, width, _ = image.shape
   if (height, width) == (size, size):
     return image
+  short, long = sorted((height, width))
+  if long > _MAX_ASPECT * short:
+    raise InputError(
+      f'{place}: the image is {width}x{height}, a strip; give aligned faces'
+    )
   tf = decode.tensorflow()
-  short = min(height, width)
   target = [round(side * size / short) for side in (height, width)]
   resized = tf.image.resize(image, target, method='bicubic').numpy()
   top, left = ((side - size) // 2 for side in target)
   crop = resized[top : top + size, left : left + size]
   return np.clip(np.rint(crop), 0, 255).astype(np.uint8)
-
-
-# Stand-ins for what NumPy's pickles name. They build arrays of numbers and of
-# lists from plain data and can do nothing else, whatever arguments they get.
-
-
-class _DType:
-  """``numpy.dtype``: only bool, integers, floats and objects."""
-
-  def __init__(self, name, *_):
-    name = name.decode() if isinstance(name, bytes) else name
-    if not re.fullmatch('[<>=|]?([biuf][1248]|O[48]?|bool)', name):
-      raise ValueError(name)
-    self.is_object = name.lstrip('<>=|').startswith('O')
-    self.dtype = np.dtype('O' if self.is_object else name)
-
-  def __setstate__(self, state):
-    """Byte order: a byte has none, and zero is zero in both."""
-
-  def decode(self, data: bytes) -> np.ndarray:
-    return np.frombuffer(data, self.dtype)
-
-
-class _Array:
-  """``numpy.ndarray``, flat: neither images nor booleans need a shape."""
-
-  def __init__(self, *_):
-    self.items = []
-
-  def __setstate__(self, state):
-    _, _, dtype, _, data = state
-    self.items = data if dtype.is_object else dtype.decode(data)
-
-
-class _FromBuffer(_Array):
-  """``_frombuffer``: an array in the form of pickle protocol 5."""
-
-  def __init__(self, data, dtype, *_):
-    self.items = dtype.decode(data)
-
-
-def _scalar(dtype, data):
-  return dtype.decode(data)[0]
-
-
-def _encode(text, encoding):
-  """``_codecs.encode``: bytes in the form of pickle protocol 2."""
-  return codecs.latin_1_encode(text)[0]
-
-
-_STAND_INS = {
-  '_codecs.encode': _encode,
-  'numpy.dtype': _DType,
-  'numpy.ndarray': _Array,
-}
-# NumPy 2 writes `_core`.
-for _core in ('numpy.core', 'numpy._core'):
-  _STAND_INS |= {
-    f'{_core}.multiarray._reconstruct': _Array,
-    f'{_core}.multiarray.scalar': _scalar,
-    f'{_core}.numeric._frombuffer': _FromBuffer,
-  }
-
-
-class _RefusedNameError(Exception):
-  """A name that is not in the table above."""
-
-
-class _Unpickler(pickle._Unpickler):
-  """Python's own unpickler, the slow one.
-
-  The fast one keeps its memo in an array: four stray bytes in a damaged file
-  make it ask for 64 GB. This one's is a dict.
-  """
-
-  def find_class(self, module, name):
-    full_name = f'{module}.{name}'
-    if full_name not in _STAND_INS:
-      raise _RefusedNameError(full_name)
-    return _STAND_INS[full_name]
-
-
-def _items(sequence) -> list:
-  items = sequence.items if isinstance(sequence, _Array) else sequence
-  if not isinstance(items, list | tuple | np.ndarray):
-    raise TypeError(type(items))
-  return list(items)
-
-
-def _image_bytes(image) -> bytes:
-  if isinstance(image, _Array):
-    image = np.asarray(image.items)
-  if isinstance(image, np.ndarray) and image.dtype == np.uint8:
-    return image.tobytes()
-  if isinstance(image, bytes | bytearray):
-    return bytes(image)
-  raise TypeError(type(image))

@@ -1,26 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """An insightface training folder, read in place: no mxnet, no conversion."""
 
-import functools
-import hashlib
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from elasticface_jax.data import decode
+from elasticface_jax.data import decode, index
+from elasticface_jax.data.encoded import EncodedSource
 from elasticface_jax.data.recordio import (
-  Record,
   RecordError,
   RecordFile,
   read_index,
 )
 from elasticface_jax.errors import InputError
 
-# Record 0 keeps its two counts in float32, exact up to here.
+# Counts and labels of a .rec are float32, exact up to here.
 _MAX_EXACT = 1 << 24
-_SAMPLED_RECORDS = 1024
+_MAX_SPAN = (1 << 32) - 1
 
 
 class Layout(NamedTuple):
@@ -29,132 +27,98 @@ class Layout(NamedTuple):
   Attributes:
     text: one line for people.
     images: which entries of the index are images, bool, ``[entries]``.
-    num_classes: C by the header's arithmetic; None without a header.
+    num_classes: C by the header's arithmetic; 0 without a header.
   """
 
   text: str
   images: np.ndarray
-  num_classes: int | None
+  num_classes: int
 
 
-class RecSource:
+class RecSource(EncodedSource):
   """Images and labels of ``train.rec``, ``train.idx`` and ``property``.
 
   Image i is the one with the i-th smallest key. Three layouts occur: record 0
   is a header of two counts (MS1MV2 and its kin), record 0 is an image like the
-  rest, or there is none. Opening reads the index, record 0 and the last record
-  of the file, which tells a truncated file at once; labels are in the image
-  records and come with the images.
+  rest, or there is none. What the index says is kept in 12 bytes an image
+  (`index.cached`); labels are in the image records and come with the images.
+  Opening also reads the last record of the file, which tells a truncated file
+  at once.
 
   Args:
     folder: path of the folder.
+    cache: folder for the index where `folder` cannot be written; None for
+      none.
 
   Attributes:
-    folder: the same.
-    layout: which of the three layouts it is, and the keys, in words.
-    num_images: number of images.
-    num_classes: C, as `property` says.
-    keys: key of each image, ascending, int64, ``[num_images]``.
+    keys: key of each image, ascending, int64, ``[num_images]``, or a range.
 
   Raises:
     InputError: if a file is missing, or they do not agree with each other.
   """
 
-  def __init__(self, folder: str | os.PathLike):
-    self.folder = Path(folder)
-    self._file, keys, offsets = open_rec(self.folder)
-    spans = _spans(self._file, keys, offsets)
-    _check_tail(self._file, offsets, spans)
-    layout = _read_layout(self._file, keys, offsets, spans)
-    self.num_classes = read_property(self.folder, layout.num_classes)
-    if layout.num_classes not in (None, self.num_classes):
+  def __init__(
+    self, folder: str | os.PathLike, *, cache: str | os.PathLike | None = None
+  ):
+    folder = Path(folder)
+    self.path = str(folder)
+    check_rec(folder)
+    self._file = RecordFile(folder / 'train.rec')
+    found = index.cached(
+      [folder] if cache is None else [folder, Path(cache)],
+      {'form': 'rec 1'}
+      | index.stamp_of(folder / 'train.rec', folder / 'train.idx'),
+      lambda: _build(self._file, *read_index(folder / 'train.idx')),
+    )
+    header_classes = int(found['num_classes'])
+    self.num_classes = read_property(folder, header_classes)
+    if header_classes not in (0, self.num_classes):
       raise InputError(
-        f'{self.folder}: `property` says {self.num_classes} classes, record 0 '
-        f'of train.rec says {layout.num_classes}; take both from the same copy'
+        f'{folder}: `property` says {self.num_classes} classes, record 0 '
+        f'of train.rec says {header_classes}; take both from the same copy'
       )
-    self.layout = layout.text
-    self.keys = keys[layout.images]
-    self.num_images = len(self.keys)
-    self._offsets = offsets[layout.images]
-    self._spans = spans[layout.images]
+    self.layout = str(found['layout'])
+    self._offsets, self._spans = found['offsets'], found['spans']
+    self.num_images = len(self._offsets)
+    first = int(found['first_key'])
+    self.keys = found.get('keys', range(first, first + self.num_images))
 
-  @functools.cached_property
-  def fingerprint(self) -> str:
-    """SHA-256 that tells one data set from another, hexadecimal.
-
-    Of the index, the number of classes, the length of ``train.rec`` and 1,024
-    of its image records, labels and all, evenly spread over the keys. Hashing
-    a file of 30 GB would take a minute of every start; so an edit that moves no
-    byte and touches none of the 1,024 goes unnoticed. `inspect_rec` hashes
-    every record.
-    """
-    sha = hashlib.sha256(b'elasticface_jax rec 1\n')
-    sha.update(f'{self.num_classes} {self._file.size}\n'.encode())
-    sha.update(self.keys.astype('<i8').tobytes())
-    sha.update(self._offsets.astype('<i8').tobytes())
-    spread = np.linspace(0, self.num_images - 1, _SAMPLED_RECORDS)
-    for record in self._records(np.unique(spread.astype(np.int64))):
-      sha.update(record.labels.tobytes() + record.body)
-    return sha.hexdigest()
-
-  def render(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Reads and decodes images; safe to call from several threads.
-
-    Args:
-      indices: which images, int64, ``[n]``.
-
-    Returns:
-      RGB images, uint8, ``[n, 112, 112, 3]``, and labels, int32, ``[n]``.
-
-    Raises:
-      InputError: names the file, key and byte of the first bad record.
-    """
-    records = self._records(indices)
-    labels = np.array([record.labels[0] for record in records], np.float32)
-    bad = np.flatnonzero(~valid_labels(labels, self.num_classes))
-    if bad.size:
-      raise self._error(
-        indices[bad[0]],
-        f'label {labels[bad[0]]:g} is not an integer in '
-        f'[0, {self.num_classes})',
-      )
-    try:
-      images = decode.decode_faces([record.body for record in records])
-    except decode.BadImage as error:
-      raise self._error(indices[error.index], error.problem) from error
-    return images, labels.astype(np.int32)
-
-  def _records(self, indices: np.ndarray) -> list[Record]:
+  def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+    """See `EncodedSource`."""
     # Python's integers: NumPy's would double the time of the loop.
     offsets = self._offsets[indices].tolist()
     spans = self._spans[indices].tolist()
-    records = []
-    for offset, span in zip(offsets, spans, strict=True):
+    encoded, labels = [], np.empty(len(indices))
+    for row, (offset, span) in enumerate(zip(offsets, spans, strict=True)):
       try:
-        records.append(self._file.read(offset, span)[0])
+        record, _ = self._file.read_record(offset, span)
       except RecordError as error:
-        raise self._error(indices[len(records)], error.problem) from error
-    return records
+        raise self.bad(indices[row], error.problem) from error
+      encoded.append(record.body)
+      labels[row] = record.labels[0]
+    return encoded, labels
 
-  def _error(self, index: int, problem: str) -> InputError:
-    return InputError(
+  def place(self, index: int) -> str:
+    """See `EncodedSource`."""
+    return (
       f'{self._file.path}: key {self.keys[index]} at byte '
-      f'{self._offsets[index]}: {problem}; `elasticface inspect {self.folder}` '
-      'lists all bad records'
+      f'{self._offsets[index]}'
     )
 
 
-def open_rec(folder: Path) -> tuple[RecordFile, np.ndarray, np.ndarray]:
-  """Opens ``train.rec`` and reads ``train.idx``.
+def is_rec(folder: Path) -> bool:
+  """Whether a folder is meant to be a ``.rec`` folder, whole or not."""
+  return any((folder / name).exists() for name in ('train.rec', 'train.idx'))
+
+
+def check_rec(folder: Path):
+  """Checks that a folder holds ``train.rec`` and ``train.idx``.
 
   Args:
     folder: the folder.
 
-  Returns:
-    The open file, and the index as `read_index` gives it.
-
   Raises:
-    InputError: if one of them is missing or is something else.
+    InputError: if one of them is missing.
   """
   if not folder.is_dir():
     raise InputError(f'{folder}: no such folder; it should hold train.rec')
@@ -164,15 +128,15 @@ def open_rec(folder: Path) -> tuple[RecordFile, np.ndarray, np.ndarray]:
         f'{folder}/{name} is missing; a .rec folder holds train.rec, train.idx '
         'and property'
       )
-  return RecordFile(folder / 'train.rec'), *read_index(folder / 'train.idx')
 
 
-def read_property(folder: Path, header_classes: int | None) -> int:
+def read_property(folder: Path, header_classes: int) -> int:
   """Reads the number of classes from ``property``.
 
   Args:
     folder: the folder.
-    header_classes: what record 0 says, for the remedy in the message.
+    header_classes: what record 0 says, for the remedy in the message; 0 if it
+      says nothing.
 
   Returns:
     The number of classes.
@@ -182,9 +146,9 @@ def read_property(folder: Path, header_classes: int | None) -> int:
       are said to have another size.
   """
   path = folder / 'property'
-  classes = 'CLASSES' if header_classes is None else header_classes
+  classes = header_classes or 'CLASSES'
   remedy = f'write the line `{classes},112,112` into it'
-  if header_classes is None:
+  if not header_classes:
     remedy += f' (`elasticface inspect {folder}` counts the classes)'
   if not path.is_file():
     raise InputError(f'{path} is missing; {remedy}')
@@ -200,62 +164,66 @@ def read_property(folder: Path, header_classes: int | None) -> int:
       f'{path}: {text[:40]!r} is not `classes,112,112`; only aligned faces of '
       '112x112 can be read'
     )
+  if num_classes > _MAX_EXACT:
+    raise InputError(
+      f'{path}: {num_classes} classes; labels of a .rec are float32 and tell '
+      f'only {_MAX_EXACT} apart, use a folder or shards'
+    )
   return num_classes
 
 
-def _header_counts(path: Path, record: Record) -> tuple[int, int]:
-  """Reads record 0 where it is a header.
-
-  Args:
-    path: the file, for the message.
-    record: record 0, which has no body.
-
-  Returns:
-    (a, b): images have keys 1..a-1, identity records a..b-1.
-
-  Raises:
-    InputError: if it holds no two such counts, or they are not exact.
-  """
-  first, end = record.labels.tolist() if record.flag == 2 else (0, 0)
-  if not 2 <= first < end < np.inf:
+def _build(
+  file: RecordFile, keys: np.ndarray, offsets: np.ndarray
+) -> dict[str, np.ndarray]:
+  """What `RecSource` keeps of an index, which may be thrown away then."""
+  spans = spans_of(file, keys, offsets)
+  last = np.argmax(offsets)
+  _, end = file.read_record(int(offsets[last]), int(spans[last]))
+  if end < file.size:
+    next(file.walk(end))  # Says what is wrong there, if it is no record.
+    # An index may leave records out, but a cut one looks just so: record 0,
+    # which counts the others, is the last in insightface's files.
     raise InputError(
-      f'{path}: record 0 is neither an image nor a header of two counts '
-      f'(labels {record.labels[:4].tolist()}); take train.rec and train.idx '
-      'from the same copy'
+      f'{file.path}: goes on for {file.size - end} bytes after the last record '
+      'that train.idx lists, key '
+      f'{keys[last]}; the index is cut off: copy it again, or write what it '
+      f'lists to a new folder with `elasticface inspect {file.path.parent} '
+      '--fix OUT`'
     )
-  if end > _MAX_EXACT:
-    raise InputError(
-      f'{path}: record 0 counts to {end:.0f}, float32 is exact only up to '
-      f'{_MAX_EXACT}; take the lines of key 0 and of the identity records out '
-      'of train.idx'
-    )
-  return int(first), int(end)
-
-
-def valid_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
-  """Which labels are integers in ``[0, num_classes)``; NaN is not.
-
-  Args:
-    labels: float32, ``[n]``.
-    num_classes: C.
-
-  Returns:
-    bool, ``[n]``.
-  """
-  return (labels >= 0) & (labels < num_classes) & (labels == np.floor(labels))
+  layout = _read_layout(file, keys, offsets, spans)
+  kept = {
+    'offsets': offsets[layout.images],
+    'spans': spans[layout.images],
+    'num_classes': np.array(layout.num_classes),
+    'layout': np.array(layout.text),
+  }
+  keys = keys[layout.images]
+  kept['first_key'] = keys[0]
+  if keys[-1] - keys[0] >= len(keys):
+    kept['keys'] = keys
+  return kept
 
 
 def _read_layout(file: RecordFile, keys, offsets, spans) -> Layout:
-  every = np.ones(len(keys), bool)
-  at = np.flatnonzero(keys == 0)
-  if not at.size:
-    return Layout(
-      f'no record 0: all {len(keys)} records are images', every, None
-    )
-  record, _ = file.read(int(offsets[at[0]]), int(spans[at[0]]))
+  everything = Layout(
+    f'no record 0: all {len(keys)} records are images',
+    np.ones(len(keys), bool),
+    0,
+  )
+  if keys[0] != 0:
+    return everything
+
+  def read(entry):
+    return file.read_record(int(offsets[entry]), int(spans[entry]))[0]
+
+  record = read(0)
   if record.body:
-    return Layout(f'no header: all {len(keys)} records are images', every, None)
+    return everything._replace(
+      text=f'no header: all {len(keys)} records are images'
+    )
   first, end = _header_counts(file.path, record)
+  if end > _MAX_EXACT:
+    first, end = _exact_counts(file.path, first, end, keys, read)
   images = (keys >= 1) & (keys < first)
   # Keys are distinct: if there are that many, all of 1..first-1 are there.
   if images.sum() != first - 1:
@@ -267,8 +235,79 @@ def _read_layout(file: RecordFile, keys, offsets, spans) -> Layout:
   return Layout(text, images, end - first)
 
 
-def _spans(file: RecordFile, keys, offsets) -> np.ndarray:
-  """Bytes from each record to the next one, or to the end of the file."""
+def _header_counts(path: Path, record) -> tuple[int, int]:
+  """Reads record 0 where it is a header.
+
+  Args:
+    path: the file, for the message.
+    record: record 0, which has no body.
+
+  Returns:
+    (a, b): images have keys 1..a-1, identity records a..b-1.
+
+  Raises:
+    InputError: if it holds no two such counts.
+  """
+  first, end = record.labels.tolist() if record.flag == 2 else (0, 0)
+  if not 2 <= first < end < np.inf:
+    raise InputError(
+      f'{path}: record 0 is neither an image nor a header of two counts '
+      f'(labels {record.labels[:4].tolist()}); take train.rec and train.idx '
+      'from the same copy'
+    )
+  return int(first), int(end)
+
+
+def _exact_counts(
+  path: Path, first: int, end: int, keys: np.ndarray, read
+) -> tuple[int, int]:
+  """Counts that float32 has rounded: 42,474,558 reads back as 42,474,560.
+
+  Args:
+    path: the file, for the message.
+    first: rounded key of the first identity record.
+    end: rounded key behind the last one.
+    keys: all keys, ascending from 0.
+    read: reads the record of an entry.
+
+  Returns:
+    (a, b) as `_header_counts`: the key of the first record near `first` that
+    has no body, and the last key and one.
+
+  Raises:
+    InputError: if the index says something else altogether.
+  """
+  slack, end_slack = np.spacing(np.array([first, end], np.float32)).astype(int)
+  entries = range(
+    np.searchsorted(keys, first - slack),
+    np.searchsorted(keys, first + slack, 'right'),
+  )
+  found = next((keys[i] for i in entries if not read(i).body), None)
+  if found is None or abs(keys[-1] + 1 - end) > end_slack:
+    raise InputError(
+      f'{path}: record 0 counts to {first} and {end}, train.idx ends at key '
+      f'{keys[-1]} and has no identity record near {first}; take both from '
+      'the same copy'
+    )
+  return int(found), int(keys[-1]) + 1
+
+
+def spans_of(
+  file: RecordFile, keys: np.ndarray, offsets: np.ndarray
+) -> np.ndarray:
+  """Bytes from each record to the next one, or to the end of the file.
+
+  Args:
+    file: the records.
+    keys: int64, ``[n]``, for messages.
+    offsets: int64, ``[n]``.
+
+  Returns:
+    uint32, ``[n]``; capped, since an index may leave out most of a file.
+
+  Raises:
+    InputError: if an offset is outside of the file, or two are the same.
+  """
   outside = np.flatnonzero((offsets < 0) | (offsets >= file.size))
   if outside.size:
     raise InputError(
@@ -276,9 +315,10 @@ def _spans(file: RecordFile, keys, offsets) -> np.ndarray:
       f'{offsets[outside[0]]}, the file has {file.size} bytes; it is cut off, '
       'or train.idx belongs to another file: copy both again'
     )
-  order = np.argsort(offsets)
-  spans = np.empty_like(offsets)
-  spans[order] = np.diff(offsets[order], append=file.size)
+  spans = np.empty(len(offsets), np.uint32)
+  order = np.argsort(offsets, kind='stable')  # Near to sorted: fast.
+  gaps = np.diff(offsets[order], append=file.size)
+  spans[order] = np.minimum(gaps, _MAX_SPAN)
   repeated = np.flatnonzero(spans == 0)
   if repeated.size:
     raise InputError(
@@ -286,12 +326,3 @@ def _spans(file: RecordFile, keys, offsets) -> np.ndarray:
       f'{offsets[repeated[0]]} with another key; copy train.idx again'
     )
   return spans
-
-
-def _check_tail(file: RecordFile, offsets, spans):
-  """The last record is whole, and after it the file ends or goes on."""
-  last = np.argmax(offsets)
-  _, end = file.read(int(offsets[last]), int(spans[last]))
-  if end < file.size:
-    # A valid record: the index may leave out what nobody wants to train on.
-    next(file.walk(end))

@@ -7,7 +7,11 @@ from typing import Protocol
 
 import numpy as np
 
-from elasticface_jax.data.rec_source import RecSource
+from elasticface_jax.data.encoded import EncodedSource
+from elasticface_jax.data.files import is_remote
+from elasticface_jax.data.folder_source import FolderSource
+from elasticface_jax.data.rec_source import RecSource, is_rec
+from elasticface_jax.data.shards import INFO, ShardSource
 from elasticface_jax.data.synthetic import SyntheticFaces
 from elasticface_jax.errors import InputError
 
@@ -44,6 +48,13 @@ class Source(Protocol):
       InputError: names the image that cannot be made.
     """
 
+  def warm(self, indices: np.ndarray) -> None:
+    """Brings images near that are wanted soon, where they lie far away.
+
+    Args:
+      indices: which images, neighbours mostly, int64, ``[k]``.
+    """
+
 
 def open_source(
   source: str | os.PathLike,
@@ -51,14 +62,16 @@ def open_source(
   num_images: int,
   num_classes: int,
   seed: int,
+  cache: str | os.PathLike | None = None,
 ) -> Source:
   """Opens what a config's `data.source` names.
 
   Args:
-    source: path of a folder that holds ``train.rec``, or ``'synthetic'``.
-    num_images: how many to draw; a folder has its own number.
-    num_classes: of how many identities; a folder has its own number.
-    seed: for the drawing; a folder needs none.
+    source: what `open_encoded` takes, or ``'synthetic'``.
+    num_images: how many to draw; files have their own number.
+    num_classes: of how many identities; files have their own number.
+    seed: for the drawing; files need none.
+    cache: as for `open_encoded`.
 
   Returns:
     The source.
@@ -68,10 +81,38 @@ def open_source(
   """
   if source == 'synthetic':
     return SyntheticFaces(num_images, num_classes, seed)
-  folder = Path(source)
+  return open_encoded(source, cache=cache)
+
+
+def open_encoded(
+  path: str | os.PathLike, *, cache: str | os.PathLike | None = None
+) -> EncodedSource:
+  """Opens images that lie in files, as what the path looks like.
+
+  Args:
+    path: a folder with ``train.rec``; one with shards and
+      ``dataset_info.json``, which may be an address as ``gs://bucket/faces``;
+      or one with a folder of images for each person.
+    cache: folder to keep an index of the images in, where `path` cannot be
+      written; None for none.
+
+  Returns:
+    The source.
+
+  Raises:
+    InputError: if it is none of these.
+  """
+  if is_remote(path):
+    return ShardSource(path, cache=cache)
+  folder = Path(path)
   if not folder.is_dir():
+    found = 'is a file' if folder.exists() else 'no such folder'
     raise InputError(
-      f'data.source={str(source)!r}: no such folder; give a folder that holds '
-      "train.rec, or 'synthetic'"
+      f'{folder}: {found}; give a folder with train.rec, one with shards and '
+      'dataset_info.json, or one with a folder of images for each person'
     )
-  return RecSource(folder)
+  if is_rec(folder):
+    return RecSource(folder, cache=cache)
+  if (folder / INFO).exists() or any(folder.glob(f'*/*/{INFO}')):
+    return ShardSource(folder, cache=cache)
+  return FolderSource(folder, cache=cache)

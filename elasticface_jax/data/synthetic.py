@@ -210,6 +210,9 @@ class SyntheticFaces:
     labels = self.labels[indices]
     return _render(self._seed, labels, indices // self.num_classes), labels
 
+  def warm(self, indices: np.ndarray) -> None:
+    """Does nothing: drawings lie nowhere."""
+
 
 def synthetic_pairs(num_pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
   """Draws a pair set as LFW's: ten folds, each genuine pairs then impostors.

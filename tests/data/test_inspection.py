@@ -1,11 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report finds every bad record, and says which."""
 
+import json
+
 import numpy as np
 import pytest
 
-from elasticface_jax.data import RecSource, inspect_pairs, inspect_rec
+from elasticface_jax.data import (
+  RecSource,
+  inspect,
+  inspect_pairs,
+  inspect_rec,
+)
 from elasticface_jax.data.pairs import write_pairs
+from elasticface_jax.data.plots import plot_images_per_class
 from elasticface_jax.data.recordio import read_index
 from elasticface_jax.errors import InputError
 
@@ -59,7 +67,7 @@ def test_finds_every_bad_record(folder, jpegs):
   _, offsets = read_index(folder / 'train.idx')
   assert not report.ok
   for key, problem in {
-    2: 'the bytes do not decode',
+    2: 'neither a JPEG nor a PNG',
     4: 'label 17 is not an integer in [0, 5)',
     5: 'label 2.5 is not an integer in [0, 5)',
     7: 'the image is 60x50',
@@ -162,3 +170,97 @@ def test_pairs(tmp_path, jpegs):
   assert report.facts['pairs'] == '2: 1 same, 1 different'
   assert report.facts['sizes'] == '112x112: 3, 130x120: 1'
   assert len(report.facts['contents']) == 64
+
+
+# Copies, and clean copies.
+
+
+@pytest.fixture
+def messy(folder, jpegs):
+  """A folder with one image of every kind that is left out."""
+  records = list(zip(EVERY, LABELS, jpegs, strict=True))
+  records[1] = (1, 0, jpegs[0])  # A copy in its class.
+  records[4] = (4, 1, jpegs[9])  # In two classes, 1 and 4.
+  records[5] = (5, 17, jpegs[5])
+  records[6] = (6, 3, b'junk')
+  records[7] = (7, 3, encode(np.zeros((50, 60, 3), np.uint8)))
+  records.append((10, 0, jpegs[6]))  # Out of order.
+  rewrite(folder, records)
+  return folder
+
+
+def test_copies_are_noted_and_are_no_problem(folder, jpegs):
+  records = list(zip(EVERY, LABELS, jpegs, strict=True))
+  records[1] = (1, 0, jpegs[0])
+  records[4] = (4, 1, jpegs[0])
+  records[8] = (8, 3, jpegs[7])
+  rewrite(folder, records)
+  report = inspect_rec(folder)
+  assert report.ok
+  # 0 and 1 are one image in class 0, and with 4 one in two classes.
+  assert report.facts['copies'] == '2 in their own class, 3 images in several'
+  assert len(report.notes) == 3
+  _, offsets = read_index(folder / 'train.idx')
+  assert (
+    f'key 1 at byte {offsets[1]} (label 0) is the image of key 0 at byte '
+    f'{offsets[0]} (label 0)'
+  ) in report.notes
+  assert f'  note: {report.notes[0]}' in str(report).splitlines()
+
+
+def test_fix_writes_what_is_whole(messy, jpegs, tmp_path):
+  report = inspect_rec(messy, fix=tmp_path / 'clean')
+  assert not report.ok
+  assert report.facts['clean copy'] == f'5 of 11 images, in {tmp_path}/clean'
+  clean = RecSource(tmp_path / 'clean')
+  assert clean.num_classes == 5  # Classes keep their numbers.
+  encoded, labels = clean.read(np.arange(clean.num_images))
+  assert labels.tolist() == [0, 0, 0, 1, 3]
+  assert encoded == [jpegs[i] for i in (0, 2, 6, 3, 8)]
+  assert inspect_rec(tmp_path / 'clean').ok
+
+
+def test_fix_of_a_sound_folder_is_the_folder(folder, tmp_path):
+  inspect_rec(folder, fix=tmp_path / 'clean')
+  for name in ('train.rec', 'train.idx', 'property'):
+    clean = (tmp_path / 'clean' / name).read_bytes()
+    assert clean == (folder / name).read_bytes()
+
+
+def test_fix_needs_a_new_folder_and_an_image(folder, tmp_path):
+  with pytest.raises(InputError, match=f'^{tmp_path} exists'):
+    inspect_rec(folder, fix=tmp_path)
+  rewrite(folder, [(0, 0, b'junk')])
+  with pytest.raises(InputError, match='no image is whole'):
+    inspect_rec(folder, fix=tmp_path / 'clean')
+  assert not list(tmp_path.glob('clean*'))
+
+
+def test_fix_without_property_counts_the_classes(folder, tmp_path):
+  (folder / 'property').unlink()
+  report = inspect_rec(folder, fix=tmp_path / 'clean')
+  assert not report.ok
+  assert RecSource(tmp_path / 'clean').num_classes == 5
+  assert inspect_rec(tmp_path / 'clean').ok
+
+
+def test_pairs_have_no_clean_copy(tmp_path, jpegs):
+  write_pairs(tmp_path / 'pairs.bin', jpegs, [True] * 5)
+  assert inspect(tmp_path / 'pairs.bin').facts == (
+    inspect_pairs(tmp_path / 'pairs.bin').facts
+  )
+  with pytest.raises(InputError, match='--fix .*pair set'):
+    inspect(tmp_path / 'pairs.bin', fix=tmp_path / 'clean')
+
+
+def test_report_goes_into_json_and_a_picture(messy, tmp_path):
+  report = inspect(messy)
+  as_json = json.loads(json.dumps(report.as_dict()))
+  assert as_json['ok'] is False
+  assert as_json['num_problems'] == report.num_problems
+  assert as_json['facts'] == report.facts
+  # Of labels 4 and 17 one; of 1 two; of 3, whole or not, three; of 0 four.
+  assert as_json['images_per_class'] == {'1': 2, '2': 1, '3': 1, '4': 1}
+  path = tmp_path / 'images.png'
+  plot_images_per_class(report.images_per_class, 'messy', path)
+  assert path.read_bytes().startswith(b'\x89PNG')

@@ -7,7 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from elasticface_jax.data import inspect_rec, open_source, recordio
+from elasticface_jax.data import (
+  inspect_rec,
+  open_source,
+  rec_source,
+  recordio,
+)
 from elasticface_jax.data.rec_source import RecSource
 from elasticface_jax.errors import InputError
 
@@ -84,13 +89,24 @@ def test_threads_read_the_same(folder, decoded):
       np.testing.assert_array_equal(images, decoded[order])
 
 
-def test_index_may_leave_records_out(folder, decoded):
+def test_index_may_leave_records_out(folder, jpegs, decoded):
+  rewrite(folder, zip(EVERY, LABELS, jpegs, strict=True))
   lines = (folder / 'train.idx').read_text().splitlines()
-  kept = [line for line in lines if line.split('\t')[0] in ('2', '5')]
+  kept = [line for line in lines if line.split('\t')[0] in ('2', '5', '9')]
   (folder / 'train.idx').write_text('\n'.join(kept) + '\n')
-  images, labels = RecSource(folder).render(np.arange(2))
-  np.testing.assert_array_equal(images, decoded[[1, 4]])
-  assert labels.tolist() == [0, 1]
+  images, labels = RecSource(folder).render(np.arange(3))
+  np.testing.assert_array_equal(images, decoded[[2, 5, 9]])
+  assert labels.tolist() == [0, 3, 4]
+
+
+@pytest.mark.parametrize('kept', [1, 8, 10, 12, 15])
+def test_index_that_is_cut_off_is_refused(folder, kept):
+  lines = (folder / 'train.idx').read_text().splitlines()
+  (folder / 'train.idx').write_text('\n'.join(lines[:kept]) + '\n')
+  key = lines[kept - 1].split('\t')[0]
+  with pytest.raises(InputError, match=f'lists, key {key}; the index is cut'):
+    RecSource(folder)
+  assert f'{kept} in the index, {16 - kept} not' in str(inspect_rec(folder))
 
 
 def test_fingerprint_is_of_the_contents(folder, tmp_path, jpegs):
@@ -99,14 +115,20 @@ def test_fingerprint_is_of_the_contents(folder, tmp_path, jpegs):
   shutil.copytree(folder, tmp_path / 'copy')
   assert RecSource(tmp_path / 'copy').fingerprint == first
 
+  # Where the images lie does not matter.
+  records = list(zip(EVERY, LABELS, jpegs, strict=True))
+  shifted = [(7 * k + 1, label, body) for k, label, body in records]
+  for same in (records, records[::-1], shifted):
+    rewrite(folder, same)
+    assert RecSource(folder).fingerprint == first
+
   seen = {first}
   (folder / 'property').write_text('6,112,112')
-  records = list(zip(EVERY, LABELS, jpegs, strict=True))
   for change in (
-    records,
+    records[1:],
     [(0, 1, jpegs[0]), *records[1:]],
     [*records[:-1], (9, 4, jpegs[9][:-1] + b'?')],
-    [(k + 1, label, body) for k, label, body in records],
+    [(0, 0, jpegs[1]), (1, 0, jpegs[0]), *records[2:]],
   ):
     rewrite(folder, change)
     seen.add(RecSource(folder).fingerprint)
@@ -181,12 +203,13 @@ def header(labels):
   (index_with(3, -4), ['key 3', 'byte -4']),
   (index_with(3, 0), ['key', 'shares byte 0']),
   (index_with(3, None), ['announces 10 images', 'train.idx lists 9']),
-  (index_with(0, 4), ['train.rec: byte 4: bad magic']),
+  (index_with(0, 4), ['train.rec: goes on for 40 bytes', 'copy it again']),
   (header([2.0, 1.0]), ['record 0 is neither']),
   (header([np.nan, 3.0]), ['record 0 is neither']),
   (header([2.0, np.inf]), ['record 0 is neither']),
   (header([2.0]), ['record 0 is neither']),
-  (header([2.0, 42474558.0]), ['record 0 counts to 42474560', 'float32']),
+  (header([2.0, 42474558.0]), ['counts to 2 and 42474560', 'key 1']),
+  (property_says('17000000,112,112'), ['17000000 classes', 'float32']),
 ])  # fmt: skip
 def test_refused_when_opened(folder, damage, words):
   damage(folder)
@@ -212,8 +235,8 @@ def test_without_header_a_missing_property_asks_for_the_count(folder, jpegs):
   (1.5, None, 'label 1.5 is'),
   (np.nan, None, 'label nan is'),
   (np.inf, None, 'label inf is'),
-  (1, b'not an image', 'do not decode'),
-  (1, 'cut', 'do not decode'),
+  (1, b'not an image', 'neither a JPEG nor a PNG'),
+  (1, 'cut', 'a damaged image .Premature end'),
   (1, encode(np.zeros((112, 96, 3), np.uint8)), 'is 96x112, not 112x112'),
 ])  # fmt: skip
 def test_bad_record_is_named(folder, jpegs, label, body, problem):
@@ -247,7 +270,7 @@ def test_open_source(folder):
   assert (opened.num_images, opened.num_classes) == (10, NUM_CLASSES)
   drawn = open_source('synthetic', **drawing)
   assert (drawn.num_images, drawn.num_classes) == (20, 4)
-  with pytest.raises(InputError, match="data.source='nowhere': no such folder"):
+  with pytest.raises(InputError, match='nowhere: no such folder; give a'):
     open_source('nowhere', **drawing)
 
 
@@ -309,3 +332,39 @@ def test_damage_ends_in_one_line(folder):
     except InputError as error:
       assert '\n' not in str(error)
   assert refused > 150 and reported > 150
+
+
+class Rounded:
+  """Stands for a file whose record 0 counts past what float32 can hold."""
+
+  def __init__(self, path, first, end):
+    self.path, self.size = path, 40 * end
+    self.first, self.end = first, end
+
+  def read_record(self, offset, span):
+    key = offset // 40
+    body = b'image' if 0 < key < self.first else b''
+    labels = np.array([self.first, self.end], np.float32)
+    return recordio.Record(2, labels, key, 0, body), offset + 40
+
+  def walk(self, start):
+    raise AssertionError('the last record ends where the file does')
+
+
+@pytest.mark.parametrize('first, end', [
+  (2**24 - 2, 2**24 - 1),
+  (2**24 + 1, 2**24 + 4),
+  (2**24 + 3, 2**24 + 1000),
+])  # fmt: skip
+def test_counts_that_float32_rounds(tmp_path, first, end):
+  keys = np.arange(end)
+  file = Rounded(tmp_path / 'train.rec', first, end)
+  kept = rec_source._build(file, keys, 40 * keys)
+  assert len(kept['offsets']) == first - 1
+  assert kept['num_classes'] == end - first
+  assert kept['first_key'] == 1 and 'keys' not in kept
+  assert kept['offsets'].nbytes + kept['spans'].nbytes == 12 * (first - 1)
+  if end > 2**24:
+    file.size = 40 * (end - 5)
+    with pytest.raises(InputError, match='counts to .* train.idx ends at key'):
+      rec_source._build(file, keys[:-5], 40 * keys[:-5])

@@ -49,7 +49,7 @@ def test_reads_golden_bytes_by_offset(tmp_path):
   file = file_of(tmp_path, GOLDEN_REC)
   ends = sorted(OFFSETS.values())[1:] + [len(GOLDEN_REC)]
   for (key, offset), end in zip(OFFSETS.items(), ends, strict=True):
-    record, after = file.read(offset, end - offset)
+    record, after = file.read_record(offset, end - offset)
     assert fields(record) == GOLDEN[key]
     assert after == end
 
@@ -173,7 +173,7 @@ def test_names_the_byte(tmp_path, data, offset, problem):
   # The same record, read alone.
   start = 36 if data.startswith(WHOLE) else 0
   with pytest.raises(RecordError, match=problem) as reading:
-    file.read(start, len(data) - start)
+    file.read_record(start, len(data) - start)
   assert reading.value.offset == offset
 
 

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pairs from LFW's ``pairs.txt`` and a folder of images.
+
+The list has a pair a line: ``name n1 n2`` for images n1 and n2 of one person,
+``name1 n1 name2 n2`` for images of two. The first line may say how many follow:
+``folds k`` if each fold has k pairs of one person and then k of two, and a lone
+``k`` for one fold. Tabs part the fields or, in a line without tabs, spaces.
+Image 1 of a person is ``name/name_0001.jpg`` in the folder.
+"""
+
+import functools
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from elasticface_jax.errors import InputError
+
+_SUFFIXES = ('.jpg', '.jpeg', '.png')
+_REMEDY = "give a list like LFW's pairs.txt"
+
+
+class ListedPair(NamedTuple):
+  """A line of a list of pairs.
+
+  Attributes:
+    place: file and line, for messages.
+    first: name and number of an image.
+    second: of the other.
+    same: whether the line is one of one person.
+  """
+
+  place: str
+  first: tuple[str, int]
+  second: tuple[str, int]
+  same: bool
+
+
+def read_pair_list(path: str | os.PathLike) -> list[ListedPair]:
+  """Reads a list of pairs as LFW's ``pairs.txt``.
+
+  Args:
+    path: the file.
+
+  Returns:
+    Its N pairs, in its order.
+
+  Raises:
+    InputError: if the file is missing or no text, a line is no pair, or the
+      pairs are not those that the first line announces.
+  """
+  path = Path(path)
+  try:
+    text = path.read_text(encoding='utf-8-sig')
+  except OSError as error:
+    raise InputError(f'{path}: {error.strerror}; {_REMEDY}') from error
+  except UnicodeDecodeError as error:
+    raise InputError(f'{path}: no text in UTF-8; {_REMEDY}') from error
+  lines = [
+    (number, line)
+    for number, line in enumerate(text.split('\n'), start=1)
+    if line.strip()
+  ]
+  header = _counts(lines[0][1]) if lines else None
+  pairs = [
+    _parse(f'{path}: line {number}', line)
+    for number, line in lines[header is not None :]
+  ]
+  if not pairs:
+    raise InputError(f'{path}: there are no pairs; {_REMEDY}')
+  if header is not None:
+    _check_counts(f'{path}: line {lines[0][0]}', *header, pairs)
+  return pairs
+
+
+def pairs_from_folder(
+  folder: str | os.PathLike, pair_list: Sequence[ListedPair]
+) -> tuple[list[bytes], np.ndarray]:
+  """Reads the images of listed pairs, as they are encoded.
+
+  The faces should be aligned to 112x112, as those that are trained on: those of
+  another size are read too, but only resized and cropped when decoded.
+
+  Args:
+    folder: holds ``name/name_0001.jpg`` and so on; ``.jpeg`` and ``.png`` are
+      found too, whatever the case of the ending.
+    pair_list: from `read_pair_list`, N pairs.
+
+  Returns:
+    2N encoded images, pair after pair, and bool ``[N]``: what `write_pairs`
+    takes.
+
+  Raises:
+    InputError: if there is no such folder, or images are missing or twice
+      there: the first of them, and how many are missing in all.
+  """
+  folder = Path(folder)
+  if not folder.is_dir():
+    raise InputError(
+      f'{folder}: no such folder; give one that holds name/name_0001.jpg'
+    )
+  places = {}  # Where the list first asks for an image.
+  for pair in pair_list:
+    for image in (pair.first, pair.second):
+      places.setdefault(image, pair.place)
+  try:
+    paths = _find(folder, places)
+    encoded = {image: path.read_bytes() for image, path in paths.items()}
+  except OSError as error:
+    raise InputError(f'{error.filename}: {error.strerror}') from error
+  return [
+    encoded[image] for pair in pair_list for image in (pair.first, pair.second)
+  ], np.array([pair.same for pair in pair_list], bool)
+
+
+def _find(
+  folder: Path, places: dict[tuple[str, int], str]
+) -> dict[tuple[str, int], Path]:
+  list_images = functools.cache(_list_images)
+  paths, missing = {}, []
+  for (name, number), place in places.items():
+    stem = f'{name}_{number:04d}'
+    match list_images(folder / name).get(stem, []):
+      case [path]:
+        paths[name, number] = path
+      case []:
+        missing.append(f'{place}: {folder / name / stem}.jpg')
+      case [one, other, *_]:
+        raise InputError(
+          f'{place}: {one} and {other.name} are one image; remove either'
+        )
+  if missing:
+    raise InputError(
+      f'{missing[0]} is missing, the first of {len(missing)} images that are; '
+      'give a folder that holds them all'
+    )
+  return paths
+
+
+def _list_images(folder: Path) -> dict[str, list[Path]]:
+  """The images of a person, by name without ending; none without a folder."""
+  images = {}
+  for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+    if path.suffix.lower() in _SUFFIXES:
+      images.setdefault(path.stem, []).append(path)
+  return images
+
+
+def _fields(line: str) -> list[str]:
+  line = line.strip()
+  if '\t' not in line:
+    return line.split()
+  return [field.strip() for field in line.split('\t')]
+
+
+def _is_number(field: str) -> bool:
+  return re.fullmatch('[0-9]{1,9}', field) is not None
+
+
+def _counts(line: str) -> tuple[int, int] | None:
+  """Folds, and pairs of each kind in a fold, if the line gives them."""
+  numbers = _fields(line)
+  if len(numbers) > 2 or not all(map(_is_number, numbers)):
+    return None
+  folds, size = ['1', *numbers][-2:]
+  return int(folds), int(size)
+
+
+def _parse(place: str, line: str) -> ListedPair:
+  fields = _fields(line)
+  same = len(fields) == 3
+  if same:
+    fields.insert(2, fields[0])
+  if len(fields) == 4 and all(fields):
+    name, first, other, second = fields
+    if _is_number(first) and _is_number(second) and same == (name == other):
+      return ListedPair(place, (name, int(first)), (other, int(second)), same)
+  raise InputError(
+    f'{place}: {line.strip()[:100]!r} is neither `name n1 n2` nor `name1 n1 '
+    'name2 n2` with two names; names with spaces need tabs between the fields'
+  )
+
+
+def _check_counts(place: str, folds: int, size: int, pairs: list[ListedPair]):
+  if len(pairs) != 2 * folds * size:
+    raise InputError(
+      f'{place} announces {folds} x 2 x {size} pairs, but {len(pairs)} follow; '
+      'copy the list again, or remove that line'
+    )
+  for row, pair in enumerate(pairs):
+    if pair.same != (row % (2 * size) < size):
+      raise InputError(
+        f'{pair.place}: a pair of {"one person" if pair.same else "two"}, but '
+        f'{place} announces {folds} x ({size} of one + {size} of two), in this '
+        'order; copy the list again, or remove that line'
+      )
