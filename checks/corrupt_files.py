@@ -13,9 +13,10 @@ and reads all of it, and inspects it. It must end in one of these:
                     checksum. The inspection's facts differ from before
   another number    of images. Only where the data hold no count, and only
                     where it can be seen: without record 0 an index that has
-                    lost lines is that of a smaller set, but the inspection says
-                    that train.rec holds records which no line names; and a
-                    folder of images without one of them is a smaller folder
+                    lost lines from its middle is that of a smaller set, but the
+                    inspection says that train.rec holds records which no line
+                    names; and a folder of images without one of them is a
+                    smaller folder
 
 Everything else is a finding: a process that dies, takes too long or too much
 memory; an exception or a warning that is no `InputError`; a message that is no
@@ -72,6 +73,7 @@ from elasticface_jax.errors import InputError
 
 STARTUP = 300  # Seconds for a worker to import TensorFlow and read good data.
 MEMORY = 4 << 30  # Bytes that damage may make a worker ask for.
+CHANGED = 10**18  # When good files were changed last, in ns: in 2001.
 OUTCOMES = (
   'refused opening',
   'refused reading',
@@ -241,7 +243,8 @@ def training(make, left_out=None, name=''):
   )
 
 
-def pairs(make, name):
+def verification(make, name):
+  """A kind that is verified with: a file of pairs."""
   return Kind(
     make,
     lambda folder: read_pairs(folder / name),
@@ -259,9 +262,9 @@ KINDS = {
   'folder': training(make_folder, files_gone),
   'TFRecord': training(make_shards('tfrecord'), name='data'),
   'ArrayRecord': training(make_shards('array_record'), name='data'),
-  'bin, bytes': pairs(make_pairs('pairs.bin'), 'pairs.bin'),
-  'bin, arrays': pairs(make_pairs_of_arrays, 'pairs.bin'),
-  'npz': pairs(make_pairs('pairs.npz'), 'pairs.npz'),
+  'bin, bytes': verification(make_pairs('pairs.bin'), 'pairs.bin'),
+  'bin, arrays': verification(make_pairs_of_arrays, 'pairs.bin'),
+  'npz': verification(make_pairs('pairs.npz'), 'pairs.npz'),
 }
 
 # Damages: of the bytes of a file, with a generator, and the bytes of another
@@ -415,13 +418,13 @@ class Good(NamedTuple):
   """A good data set.
 
   Attributes:
-    files: bytes and time of change, by path inside of the folder.
+    files: bytes by path inside of the folder; changed last at `CHANGED`.
     images: as they lie there.
     contents: what was read: images, labels, number of classes.
     facts: the report's.
   """
 
-  files: dict[str, tuple[bytes, int]]
+  files: dict[str, bytes]
   images: list[bytes]
   contents: tuple
   facts: dict[str, str]
@@ -446,14 +449,11 @@ class Bench:
       place = folder / str(number)
       place.mkdir()
       images = kind.make(place, np.random.default_rng([seed, number]))
-      files = {
-        str(path.relative_to(place)): (
-          path.read_bytes(),
-          path.stat().st_mtime_ns,
-        )
-        for path in sorted(place.rglob('*'))
-        if path.is_file()
-      }
+      paths = sorted(path for path in place.rglob('*') if path.is_file())
+      for path in paths:
+        os.utime(path, ns=(CHANGED, CHANGED))
+      # A kept index holds the times, and is made again here: now, its bytes
+      # are the same each time.
       contents = kind.read(kind.open(place))
       report = kind.inspect(place)
       if len(contents[0]) != len(images) or not report.ok:
@@ -461,6 +461,9 @@ class Bench:
           f'{name}: good data of {len(images)} images are read as '
           f'{len(contents[0])}, and inspected as\n{report}'
         )
+      files = {
+        str(path.relative_to(place)): path.read_bytes() for path in paths
+      }
       self.good[name] = Good(files, images, contents, report.facts)
 
   def run(self, number: int) -> Case:
@@ -469,9 +472,9 @@ class Bench:
     name = list(self.kinds)[number % len(self.kinds)]
     good = self.good[name]
     # A short file is hurt less often than a long one, but often enough.
-    weights = np.log2([1 + len(data) for data, _ in good.files.values()])
+    weights = np.log2([1 + len(data) for data in good.files.values()])
     file = str(rng.choice(list(good.files), p=weights / weights.sum()))
-    data, _ = good.files[file]
+    data = good.files[file]
     hurt = data
     while hurt == data:
       damage = str(rng.choice(list(DAMAGES)))
@@ -490,7 +493,7 @@ class Bench:
     others = [
       (path, data)
       for kind, good in self.good.items()
-      for path, (data, _) in good.files.items()
+      for path, data in good.files.items()
       if (kind, path) != (name, file)
     ]
     alike = [
@@ -505,7 +508,7 @@ class Bench:
   def _write(self, good, hurt_file, hurt, *, keep_time):
     for path in sorted(self.folder.rglob('*'), reverse=True):
       path.rmdir() if path.is_dir() else path.unlink()
-    for file, (data, changed) in good.files.items():
+    for file, data in good.files.items():
       path = self.folder / file
       path.parent.mkdir(parents=True, exist_ok=True)
       data = hurt if file == hurt_file else data
@@ -513,7 +516,7 @@ class Bench:
         continue
       path.write_bytes(data)
       if file != hurt_file or keep_time:
-        os.utime(path, ns=(changed, changed))
+        os.utime(path, ns=(CHANGED, CHANGED))
 
 
 @contextlib.contextmanager
@@ -593,7 +596,7 @@ def check_whole_images(good: Good, folder: Path, images: np.ndarray):
   """
   paths = [folder / name for name in good.files]
   left = [path.read_bytes() for path in paths if path.exists()]
-  if sum(map(len, left)) > sum(len(data) for data, _ in good.files.values()):
+  if sum(map(len, left)) > sum(map(len, good.files.values())):
     return  # Whole records put in between are read instead, and may be.
   times = collections.Counter(image.tobytes() for image in images)
   for row, encoded in enumerate(good.images):
@@ -689,16 +692,17 @@ class Worker:
 
   def run(self, number: int, timeout: float) -> Case:
     """Runs one case; if it does not come back, the process is gone."""
-    self._connection.send(number)
-    case, problem = self._answer(timeout)
+    case, problem = self._answer(timeout, number)
     return case or Case(number, (), 'FOUND', f'the process {problem}')
 
-  def _answer(self, timeout: float) -> tuple[Case | None, str]:
+  def _answer(self, timeout, *numbers: int) -> tuple[Case | None, str]:
     try:
+      for number in numbers:
+        self._connection.send(number)
       if self._connection.poll(timeout):
         return self._connection.recv(), ''
       problem = f'was not done in {timeout:g} s'
-    except EOFError:
+    except (EOFError, OSError):
       self._process.join()
       code = self._process.exitcode
       problem = f'ended with {code}'

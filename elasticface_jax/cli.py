@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     '--pairs',
     required=True,
     action='append',
-    help="an insightface .bin file, or 'synthetic'; repeat for more",
+    help="a file of pairs, .bin or .npz, or 'synthetic'; repeat for more",
   )
   sub.add_argument('--step', type=int, help='which checkpoint; newest if unset')
   sub.add_argument('--out', type=Path, help='folder for JSON and plots')

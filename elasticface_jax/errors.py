@@ -14,4 +14,5 @@ class InputError(ValueError):
 def first_line(error: BaseException) -> str:
   """What a library's error says, short enough to stand in a line of ours."""
   lines = str(error).strip().splitlines() or [type(error).__name__]
-  return lines[0][:300]
+  line = lines[0][:300]  # It may quote the bytes of a damaged file.
+  return ''.join(c if c.isprintable() else '?' for c in line)

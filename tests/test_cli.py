@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mistakes at the command line: one line, exit code 2, no traceback."""
 
+import io
+import os
+import pickle
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +31,18 @@ def fails(capsys):
     assert code == 2
     assert len(captured.err.splitlines()) == 1, captured.err
     return captured.err
+
+  return run
+
+
+@pytest.fixture
+def run(capsys):
+  """``run(arguments)``: exit code, and all that was said."""
+
+  def run(arguments):
+    code = cli.main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
 
   return run
 
@@ -162,6 +178,89 @@ def test_inspect_tells_what_is_bad_and_mends_it(
   assert cli.main(['inspect', str(clean)]) == 0
   assert data.RecSource(clean).num_images == 11
   assert f'{clean} exists' in fails('inspect', people, '--fix', clean)
+
+
+@pytest.fixture
+def rec(tmp_path):
+  """The same twelve images in MS1MV2's layout."""
+  images, labels = data.SyntheticFaces(12, 3, seed=0).render(np.arange(12))
+  bodies = []
+  for row in np.argsort(labels, kind='stable'):
+    file = io.BytesIO()
+    Image.fromarray(images[row]).save(file, 'jpeg')
+    bodies.append((file.getvalue(), int(labels[row])))
+  data.write_rec_folder(tmp_path / 'rec', bodies, 3)
+  return tmp_path / 'rec'
+
+
+def at(path, offset, count, new):
+  content = path.read_bytes()
+  path.write_bytes(content[:offset] + new + content[offset + count :])
+
+
+class Malicious:
+  def __reduce__(self):
+    return os.system, ('touch executed',)
+
+
+BROKEN = {
+  'truncated rec': (
+    lambda rec: os.truncate(rec / 'train.rec', 9_000),
+    'cut off',
+  ),
+  'idx past the end': (
+    lambda rec: at(rec / 'train.idx', 2, 1, b'9999999'),
+    'should be at byte 9999999',
+  ),
+  'bad magic': (
+    lambda rec: at(rec / 'train.rec', 0, 4, b'abcd'),
+    'key 1 at byte 0: bad magic 61626364',
+  ),
+  'undecodable JPEG': (
+    lambda rec: at(rec / 'train.rec', 300, 400, bytes(400)),
+    'key 1 at byte 0: a damaged image',
+  ),
+  'label out of range': (
+    lambda rec: at(rec / 'train.rec', 12, 4, struct.pack('<f', 3.0)),
+    'key 1 at byte 0: label 3 is not an integer in [0, 3)',
+  ),
+  'missing property': (
+    lambda rec: (rec / 'property').unlink(),
+    'property is missing; write the line `3,112,112` into it',
+  ),
+  'empty folder': (
+    lambda rec: [path.unlink() for path in rec.iterdir()],
+    'neither train.rec, nor dataset_info.json, nor folders of images',
+  ),
+  'a text file named .rec': (
+    lambda rec: (rec / 'train.rec').write_text('some text\n' * 2_000),
+    'bad magic 736f6d65',
+  ),
+  'a malicious pickle': (
+    lambda rec: (rec / 'lfw.bin').write_bytes(pickle.dumps(Malicious())),
+    'posix.system',
+  ),
+}
+
+
+@pytest.mark.parametrize('kind', BROKEN)
+def test_broken_data_end_in_a_message_of_their_own(
+  kind, rec, run, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  damage, words = BROKEN[kind]
+  damage(rec)
+  pairs = rec / 'lfw.bin'
+  code, said = run(['inspect', pairs if pairs.exists() else rec])
+  assert code == 2
+  assert words in said, said
+  assert said.splitlines()[-1].startswith('elasticface: ')
+  assert not (tmp_path / 'executed').exists()
+
+
+def test_a_rec_is_given_by_its_folder(rec, fails):
+  told = fails('inspect', rec / 'train.rec')
+  assert 'give the folder that holds train.rec' in told
 
 
 def test_pairs_from_a_folder_and_a_list(people, fails, tmp_path, capsys):

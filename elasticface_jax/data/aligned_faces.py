@@ -95,11 +95,11 @@ class AlignedFaces(tfds.core.ShardBasedBuilder):
 
 
 def _examples(folder: Path, images: range) -> Iterator[tuple[int, dict]]:
-  index = images.start
-  for faces in prepare.read_faces(_open(folder), images):
-    for encoded, label in faces:
+  source = _open(folder)
+  for indices in prepare.chunks(images):
+    faces = prepare.read_faces(source, indices)
+    for index, (encoded, label) in zip(indices.tolist(), faces, strict=True):
       yield index, {'image': io.BytesIO(encoded), 'label': label}
-      index += 1
 
 
 @functools.lru_cache(maxsize=1)

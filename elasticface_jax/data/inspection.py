@@ -103,6 +103,11 @@ def inspect(
   """
   if not is_remote(path):
     path = Path(path)
+    if path.suffix in ('.rec', '.idx') and path.is_file():
+      raise InputError(
+        f'{path} is a file; give the folder that holds train.rec, train.idx '
+        'and property'
+      )
     if path.is_file():
       if fix is not None:
         raise InputError(

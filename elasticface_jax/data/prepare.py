@@ -14,6 +14,7 @@ hold the same records.
 import collections
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -117,15 +118,15 @@ def prepare_shards(
     'file_format': file_format,
     'num_shards': len(ranges),
   }
-  with _unfinished(out, plan) as work:
-    counted = _Progress(progress, 2 * source.num_images)
+  counted = _Progress(progress, 2 * source.num_images)
+  with _unfinished(out, plan) as work, ThreadPoolExecutor(_THREADS) as pool:
     for name, images in zip(work.names, ranges, strict=True):
       if name in work.whole:
         counted.add(len(images))
       else:
-        work.add(name, file_format, _examples(source, images, counted))
+        work.add(name, file_format, _examples(pool, source, images, counted))
     work.write_metadata(source.num_classes, [len(images) for images in ranges])
-    _read_back(work, ranges, source, counted)
+    _read_back(pool, work, ranges, source, counted)
     work.finish(out)
   return Prepared(
     out,
@@ -195,49 +196,50 @@ def _estimated_bytes(source: EncodedSource) -> int:
   return sum(map(len, encoded)) * source.num_images // len(encoded)
 
 
+def chunks(images: range) -> Iterator[np.ndarray]:
+  """Cuts a range into what is read in one call: int64, ``[k]``."""
+  for start in range(images.start, images.stop, _CHUNK):
+    yield np.arange(start, min(start + _CHUNK, images.stop))
+
+
 def read_faces(
-  source: EncodedSource, images: range
-) -> Iterator[list[tuple[bytes, int]]]:
-  """Reads images in order, and makes sure that they can be trained on.
+  source: EncodedSource, indices: np.ndarray
+) -> list[tuple[bytes, int]]:
+  """Reads images, and makes sure that they can be trained on.
 
   Args:
     source: where they are.
-    images: which.
+    indices: which, int64, ``[k]``.
 
-  Yields:
-    The next images as they lie there, each of which has been decoded, and
-    their labels.
+  Returns:
+    k images as they lie there, each of which has been decoded, with its label.
 
   Raises:
     InputError: for the first that is not whole, not 112x112, or has no valid
       label.
   """
-
-  def read(indices):
-    encoded, labels = source.read_checked(indices)
-    try:
-      decode.decode_faces(encoded)
-    except decode.BadImage as error:
-      raise source.bad(indices[error.index], error.problem) from error
-    return list(zip(encoded, labels.tolist(), strict=True))
-
-  return _in_order(read, images)
-
-
-def _in_order(read: Callable, images: range) -> Iterator:
-  """Results of `read` for chunks of images; threads read ahead a little."""
-  pool = ThreadPoolExecutor(_THREADS)
-  ahead = collections.deque()
+  encoded, labels = source.read_checked(indices)
   try:
-    for start in range(images.start, images.stop, _CHUNK):
-      stop = min(start + _CHUNK, images.stop)
-      ahead.append(pool.submit(read, np.arange(start, stop)))
-      if len(ahead) > 2 * _THREADS:
-        yield ahead.popleft().result()
-    while ahead:
+    decode.decode_faces(encoded)
+  except decode.BadImage as error:
+    raise source.bad(indices[error.index], error.problem) from error
+  return list(zip(encoded, labels.tolist(), strict=True))
+
+
+def _in_order(pool: ThreadPoolExecutor, read: Callable, images: range):
+  """Results of `read` for the chunks of a range; threads read ahead a little.
+
+  The pool is not this generator's own: one that is forgotten half way would
+  end its threads when Python collects garbage, which Python 3.12 may do where
+  it cannot wait for threads.
+  """
+  ahead = collections.deque()
+  for indices in chunks(images):
+    ahead.append(pool.submit(read, indices))
+    if len(ahead) > 2 * _THREADS:
       yield ahead.popleft().result()
-  finally:
-    pool.shutdown(cancel_futures=True)
+  while ahead:
+    yield ahead.popleft().result()
 
 
 class _Progress:
@@ -253,11 +255,11 @@ class _Progress:
 
 
 def _examples(
-  source: EncodedSource, images: range, counted: _Progress
+  pool: ThreadPoolExecutor, source: EncodedSource, images: range, counted
 ) -> Iterator[tuple[bytes, bytes]]:
   """Makes the records of a shard: examples, and digests of their content."""
   example_of = decode.tensorflow().train.Example
-  for faces in read_faces(source, images):
+  for faces in _in_order(pool, functools.partial(read_faces, source), images):
     for encoded, label in faces:
       example = example_of()
       feature = example.features.feature
@@ -271,12 +273,12 @@ def _examples(
     counted.add(len(faces))
 
 
-def _read_back(work: '_Work', ranges, source: EncodedSource, counted):
+def _read_back(pool, work: '_Work', ranges, source: EncodedSource, counted):
   """Holds what lies in the shards against what the source gave."""
   try:
     shards = ShardSource(work.path)
     for name, images in zip(work.names, ranges, strict=True):
-      _compare(shards, images, work.whole[name]['content'], counted)
+      _compare(pool, shards, images, work.whole[name]['content'], counted)
   except InputError as error:
     # It names the file, and then a remedy for shards from elsewhere.
     problem = str(error).rpartition('; ')[0]
@@ -295,7 +297,7 @@ def _read_back(work: '_Work', ranges, source: EncodedSource, counted):
     )
 
 
-def _compare(shards: ShardSource, images: range, content: str, counted):
+def _compare(pool, shards: ShardSource, images: range, content: str, counted):
   def digests(indices):
     encoded, labels = shards.read_checked(indices)
     return [
@@ -304,7 +306,7 @@ def _compare(shards: ShardSource, images: range, content: str, counted):
     ]
 
   sha = hashlib.sha256()
-  for chunk in _in_order(digests, images):
+  for chunk in _in_order(pool, digests, images):
     sha.update(b''.join(chunk))
     counted.add(len(chunk))
   if sha.hexdigest() != content:
@@ -518,7 +520,9 @@ class _Writer:
     try:
       method(*args)
     except self._failure as error:
-      raise _refused(self._path, first_line(error)) from error
+      # TensorFlow begins with the path, too.
+      reason = first_line(error).removeprefix(f'{self._path}; ')
+      raise _refused(self._path, reason) from error
 
 
 def _flush(path: Path):

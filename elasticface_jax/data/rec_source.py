@@ -18,6 +18,7 @@ from elasticface_jax.errors import InputError
 
 # Counts and labels of a .rec are float32, exact up to here.
 _MAX_EXACT = 1 << 24
+_MAX_COUNT = 1 << 40
 _MAX_SPAN = (1 << 32) - 1
 
 
@@ -249,7 +250,7 @@ def _header_counts(path: Path, record) -> tuple[int, int]:
     InputError: if it holds no two such counts.
   """
   first, end = record.labels.tolist() if record.flag == 2 else (0, 0)
-  if not 2 <= first < end < np.inf:
+  if not 2 <= first < end < _MAX_COUNT:
     raise InputError(
       f'{path}: record 0 is neither an image nor a header of two counts '
       f'(labels {record.labels[:4].tolist()}); take train.rec and train.idx '

@@ -257,8 +257,8 @@ def _read_info(folder: str):
   except Exception as error:
     # Of TFDS and of any file system.
     raise InputError(
-      f'{folder}: {INFO} cannot be read ({first_line(error)}); prepare or copy '
-      'it again'
+      f'{folder}: what TFDS notes of it, {INFO} and features.json, cannot be '
+      f'read ({first_line(error)}); prepare or copy it again'
     ) from error
   if 'train' not in info.splits:
     raise InputError(

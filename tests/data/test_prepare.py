@@ -219,6 +219,28 @@ def test_goes_on_after_the_last_whole_shard(
   assert sorted(again.read_so_far) == sorted([*range(N), *range(done, N)])
 
 
+def test_what_a_kill_may_leave_is_cleared_away(source, tmp_path):
+  plan = {'file_format': 'tfrecord', 'num_shards': SHARDS}
+  prepare_shards(source, tmp_path / 'expected', **plan)
+  source.fail_at = 30
+  with pytest.raises(ConnectionError):
+    prepare_shards(source, tmp_path / 'out', **plan)
+  source.fail_at = None
+  work = tmp_path / 'out.incomplete'
+  _, _, renamed, half = shards_of(work, 'tfrecord')
+  for path in (
+    renamed,  # Not noted yet.
+    half.with_name(half.name + '.part'),
+    work / 'prepared.json.part',
+    work / 'dataset_info.json',
+    work / 'incomplete.0123.features.json',
+    work / '.elasticface_index.npz',
+  ):
+    path.write_bytes(b'half')
+  prepare_shards(source, tmp_path / 'out', **plan)
+  assert contents(tmp_path / 'out') == contents(tmp_path / 'expected')
+
+
 _KILLED = """
 import sys, time
 import numpy as np
@@ -344,6 +366,19 @@ def test_sound_record_of_another_image_is_found(source, images, tmp_path):
   (tmp_path / 'out.incomplete' / name).write_bytes(swapped)
   with pytest.raises(InputError, match=f'{name}: .*other images than written'):
     prepare_shards(source, tmp_path / 'out', **plan)
+
+
+def test_error_that_names_no_shard_is_left_as_it_is(
+  source, tmp_path, monkeypatch
+):
+  def fail(path):
+    raise InputError(f'{path}: no tea; put the kettle on')
+
+  monkeypatch.setattr(prepare, 'ShardSource', fail)
+  with pytest.raises(
+    InputError, match='incomplete: no tea; put the kettle on$'
+  ):
+    prepare_shards(source, tmp_path / 'out', num_shards=SHARDS)
 
 
 def test_cut_shard_is_written_anew(source, tmp_path):

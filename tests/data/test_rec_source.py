@@ -207,6 +207,7 @@ def header(labels):
   (header([2.0, 1.0]), ['record 0 is neither']),
   (header([np.nan, 3.0]), ['record 0 is neither']),
   (header([2.0, np.inf]), ['record 0 is neither']),
+  (header([2.0, 1e38]), ['record 0 is neither']),
   (header([2.0]), ['record 0 is neither']),
   (header([2.0, 42474558.0]), ['counts to 2 and 42474560', 'key 1']),
   (property_says('17000000,112,112'), ['17000000 classes', 'float32']),
