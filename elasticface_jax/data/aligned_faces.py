@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""A TFDS builder for MS1MV2 and its kin, for `tfds build` and for Beam.
 
-Where this package is installed (``pip install -e .`` in a clone), and with it
-what TFDS's command imports whether it is used or not (``pip install apache-beam
-mlcroissant importlib_resources``)::
+Where this package is installed with what TFDS's command imports, whether it is
+used or not (extra ``[beam]``)::
 
   tfds build --imports=elasticface_jax.data.aligned_faces aligned_faces \
       --manual_dir=faces_emore --data_dir=shards \
@@ -13,9 +12,8 @@ reads ``train.rec``, ``train.idx`` and ``property`` in ``faces_emore`` and makes
 ``shards/aligned_faces/1.0.0``. With ``--beam_pipeline_options`` Beam does it,
 shards side by side, each in the memory of its worker; on a cluster, this
 package must be installed on the workers, and they must reach both folders by
-these paths::
-
-  --beam_pipeline_options=runner=FlinkRunner,flink_master=host:8081
+these paths. ``--beam_pipeline_options=runner=DirectRunner`` is Beam on this
+machine, with which it was tried.
 
 The shards hold what those of `elasticface prepare` hold, record for record.
 That command needs no Beam, reads its work back, and goes on after a crash; here

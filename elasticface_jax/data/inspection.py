@@ -369,7 +369,7 @@ def _looks(walk: _Walk) -> Iterator[tuple[int, _Look]]:
     for first, future in ahead:
       yield first, future.result()
   finally:
-    pool.shutdown(cancel_futures=True)
+    pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _look_at(

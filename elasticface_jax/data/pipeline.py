@@ -95,8 +95,10 @@ def batches(
     while ahead:
       yield _collect(*ahead.popleft())
   finally:
-    fetchers.shutdown(cancel_futures=True)
-    pool.shutdown(cancel_futures=True)
+    # Not waited for: a generator may be closed by the garbage collector, in the
+    # midst of anything.
+    fetchers.shutdown(wait=False, cancel_futures=True)
+    pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _collect(indices: np.ndarray, made: list[Future]) -> Batch:

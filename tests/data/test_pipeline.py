@@ -212,6 +212,7 @@ def test_closing_ends_the_reading():
   stream = batches(source, seed=0, batch_size=64, first_step=0, last_step=10**9)
   next(stream)
   stream.close()
+  time.sleep(0.3)  # What was being made is finished.
   read_so_far = source.made.total()
   time.sleep(0.3)
   assert source.made.total() == read_so_far
