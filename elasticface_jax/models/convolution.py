@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions whose gradients are fast inside a loop on a CPU too.
+"""Convolutions that are fast in a training step on every platform.
 
-XLA's CPU compiler brings the convolutions of a gradient into the form that its
-fast kernels take (batch, height, width, channel) only in the outermost
-computation. The training step runs the backbone inside a loop, where the same
-gradients fall back to plain loops, 10 to 60 times slower (jax 0.10.2 and
-0.11.2). So on a CPU the gradients are written in that form here. On other
-platforms they are those of `jax.vjp`, which XLA knows to match with the
-vendor's gradient kernels.
+XLA knows to match a convolution and the gradients of `jax.vjp` with the
+vendor's kernels on GPUs and TPUs. Its CPU compiler has fast kernels for the
+convolution alone. It brings gradients into that form only in the outermost
+computation; the training step runs the backbone inside a loop, where they
+would fall back to plain loops, 10 to 60 times slower (jax 0.10.2 and 0.11.2).
+So on a CPU gradients, and what Winograd's tiles make faster, are those of
+`cpu_convolution`.
 """
 
 import functools
@@ -15,7 +15,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-_LAYOUT = ('NHWC', 'HWIO', 'NHWC')
+from elasticface_jax.models import cpu_convolution as cpu
 
 
 def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
@@ -41,20 +41,14 @@ def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
   return _convolve(x, kernel, stride)
 
 
-def _plain(x, kernel, *, stride=1, padding=((1, 1), (1, 1)), spread=1):
-  return jax.lax.conv_general_dilated(
-    x,
-    kernel,
-    (stride, stride),
-    padding,
-    rhs_dilation=(spread, spread),
-    dimension_numbers=_LAYOUT,
-  )
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(x, kernel, stride):
-  return _plain(x, kernel, stride=stride)
+  return jax.lax.platform_dependent(
+    x,
+    kernel,
+    cpu=functools.partial(cpu.convolve, stride=stride),
+    default=functools.partial(cpu.plain, stride=stride),
+  )
 
 
 def _forward(x, kernel, stride):
@@ -63,66 +57,15 @@ def _forward(x, kernel, stride):
 
 def _backward(stride, residuals, gradient):
   def by_vjp(x, kernel, gradient):
-    plain = functools.partial(_plain, stride=stride)
+    plain = functools.partial(cpu.plain, stride=stride)
     return jax.vjp(plain, x, kernel)[1](gradient)
 
-  def in_layout(x, kernel, gradient):
-    to_x = _to_input if stride == 1 else _to_input_of_stride_2
-    return to_x(kernel, gradient), _to_kernel(x, gradient, stride)
-
   return jax.lax.platform_dependent(
-    *residuals, gradient, cpu=in_layout, default=by_vjp
+    *residuals,
+    gradient,
+    cpu=functools.partial(cpu.gradients, stride=stride),
+    default=by_vjp,
   )
 
 
 _convolve.defvjp(_forward, _backward)
-
-
-def _to_input(kernel, gradient):
-  """Convolution with the kernel turned round and its channels exchanged."""
-  return _plain(gradient, kernel[::-1, ::-1].transpose(0, 1, 3, 2))
-
-
-def _to_input_of_stride_2(kernel, gradient):
-  """The same at stride 2, without spreading the gradient with zeros.
-
-  An even row 2i saw tap 1 of output i; an odd row 2i + 1 saw tap 2 of output
-  i and tap 0 of output i + 1; columns alike. So the four parities are four
-  sets of channels of one 2x2 convolution, woven together afterwards.
-  """
-  taps = {(0, 0): 1, (1, 0): 2, (1, 1): 0}  # (parity, output - i): tap
-
-  def tap(row, column, p, q):
-    if (p, row) in taps and (q, column) in taps:
-      return kernel[taps[p, row], taps[q, column]].T
-    return jnp.zeros_like(kernel[0, 0].T)
-
-  two = (0, 1)
-  woven = jnp.stack(
-    [
-      jnp.stack(
-        [
-          jnp.concatenate([tap(r, c, p, q) for p in two for q in two], axis=1)
-          for c in two
-        ]
-      )
-      for r in two
-    ]
-  )
-  parities = _plain(gradient, woven, padding=((0, 1), (0, 1)))
-  b, h, w, _ = parities.shape
-  parities = parities.reshape(b, h, w, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5)
-  return parities.reshape(b, 2 * h, 2 * w, -1)
-
-
-def _to_kernel(x, gradient, stride):
-  """Convolution of the images with the gradient, summed over the batch."""
-  # At stride 2 the last row of padding was never read.
-  padding = ((1, 2 - stride),) * 2
-  kernel = _plain(
-    x.transpose(3, 1, 2, 0),
-    gradient.transpose(1, 2, 0, 3),
-    padding=padding,
-    spread=stride,
-  )
-  return kernel.transpose(1, 2, 0, 3)
