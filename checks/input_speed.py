@@ -23,7 +23,6 @@ for 1, 2 and 4 readers.
 import argparse
 import contextlib
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -39,33 +38,15 @@ from pathlib import Path
 import numpy as np
 
 from elasticface_jax import data
+from elasticface_jax.benchmark import input as speed
 from elasticface_jax.data import index, recordio
 
 BATCH = 512
-PER_CLASS = 100
-DRAWN = 4_000  # Distinct faces; beyond, they repeat.
 HOLLOW = (
   ("MS1MV2's size", 5_822_653, 85_742),
   ("WebFace42M's size", 42_474_557, 2_059_906),
 )
 ORDER = {'seed': 0, 'batch_size': BATCH}
-
-
-def write_rec(folder: Path, num_images: int):
-  """Draws faces, encodes them and writes them in MS1MV2's layout."""
-  from PIL import Image
-
-  num_drawn = min(DRAWN, num_images)
-  faces = data.SyntheticFaces(num_drawn, 100, seed=0)
-  bodies = []
-  for start in range(0, num_drawn, 100):
-    stop = min(start + 100, num_drawn)
-    for image in faces.render(np.arange(start, stop))[0]:
-      file = io.BytesIO()
-      Image.fromarray(image).save(file, 'jpeg', quality=95)
-      bodies.append(file.getvalue())
-  images = ((bodies[i % num_drawn], i // PER_CLASS) for i in range(num_images))
-  data.write_rec_folder(folder, images, -(-num_images // PER_CLASS))
 
 
 def write_hollow_rec(folder: Path, num_images: int, num_classes: int):
@@ -144,13 +125,12 @@ def feeding(path, seconds, window, delay):
   if float(delay):
     slow_down(float(delay))
   source = data.open_encoded(path, cache=Path.cwd())
-  stream = data.batches(
-    source, first_step=0, last_step=10**9, window=int(window), **ORDER
-  )
+  stream = speed.feeding(source, BATCH, int(window))
   return rate(stream, float(seconds))
 
 
 def rate(stream, seconds):
+  """Images a second, from the fifth batch on."""
   for _ in range(4):
     next(stream)
   start, num_images = time.perf_counter(), 0
@@ -201,35 +181,8 @@ def tf_data(path, seconds):
 
 
 def stages(path, num_batches):
-  """Microseconds an image on one thread, stage by stage."""
-  from elasticface_jax.data import decode
-
-  source = data.open_encoded(path)
-  spent = dict.fromkeys(('order', 'read', 'decode', 'put together'), 0.0)
-
-  def timed(name, function, *arguments, **named):
-    start = time.perf_counter()
-    result = function(*arguments, **named)
-    spent[name] += time.perf_counter() - start
-    return result
-
-  for step in range(int(num_batches) + 2):
-    if step == 2:  # All is imported and warm.
-      spent = dict.fromkeys(spent, 0.0)
-    indices = timed(
-      'order',
-      data.batch_indices,
-      step,
-      num_images=source.num_images,
-      **ORDER,
-    )
-    images = []
-    for chunk in np.array_split(indices, BATCH // 32):
-      encoded, _ = timed('read', source.read_checked, chunk)
-      images.append(timed('decode', decode.decode_faces, encoded))
-    timed('put together', np.concatenate, images)
-  each = int(num_batches) * BATCH
-  return {name: 1e6 * seconds / each for name, seconds in spent.items()}
+  """Seconds an image on one thread, stage by stage."""
+  return speed.stages(data.open_encoded(path), BATCH, int(num_batches))
 
 
 def digests(path, last_step, window):
@@ -307,7 +260,7 @@ def main():
   flags.folder.mkdir(parents=True, exist_ok=True)
   paths = {'.rec': flags.source or flags.folder / 'rec'}
   if not paths['.rec'].exists():
-    write_rec(paths['.rec'], flags.images)
+    speed.draw_rec_folder(paths['.rec'], flags.images)
   rec = data.open_encoded(paths['.rec'])
   for form in ('tfrecord', 'array_record'):
     paths[form] = flags.folder / form
@@ -356,7 +309,7 @@ def main():
     if name in paths:
       spent = measure('stages', paths[name], 20)
       total = sum(spent.values())
-      shares = [f'{us:.1f} us, {us / total:.0%}' for us in spent.values()]
+      shares = [f'{1e6 * s:.1f} us, {s / total:.0%}' for s in spent.values()]
     print(
       f'| {name} | {statistics.median(rates[name]):,.0f} '
       f'({min(rates[name]):,.0f}-{max(rates[name]):,.0f}) '

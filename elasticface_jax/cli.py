@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from elasticface_jax import __version__
+from elasticface_jax.benchmark import command as benchmark
+from elasticface_jax.benchmark import recipe
 from elasticface_jax.errors import InputError
 
 # XLA's CPU backend splits sums by the number of threads it thinks it has, so
@@ -177,6 +179,11 @@ def _parser() -> argparse.ArgumentParser:
     metavar='PAIRS.TXT',
     help="the pairs to make, in the form of LFW's pairs.txt",
   )
+
+  sub = command(
+    'benchmark', _benchmark, 'Measure steps, head, loop and input here.'
+  )
+  benchmark.add_arguments(sub)
   return parser
 
 
@@ -258,6 +265,16 @@ def _prepare(args, rest):
       progress=progress,
     )
   print(prepared)
+
+
+def _benchmark(args, rest):
+  config = None
+  if args.config:
+    # A run folder has its config as JSON, which needs no ml_collections.
+    config = recipe.read_saved(args.config)
+    if config is None:
+      config = load_config(args.config, ()).to_dict()
+  benchmark.run(args, config)
 
 
 def _write_report(report, out: Path):

@@ -22,6 +22,7 @@ Letters: B samples in G groups of S, g groups here; D embedding size; K blocks
 of classes, k here.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -73,13 +74,15 @@ def make_step(
     ``step(state, images, labels, keys) -> (state, measured)``. Images uint8
     ``[G, S, H, W, 3]`` and labels int32 ``[G, S]`` are spread over the
     devices by groups; keys are those of `state.make_keys`. The state given is
-    consumed. Measured: a dict of scalars, replicated.
+    consumed. Measured: a dict of scalars, replicated. It is a
+    `functools.partial` of a jitted function, which
+    ``step.func.lower(*step.args, state, ...)`` compiles ahead.
   """
   devices = layout.devices
   batch_size = layout.batch_size
   head = loss.head(layout.num_classes)
 
-  def step(state, images, labels, keys, trip_counts):
+  def step(trip_counts, state, images, labels, keys):
     group_trips, block_trips = trip_counts
     count = images.shape[0]
     first_group = devices.index() * count
@@ -218,14 +221,13 @@ def make_step(
   spread_step = jax.shard_map(
     step,
     mesh=layout.mesh,
-    in_specs=(specs(), P(AXIS), P(AXIS), P(), P()),
+    in_specs=(P(), specs(), P(AXIS), P(AXIS), P()),
     out_specs=(specs(), P()),
     check_vma=False,
   )
-  compiled = jax.jit(spread_step, donate_argnums=0)
-  trip_counts = layout.trip_counts()
-  return lambda state, images, labels, keys: compiled(
-    state, images, labels, keys, trip_counts
+  # Trip counts are no constants: known ones would be unrolled.
+  return functools.partial(
+    jax.jit(spread_step, donate_argnums=1), layout.trip_counts()
   )
 
 

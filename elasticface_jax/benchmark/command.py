@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`elasticface benchmark`: its arguments, and what it runs one by one."""
+
+import argparse
+import dataclasses
+import gc
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from elasticface_jax.errors import InputError
+
+PARTS = 'step', 'head', 'loop', 'input'
+_BATCH = 512  # Of head and input, where nothing says another.
+_NUM_CLASSES = 85_742, 1_000_000  # Of the head, where none is given.
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the command's arguments; imports nothing that takes time."""
+  parser.add_argument(
+    'part',
+    choices=(*PARTS, 'all'),
+    help='the training step, the head alone, what the loop adds, the input '
+    'alone, or all of them',
+  )
+  recipe = parser.add_argument_group(
+    'recipe', 'IResNet-100 in bfloat16 on MS1MV2, unless set.'
+  )
+  recipe.add_argument(
+    '--config',
+    metavar='FILE[:ARG]',
+    help='a recipe, or a run folder; what follows overrides it',
+  )
+  recipe.add_argument('--model', metavar='NAME', help='such as iresnet50')
+  recipe.add_argument('--dtype', help='bfloat16 or float32')
+  recipe.add_argument(
+    '--width', type=_count, help='channels of the first stage'
+  )
+  recipe.add_argument('--embedding-dim', type=_count, metavar='D')
+  recipe.add_argument(
+    '--remat',
+    action='store_true',
+    default=None,
+    help='compute again what is not kept',
+  )
+  recipe.add_argument(
+    '--batch-size',
+    type=_count,
+    metavar='B',
+    help='128; 512 of head and input',
+  )
+  recipe.add_argument(
+    '--group-size',
+    type=_count,
+    metavar='S',
+    help='128, or the batch where that is smaller',
+  )
+  recipe.add_argument(
+    '--num-classes',
+    type=_counts,
+    metavar='C[,C...]',
+    help='85742; of the head 85742,1000000. The step takes the first',
+  )
+  recipe.add_argument(
+    '--num-blocks',
+    type=_count,
+    metavar='K',
+    help='blocks of classes, 16; of the first number of classes',
+  )
+  recipe.add_argument('--sample-rate', type=float, metavar='R')
+  recipe.add_argument('--loss', metavar='NAME', help='such as arcface')
+
+  how = parser.add_argument_group('how')
+  how.add_argument(
+    '--against',
+    action='append',
+    default=[],
+    choices=('torch', 'merged'),
+    help='time the step in turn with the same in PyTorch (extra [bench]), or '
+    'with the batch as one group a device; repeat for both',
+  )
+  how.add_argument(
+    '--devices', type=_count, default=1, help='how many share the work; 1'
+  )
+  how.add_argument(
+    '--rounds', type=_count, default=7, help='turns of each way; 7'
+  )
+  how.add_argument(
+    '--seconds',
+    type=_positive,
+    default=1.0,
+    help='of each way in a round, at least; 1',
+  )
+  how.add_argument(
+    '--steps',
+    type=_count,
+    default=200,
+    help='of the loop and of bare steps, in all rounds together; 200',
+  )
+  how.add_argument(
+    '--data',
+    metavar='PATH',
+    help='images for the input, as for inspect; drawn if unset',
+  )
+  how.add_argument(
+    '--images-per-second',
+    type=_positive,
+    metavar='N',
+    help='what an accelerator takes: to say how many cores feed it; what the '
+    'step took, in all, else 462',
+  )
+  how.add_argument('--out', type=Path, metavar='FILE.json')
+
+
+def run(
+  args: argparse.Namespace,
+  config: Mapping[str, Any] | None,
+  command: str | None = None,
+) -> dict[str, Any]:
+  """Measures, prints tables, and writes the document.
+
+  Args:
+    args: of `add_arguments`.
+    config: what ``--config`` says, as a nested mapping; None where it is not
+      given.
+    command: the command line, for the document; that of the process if unset.
+
+  Returns:
+    The document.
+
+  Raises:
+    InputError: for a mistake in the arguments, or a package that is missing.
+  """
+  if args.out is not None and not args.out.absolute().parent.is_dir():
+    raise InputError(f'--out {args.out}: there is no such folder; make it')
+  if args.against and args.part not in ('step', 'all'):
+    raise InputError(
+      f'--against {args.against[0]} is for step and all, not for {args.part}'
+    )
+  if 'torch' in args.against:
+    # JAX would take most of a GPU's memory at the start. Read with its first
+    # use.
+    os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+  from elasticface_jax.benchmark import device, report
+
+  mesh = _mesh(args.devices)
+  document = {
+    'command': command or ' '.join(sys.argv),
+    'hardware': device.describe(mesh),
+    'software': device.software(),
+    'rounds': args.rounds,
+    'seconds': args.seconds,
+    'left_out': {},
+  }
+  parts = _parts(args, config, mesh, document['left_out'])
+  print(report.header(document), flush=True)
+  for name, result in parts:
+    document[name] = result
+    print(f'{getattr(report, name)(result)}\n', flush=True)
+    if args.out is not None:
+      report.write(args.out, document)
+  for name, why in document['left_out'].items():
+    print(f'left out: {name}, as {why}')
+  return document
+
+
+def make_recipe(args: argparse.Namespace, config: Mapping[str, Any] | None):
+  """The recipe of a config, with what the command line changes in it."""
+  from elasticface_jax.benchmark import recipe
+
+  base = recipe.Recipe() if config is None else recipe.from_config(config)
+  changed = {
+    'batch_size': args.batch_size,
+    'group_size': args.group_size,
+    'num_classes': args.num_classes and args.num_classes[0],
+    'num_blocks': args.num_blocks,
+    'sample_rate': args.sample_rate,
+    'model': base.model | _given(args, _MODEL_FLAGS),
+    'loss': base.loss | ({'name': args.loss} if args.loss else {}),
+  }
+  changed = {n: value for n, value in changed.items() if value is not None}
+  made = dataclasses.replace(base, **changed)
+  if args.group_size is None and made.batch_size < made.group_size:
+    made = dataclasses.replace(made, group_size=made.batch_size)
+  return made
+
+
+_MODEL_FLAGS = {
+  'name': 'model',
+  'dtype': 'dtype',
+  'width': 'width',
+  'embedding_dim': 'embedding_dim',
+  'remat': 'remat',
+}
+
+
+def _given(args, flags):
+  values = {field: getattr(args, flag) for field, flag in flags.items()}
+  return {field: value for field, value in values.items() if value is not None}
+
+
+def _mesh(count):
+  import jax
+
+  from elasticface_jax.training import state
+
+  if count > jax.device_count():
+    raise InputError(
+      f'--devices {count}: there are {jax.device_count()} '
+      f'({jax.devices()[0].platform}); lower it'
+    )
+  return state.make_mesh(count)
+
+
+def _parts(args, config, mesh, left_out) -> Iterator[tuple[str, Any]]:
+  """Checks all that is asked for, then measures one part after the other."""
+  from elasticface_jax.benchmark import head, input, loop, step
+  from elasticface_jax.benchmark.missing import MissingPackage
+
+  recipe = make_recipe(args, config)
+  wanted = list(PARTS) if args.part == 'all' else [args.part]
+  if {'step', 'loop'} & set(wanted):
+    step.check(recipe, mesh, args.against)
+  for name, check in (
+    ('loop', loop.check),
+    ('input', lambda: input.check(args.data)),
+  ):
+    if name in wanted:
+      try:
+        check()
+      except MissingPackage as error:
+        if args.part != 'all':
+          raise
+        left_out[name] = str(error)
+        wanted.remove(name)
+  if args.batch_size is None and config is None:
+    alone = dataclasses.replace(recipe, batch_size=_BATCH)
+  else:
+    alone = recipe
+  heads = []
+  if 'head' in wanted:
+    heads = head.recipes(
+      alone,
+      mesh,
+      args.num_classes or (recipe.num_classes, *_NUM_CLASSES[1:]),
+    )
+    for one in heads:
+      step.make_layout(one, mesh)
+      step.named_loss(one)
+  return _measure(args, recipe, mesh, wanted, heads, alone.batch_size)
+
+
+def _measure(args, recipe, mesh, wanted, heads, batch_size):
+  from elasticface_jax.benchmark import head, input, loop, step
+
+  turns = {'rounds': args.rounds, 'seconds': args.seconds}
+  images_per_second = args.images_per_second
+  if {'step', 'loop'} & set(wanted):
+    run_of_step = step.Run(recipe, mesh)
+    if 'step' in wanted:
+      result = step.measure(run_of_step, args.against, **turns)
+      taken = result['ways'][step.OURS]['images_per_second'] / mesh.size
+      images_per_second = images_per_second or taken
+      yield 'step', result
+    if 'loop' in wanted:
+      yield (
+        'loop',
+        loop.measure(run_of_step, steps=args.steps, rounds=args.rounds),
+      )
+    del run_of_step
+    gc.collect()
+  if heads:
+    yield 'head', [head.measure(one, mesh, **turns) for one in heads]
+  if 'input' in wanted:
+    yield (
+      'input',
+      input.measure(
+        args.data,
+        batch_size=batch_size,
+        images_per_second=images_per_second or input.IMAGES_PER_SECOND,
+        **turns,
+      ),
+    )
+
+
+def _count(text: str) -> int:
+  number = int(text)
+  if number < 1:
+    raise argparse.ArgumentTypeError(f'{text} must be at least 1')
+  return number
+
+
+def _counts(text: str) -> tuple[int, ...]:
+  return tuple(map(_count, text.split(',')))
+
+
+def _positive(text: str) -> float:
+  number = float(text)
+  if not 0 < number < float('inf'):
+    raise argparse.ArgumentTypeError(f'{text} must be a positive number')
+  return number

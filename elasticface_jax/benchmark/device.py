@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a device can do at most, measured; and what a program takes of it."""
+
+import functools
+import importlib.metadata
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from elasticface_jax import __version__
+from elasticface_jax.benchmark import timing
+
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'torch')
+# These change what a compiler does, or with how many threads.
+_VARIABLES = ('XLA_FLAGS', 'PJRT_NPROC', 'OMP_NUM_THREADS', 'LIBTPU_INIT_ARGS')
+ROUNDS, SECONDS = 5, 0.1  # Of each peak.
+
+
+def cores() -> int:
+  """How many this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count()
+
+
+def describe(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+  """The hardware that a benchmark ran on, JSON-like."""
+  first = mesh.devices.flat[0]
+  cpuinfo = Path('/proc/cpuinfo')
+  text = cpuinfo.read_text() if cpuinfo.exists() else ''
+  found = re.search(r'^model name\s*: (.*)', text, re.MULTILINE)
+  stats = first.memory_stats() or {}
+  return {
+    'platform': first.platform,
+    'kind': first.device_kind,
+    'count': mesh.size,
+    'memory_bytes': stats.get('bytes_limit'),
+    'cpu': found[1] if found else platform.processor() or platform.machine(),
+    'cores': cores(),
+  }
+
+
+def software() -> dict[str, Any]:
+  """Versions, and settings that change the programs, JSON-like."""
+  versions = {
+    'elasticface_jax': __version__,
+    'python': platform.python_version(),
+  }
+  for package in _PACKAGES:
+    try:
+      versions[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      versions[package] = None
+  return {
+    'versions': versions,
+    'jax_default_matmul_precision': jax.config.jax_default_matmul_precision,
+    'jax_compilation_cache_dir': jax.config.jax_compilation_cache_dir,
+    'environment': {name: os.environ.get(name) for name in _VARIABLES},
+  }
+
+
+def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
+  """What a program takes of each device, by the compiler's own account."""
+  account = compiled.memory_analysis()
+  temporary = account.temp_size_in_bytes
+  arguments = account.argument_size_in_bytes
+  # What is updated in place is counted once.
+  results = account.output_size_in_bytes - account.alias_size_in_bytes
+  return {
+    'temporary_bytes': temporary,
+    'argument_bytes': arguments,
+    'program_bytes': temporary + arguments + results,
+  }
+
+
+def peak_memory(device: jax.Device) -> dict[str, Any]:
+  """The most that was in use at once since the process began.
+
+  Of the device where its allocator counts; on a CPU, resident of the process.
+  """
+  stats = device.memory_stats() or {}
+  if 'peak_bytes_in_use' in stats:
+    return {'of': 'device', 'peak_bytes': stats['peak_bytes_in_use']}
+  try:
+    import resource  # Not on Windows.
+  except ImportError:
+    return {'of': 'process', 'peak_bytes': None}
+  # Kilobytes, but on macOS bytes.
+  unit = 1 if platform.system() == 'Darwin' else 1024
+  most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return {'of': 'process', 'peak_bytes': unit * most}
+
+
+@functools.cache
+def matrix_flop_per_second(
+  dtype: str, device: jax.Device, *, precision: str | None = None
+) -> float:
+  """Peak of matrix products: the best median over square sizes.
+
+  Args:
+    dtype: of both matrices and of their product.
+    device: which one.
+    precision: of the product; None for jax's default, as the backbone has it.
+
+  Returns:
+    FLOP/s.
+  """
+  on_cpu = device.platform == 'cpu'
+  sizes, products = ((512, 1024, 2048), 1) if on_cpu else ((4096, 8192), 4)
+
+  def chain(x, w):
+    for _ in range(products):
+      x = jnp.matmul(x, w, precision=precision)
+    return x
+
+  best = 0.0
+  for size in sizes:
+    key = jax.device_put(jax.random.key(0), device)
+    # Of a variance that products keep: no overflow, no denormal numbers.
+    x = (jax.random.normal(key, (size, size)) * size**-0.5).astype(dtype)
+    run = jax.jit(chain)
+    (seconds,) = timing.in_turn(
+      {'chain': lambda run=run, x=x: jax.block_until_ready(run(x, x))},
+      rounds=ROUNDS,
+      seconds=SECONDS,
+    ).values()
+    median = timing.spread(seconds)['median']
+    best = max(best, products * 2 * size**3 / median)
+  return best
+
+
+@functools.cache
+def copy_bytes_per_second(device: jax.Device) -> float:
+  """Peak of memory traffic: a large array read and written, in place.
+
+  Returns:
+    Bytes read plus bytes written, a second.
+  """
+  size = 2**28 if device.platform == 'cpu' else 2**30  # Larger than any cache.
+  negate = jax.jit(jnp.negative, donate_argnums=0)
+  box = [jax.device_put(jnp.ones(size // 4, jnp.float32), device)]
+
+  def once():
+    box[0] = jax.block_until_ready(negate(box[0]))
+
+  (seconds,) = timing.in_turn(
+    {'negate': once}, rounds=ROUNDS, seconds=SECONDS
+  ).values()
+  return 2 * size / timing.spread(seconds)['median']
+
+
+def shares(
+  flop: dict[tuple[str, str | None], int],
+  seconds: float,
+  mesh: jax.sharding.Mesh,
+) -> dict[str, Any]:
+  """How a program's model FLOP/s stand to the measured peaks.
+
+  Args:
+    flop: FLOPs of the program, by dtype and precision of the products.
+    seconds: how long it takes, median.
+    mesh: the devices that share it.
+
+  Returns:
+    JSON-like. The share is the time that the products would take at the
+    measured peaks, of the time that all takes.
+  """
+  device = mesh.devices.flat[0]
+  peaks = {
+    (dtype, precision): matrix_flop_per_second(
+      dtype, device, precision=precision
+    )
+    for dtype, precision in flop
+  }
+  ideal = sum(number / peaks[kind] for kind, number in flop.items()) / mesh.size
+  return {
+    'model_flop': sum(flop.values()),
+    'model_flop_per_second': sum(flop.values()) / seconds,
+    'share_of_matrix_peak': ideal / seconds,
+    'matrix_peak_flop_per_second_of_a_device': {
+      f'{dtype}, {precision or "default"} precision': peak
+      for (dtype, precision), peak in peaks.items()
+    },
+  }

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The input alone: images a second on all cores, and where one thread's go."""
+
+import contextlib
+import io
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elasticface_jax.benchmark import device, timing
+from elasticface_jax.benchmark.missing import needs
+from elasticface_jax.errors import InputError
+
+STAGES = 'order', 'read', 'decode', 'put together'
+# insightface's for a training step of IResNet-100 on an A100.
+IMAGES_PER_SECOND = 462.0
+PER_CLASS = 100
+DRAWN = 4_000  # Distinct faces; beyond, they repeat.
+_CHUNK = 32  # Images that a thread of the pipeline makes at a time.
+_WARM = 4  # Batches.
+_NO_END = 10**9
+
+
+def check(path: str | None) -> None:
+  """Imports what the input needs, and looks at a path.
+
+  Args:
+    path: of the images; None for drawn ones.
+
+  Raises:
+    MissingPackage: if something is not installed.
+    InputError: if the path is of no data set.
+  """
+  with needs('benchmark input', 'train'):
+    import PIL  # noqa: F401
+
+    from elasticface_jax import data
+  if path == 'synthetic':
+    raise InputError(
+      '--data synthetic: faces drawn on the fly are not what training reads; '
+      'leave --data out, and they are written to files first'
+    )
+  if path is not None:
+    data.open_encoded(path)
+
+
+def measure(
+  path: str | None,
+  *,
+  batch_size: int,
+  images_per_second: float,
+  rounds: int,
+  seconds: float,
+) -> dict[str, Any]:
+  """Times the pipeline.
+
+  Args:
+    path: of the images; None for drawn ones, in a folder for the time.
+    batch_size: of the batches.
+    images_per_second: what an accelerator takes in training.
+    rounds: how often it is timed.
+    seconds: of each round, at least.
+
+  Returns:
+    JSON-like.
+  """
+  check(path)
+  from elasticface_jax import data
+
+  with contextlib.ExitStack() as stack:
+    if path is None:
+      folder = stack.enter_context(tempfile.TemporaryDirectory())
+      draw_rec_folder(Path(folder) / 'faces', max(DRAWN, 2 * batch_size))
+      path, told = Path(folder) / 'faces', 'drawn faces, in a .rec folder'
+    else:
+      told = str(path)
+    source = data.open_encoded(path)
+    if batch_size > source.num_images:
+      raise InputError(
+        f'--batch-size {batch_size} is more than the {source.num_images} '
+        f'images of {told}: lower it'
+      )
+    feed = feeding(source, batch_size)
+    stack.enter_context(contextlib.closing(feed))
+    for _ in range(_WARM):
+      next(feed)
+    (spent,) = timing.in_turn(
+      {'batch': lambda: next(feed)}, rounds=rounds, seconds=seconds
+    ).values()
+    by_stage = stages(source, batch_size, max(1, 8192 // batch_size))
+  each = sum(by_stage.values())
+  return {
+    'source': told,
+    'num_images': source.num_images,
+    'batch_size': batch_size,
+    'cores': device.cores(),
+    'images_per_second': timing.spread(batch_size / spent),
+    'images_per_second_of_one_thread': 1 / each,
+    'seconds_per_image_of_one_thread': by_stage,
+    'share_of_stage': {n: s / each for n, s in by_stage.items()},
+    'accelerator_images_per_second': images_per_second,
+    'cores_per_accelerator': images_per_second * each,
+  }
+
+
+def feeding(source: Any, batch_size: int, window: int = 0) -> Iterator:
+  """The pipeline's batches, shuffled, without end."""
+  from elasticface_jax import data
+
+  return data.batches(
+    source,
+    seed=0,
+    batch_size=batch_size,
+    first_step=0,
+    last_step=_NO_END,
+    window=window,
+  )
+
+
+def stages(source: Any, batch_size: int, num_batches: int) -> dict[str, float]:
+  """Seconds an image on one thread, by stage, of an encoded source."""
+  from elasticface_jax.data import batch_indices, decode
+
+  spent = dict.fromkeys(STAGES, 0.0)
+
+  def timed(name, function, *arguments, **named):
+    start = time.perf_counter()
+    result = function(*arguments, **named)
+    spent[name] += time.perf_counter() - start
+    return result
+
+  for step in range(num_batches + 2):
+    if step == 2:  # All is imported and warm.
+      spent |= dict.fromkeys(STAGES, 0.0)
+    indices = timed(
+      'order',
+      batch_indices,
+      step,
+      num_images=source.num_images,
+      seed=0,
+      batch_size=batch_size,
+    )
+    images = []
+    for chunk in np.array_split(indices, -(-batch_size // _CHUNK)):
+      encoded, _ = timed('read', source.read_checked, chunk)
+      images.append(timed('decode', decode.decode_faces, encoded))
+    timed('put together', np.concatenate, images)
+  return {name: s / (num_batches * batch_size) for name, s in spent.items()}
+
+
+def draw_rec_folder(folder: Path, num_images: int) -> None:
+  """Draws faces, encodes them (JPEG, quality 95) and writes them as a .rec.
+
+  A hundred images a class, in MS1MV2's layout.
+  """
+  from PIL import Image
+
+  from elasticface_jax import data
+
+  num_drawn = min(DRAWN, num_images)
+  faces = data.SyntheticFaces(num_drawn, min(num_drawn, PER_CLASS), seed=0)
+  bodies = []
+  for start in range(0, num_drawn, PER_CLASS):
+    chunk = np.arange(start, min(start + PER_CLASS, num_drawn))
+    for image in faces.render(chunk)[0]:
+      file = io.BytesIO()
+      Image.fromarray(image).save(file, 'jpeg', quality=95)
+      bodies.append(file.getvalue())
+  images = ((bodies[i % num_drawn], i // PER_CLASS) for i in range(num_images))
+  data.write_rec_folder(folder, images, -(-num_images // PER_CLASS))

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured: the parts of a config that a step's cost depends on."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from elasticface_jax.errors import InputError, first_line
+
+SAVED = 'config.json'  # In a run folder.
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """A training step without its data.
+
+  Fields are those of a config. The defaults are the paper's head and network
+  in bfloat16, on one group, so that a step fits one accelerator.
+  """
+
+  model: Mapping[str, Any] = dataclasses.field(
+    default_factory=lambda: {'name': 'iresnet100', 'dtype': 'bfloat16'}
+  )
+  loss: Mapping[str, Any] = dataclasses.field(
+    default_factory=lambda: {
+      'name': 'elastic_arcface',
+      'scale': 64.0,
+      'margin': 0.5,
+      'margin_std': 0.05,
+      'clip': (),
+      'pairing': 'paper',
+      'gradient': 'exact',
+    }
+  )
+  batch_size: int = 128
+  group_size: int = 128
+  num_classes: int = 85_742  # Of MS1MV2; data says it, not a config.
+  num_blocks: int = 16
+  subcenters: int = 1
+  sample_rate: float = 1.0
+  flip: float = 0.5
+
+  @property
+  def embedding_dim(self) -> int:
+    """D, as `models.build` takes it where a config does not say."""
+    return self.model.get('embedding_dim', 512)
+
+  @property
+  def dtype(self) -> str:
+    """Of the backbone's computation, likewise."""
+    return self.model.get('dtype', 'float32')
+
+
+def from_config(config: Mapping[str, Any]) -> Recipe:
+  """Takes what a step's cost depends on from a whole config.
+
+  Args:
+    config: nested mapping, of `configs/` or read from a run folder.
+
+  Raises:
+    InputError: if a field is missing.
+  """
+  try:
+    return Recipe(
+      model=config['model'],
+      loss=config['loss'],
+      batch_size=config['data']['batch_size'],
+      group_size=config['group_size'],
+      num_blocks=config['head']['num_blocks'],
+      subcenters=config['head']['subcenters'],
+      sample_rate=config['head']['sample_rate'],
+      flip=config['augment']['flip'],
+    )
+  except KeyError as error:
+    raise InputError(
+      f'the config has no field {error}: take one of configs/, or the '
+      f'{SAVED} of a run folder'
+    ) from error
+
+
+def read_saved(given: str) -> Mapping[str, Any] | None:
+  """Reads a config that a run has saved; needs no ml_collections.
+
+  Args:
+    given: what follows ``--config``: a run folder, or its ``config.json``.
+
+  Returns:
+    The config; None if it is neither, and so a recipe in Python.
+
+  Raises:
+    InputError: if there is none in the folder, or it is damaged.
+  """
+  path = Path(given)
+  if path.is_dir():
+    path = path / SAVED
+    if not path.is_file():
+      raise InputError(
+        f'--config {given} is not a run folder (it holds no {SAVED}): give '
+        'one, or a recipe of configs/'
+      )
+  if path.suffix != '.json':
+    return None
+  try:
+    config = json.loads(path.read_text())
+  except ValueError as error:
+    raise InputError(
+      f'--config {path} is not JSON ({first_line(error)}): give a run folder, '
+      'or a recipe of configs/'
+    ) from error
+  if not isinstance(config, dict):
+    raise InputError(
+      f'--config {path} holds no config: give a run folder, or a recipe of '
+      'configs/'
+    )
+  return config

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results for people, as tables, and for programs, as one JSON document."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from elasticface_jax.benchmark.head import HEAD, PRODUCTS, UPDATE
+
+
+def write(path: Path, document: Mapping[str, Any]) -> None:
+  """Writes the document; every figure has its unit in its name."""
+  path.write_text(json.dumps(document, indent=1, allow_nan=False) + '\n')
+
+
+def header(document: Mapping[str, Any]) -> str:
+  """The machine and the software, in two lines."""
+  hardware, software = document['hardware'], document['software']
+  versions = ', '.join(
+    f'{name} {version}'
+    for name, version in software['versions'].items()
+    if version is not None
+  )
+  devices = f'{hardware["count"]} x {hardware["kind"]} ({hardware["platform"]})'
+  return (
+    f'{devices}, beside {hardware["cores"]} cores of {hardware["cpu"]}\n'
+    f'{versions}\n'
+  )
+
+
+def step(result: Mapping[str, Any]) -> str:
+  """The table of `step.measure`."""
+  recipe = result['recipe']
+  table = [
+    (
+      'step',
+      'ms',
+      'images/s',
+      'TFLOP/s',
+      'of peak',
+      'trace, s',
+      'compile, s',
+      'temporary, MB',
+    )
+  ]
+  for name, way in result['ways'].items():
+    table.append(
+      (
+        name,
+        _spread(way['step_seconds'], 1e3),
+        f'{way["images_per_second"]:,.1f}',
+        f'{way["model_flop_per_second"] / 1e12:,.3f}',
+        f'{way["share_of_matrix_peak"]:.1%}',
+        _optional(way.get('trace_seconds'), '.1f'),
+        _optional(way.get('compile_seconds'), '.1f'),
+        _optional(way.get('temporary_bytes'), ',.0f', 1e-6),
+      )
+    )
+  ours = result['ways']['ours']
+  flop = ' + '.join(
+    f'{number / 1e9:,.1f} ({name})'
+    for name, number in result['model_flop'].items()
+  )
+  return '\n'.join(
+    [
+      f'{_recipe(recipe)}; model GFLOP of a step: {flop}',
+      _table(table),
+      *_ratios(result),
+      _peak(ours['peak_memory']),
+    ]
+  )
+
+
+def head(results: Sequence[Mapping[str, Any]]) -> str:
+  """The table of every `head.measure`."""
+  table = [
+    (
+      'classes',
+      'blocks',
+      'head, ms',
+      'products, ms',
+      'head / products',
+      'beside, ms',
+      'TFLOP/s',
+      'of peak',
+      'compile, s',
+      'temporary, MB',
+      'B x C, MB',
+      'held',
+      'update, ms',
+      'GB/s',
+      'of copy',
+    )
+  ]
+  for result in results:
+    whole, products, update = (result[n] for n in (HEAD, PRODUCTS, UPDATE))
+    (ratio,) = result['time_ratios'].values()
+    table.append(
+      (
+        f'{result["num_classes"]:,}',
+        f'{result["num_blocks"]}',
+        _spread(whole['step_seconds'], 1e3),
+        _spread(products['step_seconds'], 1e3),
+        _spread(ratio, 1, 'range'),
+        _spread(result['seconds_beside_products'], 1e3),
+        f'{whole["model_flop_per_second"] / 1e12:,.3f}',
+        f'{whole["share_of_matrix_peak"]:.1%}',
+        f'{whole["compile_seconds"]:.1f}',
+        f'{whole["temporary_bytes"] / 1e6:,.0f}',
+        f'{whole["logits_matrix_bytes"] / 1e6:,.0f}',
+        'yes' if whole['holds_logits_matrix'] else 'no',
+        _spread(update['step_seconds'], 1e3),
+        f'{update["bytes_per_second"] / 1e9:,.1f}',
+        f'{update["share_of_copy_bandwidth"]:.0%}',
+      )
+    )
+  first = results[0]
+  title = (
+    f'{first["loss"]}, B {first["batch_size"]}, D {first["embedding_dim"]}, '
+    f'sub-centres {first["subcenters"]}, sample rate {first["sample_rate"]:g}'
+  )
+  return f'{title}\n{_table(table)}'
+
+
+def loop(result: Mapping[str, Any]) -> str:
+  """The table of `loop.measure`."""
+  table = [('a step', 'ms')]
+  table += [
+    (name, _spread(way['step_seconds'], 1e3))
+    for name, way in result['ways'].items()
+  ]
+  added = _spread(result['added_seconds_per_step_at_most'], 1e3, digits=3)
+  return '\n'.join(
+    [
+      f'{_recipe(result["recipe"])}; rounds of {result["steps_of_a_round"]} '
+      f'steps, a row of metrics every {result["log_every"]}',
+      _table(table),
+      *_ratios(result),
+      f'added where the step takes next to nothing: {added} ms a step',
+    ]
+  )
+
+
+def input(result: Mapping[str, Any]) -> str:  # As the command is called.
+  """The table of `input.measure`."""
+  by_stage = result['seconds_per_image_of_one_thread']
+  table = [('images/s', *by_stage)]
+  shares = result['share_of_stage']
+  table.append(
+    (
+      _spread(result['images_per_second'], 1, digits=0),
+      *(f'{1e6 * s:.1f} us, {shares[n]:.0%}' for n, s in by_stage.items()),
+    )
+  )
+  return '\n'.join(
+    [
+      f'{result["source"]}: {result["num_images"]:,} images, batches of '
+      f'{result["batch_size"]}, {result["cores"]} cores; stages of one thread',
+      _table(table),
+      'an accelerator that takes '
+      f'{result["accelerator_images_per_second"]:,.0f} images/s needs '
+      f'{result["cores_per_accelerator"]:.2g} cores',
+    ]
+  )
+
+
+def _recipe(recipe: Mapping[str, Any]) -> str:
+  model = recipe['model']
+  groups = recipe['batch_size'] // recipe['group_size']
+  return (
+    f'{model["name"]}, {model.get("dtype", "float32")}, {groups} x '
+    f'{recipe["group_size"]} images, {recipe["loss"]["name"]}, '
+    f'{recipe["num_classes"]:,} classes in {recipe["num_blocks"]} blocks'
+  )
+
+
+def _ratios(result: Mapping[str, Any]) -> list[str]:
+  return [
+    f'time of {name}'
+    + (f' ({ratio["way"]})' if 'way' in ratio else '')
+    + f': {_spread(ratio, 1, "range")}'
+    for name, ratio in result['time_ratios'].items()
+  ]
+
+
+def _peak(peak: Mapping[str, Any]) -> str:
+  found = _optional(peak['peak_bytes'], ',.0f', 1e-6)
+  return f'peak memory of the {peak["of"]}: {found} MB'
+
+
+def _spread(
+  spread: Mapping[str, float],
+  unit: float,
+  kind: str = 'quartiles',
+  digits: int | None = None,
+) -> str:
+  """Median, and in brackets the quartiles or the whole range."""
+  names = {
+    'quartiles': ('lower_quartile', 'upper_quartile'),
+    'range': ('min', 'max'),
+  }[kind]
+  middle, low, high = (unit * spread[n] for n in ('median', *names))
+  if digits is None:
+    digits = 3 if kind == 'range' else 1 if middle >= 10 else 3
+  return f'{middle:,.{digits}f} ({low:,.{digits}f}-{high:,.{digits}f})'
+
+
+def _optional(number: float | None, form: str, unit: float = 1) -> str:
+  return '-' if number is None else f'{unit * number:{form}}'
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+  """A table in Markdown, aligned; the first row is the head."""
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  line = lambda cells: '| ' + ' | '.join(cells) + ' |'
+  pad = lambda row: [
+    cell.ljust(width) if i == 0 else cell.rjust(width)
+    for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+  ]
+  rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
+  return '\n'.join(
+    [line(pad(rows[0])), line(rule), *map(line, map(pad, rows[1:]))]
+  )

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole training step, with state and batch already on the device."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from elasticface_jax import models
+from elasticface_jax.benchmark import device, flops, timing
+from elasticface_jax.benchmark.missing import needs
+from elasticface_jax.benchmark.recipe import Recipe
+from elasticface_jax.errors import InputError
+from elasticface_jax.losses.by_name import MarginLoss, by_name
+from elasticface_jax.training import optimizer, state, step
+
+AGAINST = 'torch', 'merged'
+OURS, MERGED = 'ours', 'merged'
+# No step costs more or less with other numbers.
+_LR, _MOMENTUM, _WEIGHT_DECAY, _CLIP_NORM = 0.1, 0.9, 5e-4, 5.0
+_PIXELS = 2
+
+
+class Run:
+  """The trainer's step of a recipe, compiled, and what it runs on.
+
+  A call does one step and waits for its end.
+
+  Attributes:
+    recipe: what it is a step of.
+    layout: on which devices, and how cut.
+    backbone: the network.
+    compile_seconds: of the compiler alone.
+    trace_seconds: of Python before it.
+    compiled: the program.
+    step_fn: as `training.step.make_step` returns it.
+    state: where the steps so far have led.
+  """
+
+  def __init__(
+    self,
+    recipe: Recipe,
+    mesh: jax.sharding.Mesh,
+    *,
+    backbone: models.Backbone | None = None,
+    image_size: int = 112,
+  ):
+    """Compiles a step, and puts a random batch on the devices.
+
+    Args:
+      recipe: of the step.
+      mesh: the devices.
+      backbone: another network than the recipe's.
+      image_size: height and width of the images.
+
+    Raises:
+      InputError: if the recipe does not fit together, or on these devices.
+    """
+    self.recipe = recipe
+    self.layout = make_layout(recipe, mesh)
+    loss = named_loss(recipe)
+    self.backbone = backbone or models.build(**recipe.model)
+    sgd = optimizer.momentum_sgd(momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY)
+    backbone_tx = optax.chain(optax.clip_by_global_norm(_CLIP_NORM), sgd)
+    rate = optimizer.learning_rate(
+      base=_LR,
+      batch_size=recipe.batch_size,
+      warmup_steps=0,
+      decay_steps=(),
+      decay_factor=1.0,
+    )
+    copied = self.layout.copied()
+    self._keys = jax.jit(state.make_keys, out_shardings=copied)(0)
+    init = functools.partial(
+      state.init,
+      backbone=self.backbone,
+      loss=loss,
+      backbone_tx=backbone_tx,
+      head_tx=sgd,
+      layout=self.layout,
+    )
+    self.state = jax.jit(init, out_shardings=state.shardings(mesh))(
+      self._keys['init']
+    )
+    rng = np.random.default_rng(0)
+    shape = recipe.batch_size, image_size, image_size, 3
+    self.host_batch = (
+      rng.integers(256, size=shape, dtype=np.uint8),
+      rng.integers(recipe.num_classes, size=shape[:1], dtype=np.int32),
+    )
+    self._batch = tuple(map(self.layout.put, self.host_batch))
+    train_step = step.make_step(
+      self.backbone,
+      loss,
+      backbone_tx,
+      sgd,
+      rate,
+      self.layout,
+      flip=recipe.flip,
+    )
+    start = time.perf_counter()
+    lowered = train_step.func.lower(
+      *train_step.args, self.state, *self._batch, self._keys
+    )
+    traced = time.perf_counter()
+    self.compiled = lowered.compile()
+    self.trace_seconds = traced - start
+    self.compile_seconds = time.perf_counter() - traced
+    self.step_fn = functools.partial(self.compiled, *train_step.args)
+
+  @property
+  def keys(self) -> Mapping[str, jax.Array]:
+    """Random streams of the steps."""
+    return self._keys
+
+  def dispatch(self) -> dict[str, jax.Array]:
+    """Does one step, waits for nothing, and gives what it measures."""
+    self.state, measured = self.step_fn(self.state, *self._batch, self._keys)
+    return measured
+
+  def __call__(self) -> None:
+    """Does one step and waits for its end."""
+    jax.block_until_ready((self.dispatch(), self.state))
+
+  def cost(self) -> dict[str, Any]:
+    """What was known before the first step, JSON-like."""
+    return {
+      'trace_seconds': self.trace_seconds,
+      'compile_seconds': self.compile_seconds,
+      **device.memory(self.compiled),
+    }
+
+
+def thin_backbone(embedding_dim: int) -> models.Backbone:
+  """A network that costs next to nothing: a few pixels times a matrix."""
+  values = 3 * _PIXELS**2
+
+  def init(key):
+    matrix = jax.random.normal(key, (values, embedding_dim), jnp.float32)
+    return {'matrix': matrix}, {'unused': jnp.zeros(1)}
+
+  def apply(params, batch_stats, images, *, train, key=None):
+    del train, key
+    pixels = images[:, :_PIXELS, :_PIXELS].reshape(-1, values)
+    return pixels @ params['matrix'], batch_stats
+
+  return models.Backbone('thin', embedding_dim, init, apply)
+
+
+def check(
+  recipe: Recipe, mesh: jax.sharding.Mesh, against: Sequence[str]
+) -> None:
+  """Refuses in the first second what cannot be measured.
+
+  Args:
+    recipe: of the step.
+    mesh: the devices.
+    against: names in `AGAINST`.
+
+  Raises:
+    InputError: if the recipe does not fit together, or on these devices, or
+      there is nothing to compare with.
+  """
+  layout = make_layout(recipe, mesh)
+  named_loss(recipe)
+  models.build(**recipe.model)
+  if 'merged' in against and layout.num_groups == mesh.size:
+    raise InputError(
+      f'group_size={recipe.group_size} is all that a device has of a batch, '
+      'which leaves --against merged nothing to merge: raise --batch-size'
+    )
+  if 'torch' in against:
+    platform = mesh.devices.flat[0].platform
+    if mesh.size > 1 or platform not in ('cpu', 'gpu'):
+      raise InputError(
+        f'--against torch compares one CPU or GPU, not {mesh.size} {platform} '
+        'device(s): leave --devices at 1, or leave it out'
+      )
+    with needs('--against torch', 'bench'):
+      import torch  # noqa: F401
+
+
+def make_layout(recipe: Recipe, mesh: jax.sharding.Mesh) -> state.Layout:
+  """How a recipe's step is cut; or what does not fit together."""
+  return state.Layout(
+    batch_size=recipe.batch_size,
+    group_size=recipe.group_size,
+    num_classes=recipe.num_classes,
+    num_blocks=recipe.num_blocks,
+    subcenters=recipe.subcenters,
+    sample_rate=recipe.sample_rate,
+    mesh=mesh,
+  )
+
+
+def named_loss(recipe: Recipe) -> MarginLoss:
+  """A recipe's loss; or what is wrong with it."""
+  try:
+    return by_name(recipe.loss)
+  except ValueError as error:
+    raise InputError(f'config.{error}') from error
+
+
+def measure(
+  run: Run, against: Sequence[str], *, rounds: int, seconds: float
+) -> dict[str, Any]:
+  """Times a run's step, in turn with what it is compared with.
+
+  Args:
+    run: the step.
+    against: names in `AGAINST`, checked.
+    rounds: how often all take their turn.
+    seconds: of each in a round, at least.
+
+  Returns:
+    JSON-like; every way by name, and the ratios of their times.
+  """
+  recipe, mesh = run.recipe, run.layout.mesh
+  run()
+  # Before anything else takes some.
+  peak_memory = device.peak_memory(mesh.devices.flat[0])
+
+  runs = {OURS: run}
+  if 'merged' in against:
+    size = recipe.batch_size // mesh.size
+    merged = dataclasses.replace(recipe, group_size=size)
+    runs[MERGED] = Run(merged, mesh)
+  ways = dict(runs)
+  if 'torch' in against:
+    ways |= _torch_ways(recipe, mesh)
+  spent = timing.in_turn(ways, rounds=rounds, seconds=seconds)
+
+  flop = flops.step(run.backbone, recipe)
+  kinds = _by_kind(recipe, flop)
+  rows = {}
+  for name, times in spent.items():
+    spread = timing.spread(times)
+    rows[name] = {
+      'step_seconds': spread,
+      'images_per_second': recipe.batch_size / spread['median'],
+      **device.shares(kinds, spread['median'], mesh),
+    }
+    if name in runs:
+      rows[name] |= runs[name].cost()
+  rows[OURS] |= {'peak_memory': peak_memory}
+  return {
+    'recipe': dataclasses.asdict(recipe),
+    'model_flop': flop,
+    'ways': rows,
+    'time_ratios': _ratios(spent),
+  }
+
+
+def _by_kind(recipe: Recipe, flop: Mapping[str, int]) -> dict:
+  """FLOPs by dtype and precision; the head's products are float32 always."""
+  wide = jnp.promote_types(recipe.dtype, jnp.float32).name
+  return {
+    (recipe.dtype, None): flop['backbone'],
+    (wide, 'highest'): flop['head'],
+  }
+
+
+def _ratios(spent: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """Others' time by ours; but what groups cost is ours by the merged one's."""
+  others = [name for name in spent if name not in (OURS, MERGED)]
+  ratios = {
+    f'{name} / {OURS}': timing.ratio(spent[name], spent[OURS])
+    for name in others
+  }
+  if others:
+    best = min(others, key=lambda name: np.median(spent[name]))
+    ratios['best of torch / ours'] = {'way': best, **ratios[f'{best} / {OURS}']}
+  if MERGED in spent:
+    ratios[f'{OURS} / {MERGED}'] = timing.ratio(spent[OURS], spent[MERGED])
+  return ratios
+
+
+def _torch_ways(recipe: Recipe, mesh: jax.sharding.Mesh) -> dict:
+  from elasticface_jax.benchmark import torch_step
+
+  platform = mesh.devices.flat[0].platform
+  return torch_step.make_ways(recipe, {'gpu': 'cuda'}.get(platform, platform))
