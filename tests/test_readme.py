@@ -12,10 +12,11 @@ from elasticface_jax import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
+BENCHMARKS = (ROOT / 'BENCHMARKS.md').read_text()
 
 
-def commands():
-  joined = README.replace('\\\n', ' ')
+def commands(text=README):
+  joined = text.replace('\\\n', ' ')
   return re.findall(r'^    (\S.*)$', joined, re.MULTILINE)
 
 
@@ -34,14 +35,22 @@ def test_python_runs():
 
 def test_commands_parse_and_name_what_is_there():
   seen = set()
-  for command in commands():
+  for command in commands() + commands(BENCHMARKS):
     program, *arguments = command.split()
     if program == 'elasticface':
-      args, _ = cli._parser().parse_known_args(arguments)
+      args, rest = cli._parser().parse_known_args(arguments)
+      assert not rest or args.command == 'train'
       seen.add(args.command)
-      if args.command == 'train':
-        assert (ROOT / args.config).is_file()
-  assert seen == {'train', 'evaluate', 'fingerprint', 'inspect', 'prepare'}
+      if getattr(args, 'config', None):
+        assert (ROOT / args.config.split(':')[0]).is_file()
+  assert seen == {
+    'train',
+    'evaluate',
+    'fingerprint',
+    'inspect',
+    'prepare',
+    'benchmark',
+  }
 
 
 def test_ci_runs_the_test_command():

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from elasticface_jax import models
-from elasticface_jax.benchmark import device, flops, timing
+from elasticface_jax.benchmark import device, flops, timing, torch_step
 from elasticface_jax.benchmark.missing import needs
 from elasticface_jax.benchmark.recipe import Recipe
 from elasticface_jax.errors import InputError
@@ -184,6 +184,7 @@ def check(
       )
     with needs('--against torch', 'bench'):
       import torch  # noqa: F401
+    torch_step.check(recipe)
 
 
 def make_layout(recipe: Recipe, mesh: jax.sharding.Mesh) -> state.Layout:
@@ -248,6 +249,8 @@ def measure(
     }
     if name in runs:
       rows[name] |= runs[name].cost()
+    else:
+      rows[name] |= {'peak_memory': _torch_peak(ways[name], mesh)}
   rows[OURS] |= {'peak_memory': peak_memory}
   return {
     'recipe': dataclasses.asdict(recipe),
@@ -282,7 +285,14 @@ def _ratios(spent: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _torch_ways(recipe: Recipe, mesh: jax.sharding.Mesh) -> dict:
-  from elasticface_jax.benchmark import torch_step
+  return torch_step.make_ways(recipe, _torch_device(mesh))
 
+
+def _torch_peak(way: Any, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+  peak = torch_step.peak_memory(way, _torch_device(mesh))
+  return {'of': 'device', 'peak_bytes': peak}
+
+
+def _torch_device(mesh: jax.sharding.Mesh) -> str:
   platform = mesh.devices.flat[0].platform
-  return torch_step.make_ways(recipe, {'gpu': 'cuda'}.get(platform, platform))
+  return {'gpu': 'cuda'}.get(platform, platform)

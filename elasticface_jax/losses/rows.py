@@ -5,8 +5,9 @@ A loop over the rows of a buffer must compile to the same arithmetic whether a
 device holds eight rows or one, or the last bit of the result would tell how
 many devices there are. Two things see to that, and both are needed: the trip
 count is a traced value (a constant 1 is unrolled and fused with its
-surroundings), and every buffer has at least two rows (so that reading a row
-is never reading the whole buffer, which XLA folds away).
+surroundings), and every buffer is longer than a row, most by having at least
+two (so that reading a row is never reading the whole buffer, which XLA folds
+away).
 """
 
 from collections.abc import Callable
@@ -72,6 +73,50 @@ def fill(
     lambda i, buffers: write(buffers, i, function(i)),
     empty(count, like),
   )
+
+
+class EndToEnd:
+  """Buffers of rows too large for a second one where one is all there are.
+
+  Rows lie end to end along their first dim, with one entry to spare.
+
+  Args:
+    count: rows.
+    like: pytree with the shape and dtype of a row.
+  """
+
+  def __init__(self, count: int, like: Tree):
+    self._like = like
+    self._count = count
+
+  def empty(self) -> Tree:
+    """The buffers, ``[count * n + 1, ...]`` for rows ``[n, ...]``."""
+
+    def zeros(x):
+      n, *rest = x.shape or (1,)
+      return jnp.zeros((self._count * n + 1, *rest), x.dtype)
+
+    return jax.tree.map(zeros, self._like)
+
+  def write(self, buffers: Tree, index: jax.Array, row: Tree) -> Tree:
+    """The buffers with row `index` replaced; in place inside a loop."""
+
+    def put(x, row):
+      row = row.reshape(row.shape or (1,))
+      start = index * len(row)
+      return jax.lax.dynamic_update_slice_in_dim(x, row, start, 0)
+
+    return jax.tree.map(put, buffers, row)
+
+  def read(self, buffers: Tree, index: jax.Array) -> Tree:
+    """Row `index` of every buffer."""
+
+    def get(x, like):
+      n = like.shape[0] if like.shape else 1
+      row = jax.lax.dynamic_slice_in_dim(x, index * n, n)
+      return row.reshape(like.shape)
+
+    return jax.tree.map(get, buffers, self._like)
 
 
 def read_places(rows: Tree, index: jax.Array, places: jax.Array) -> Tree:

@@ -16,10 +16,10 @@ import jax
 from elasticface_jax.errors import InputError
 from elasticface_jax.models import functional, iresnet
 
-__all__ = ['Backbone', 'build']
+__all__ = ['STAGES', 'Backbone', 'build']
 
-# Blocks of the four stages.
-_STAGES = {
+# Blocks of the four stages, by name.
+STAGES = {
   'iresnet10': (1, 1, 1, 1),
   'iresnet18': (2, 2, 2, 2),
   'iresnet34': (3, 4, 6, 3),
@@ -104,9 +104,9 @@ def build(
     which they freeze at 1, is not a parameter; the feature map is flattened
     channel last; iresnet10, `width` and `dtype` are ours.
   """
-  if name not in _STAGES:
+  if name not in STAGES:
     raise InputError(
-      f'model name {name!r} is unknown; use one of {", ".join(_STAGES)}'
+      f'model name {name!r} is unknown; use one of {", ".join(STAGES)}'
     )
   if dtype not in _DTYPES:
     raise InputError(
@@ -127,7 +127,7 @@ def build(
     )
   make_module = functools.partial(
     iresnet.IResNet,
-    _STAGES[name],
+    STAGES[name],
     width=width,
     embedding_dim=embedding_dim,
     dropout=dropout,

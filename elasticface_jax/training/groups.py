@@ -5,8 +5,8 @@ A group is what shares BatchNorm statistics. The backbone runs on one group at
 a time in a loop, so that its arithmetic is the same however many groups a
 device holds (see `losses.rows` for what that takes). The head stands between
 forward and backward, so what backward needs is kept: the residuals of
-`jax.vjp`, flattened, a row for each group. Memory grows with the groups on a
-device, as it does for one merged batch.
+`jax.vjp`, flattened, a row for each group, end to end. Memory grows with the
+groups on a device, as it does for one merged batch.
 
 Letters: g groups on this device, P parameters.
 """
@@ -26,6 +26,7 @@ class Residuals(NamedTuple):
   """What the backward loop needs of the forward loop."""
 
   kept: list[jax.Array]  # A row for each group.
+  rows: rows.EndToEnd  # How they lie there.
   shared: list[jax.Array | None]  # Parameters themselves; None: in `kept`.
   structure: jax.tree_util.PyTreeDef  # Of the function that `jax.vjp` gave.
 
@@ -72,8 +73,18 @@ def forward(
     kept, traced['shared'] = _split(leaves, params)
     return outputs, aux, kept
 
-  outputs, aux, kept = rows.fill(run, count, trip_count)
-  residuals = Residuals(kept, traced['shared'], traced['structure'])
+  *like, like_kept = jax.eval_shape(run, jax.ShapeDtypeStruct((), jnp.int32))
+  long = rows.EndToEnd(count, like_kept)
+
+  def body(i, buffers):
+    made, kept = buffers
+    *row, row_kept = run(i)
+    return rows.write(made, i, row), long.write(kept, i, row_kept)
+
+  (outputs, aux), kept = jax.lax.fori_loop(
+    0, trip_count, body, (rows.empty(count, like), long.empty())
+  )
+  residuals = Residuals(kept, long, traced['shared'], traced['structure'])
   return *jax.tree.map(lambda x: x[:count], (outputs, aux)), residuals
 
 
@@ -95,13 +106,18 @@ def backward(
   cotangents = rows.at_least_two(cotangents)
 
   def run(i):
-    kept = iter(rows.read(residuals.kept, i))
+    kept = iter(residuals.rows.read(residuals.kept, i))
     leaves = [next(kept) if s is None else s for s in residuals.shared]
     vjp = jax.tree.unflatten(residuals.structure, leaves)
     (gradients,) = vjp(rows.read(cotangents, i))
     return flatten(gradients)
 
-  return rows.fill(run, count, trip_count)[:count]
+  like = jax.eval_shape(run, jax.ShapeDtypeStruct((), jnp.int32))
+  long = rows.EndToEnd(count, like)
+  gradients = jax.lax.fori_loop(
+    0, trip_count, lambda i, x: long.write(x, i, run(i)), long.empty()
+  )
+  return gradients[:-1].reshape(count, -1)
 
 
 def flatten(tree: Tree) -> jax.Array:

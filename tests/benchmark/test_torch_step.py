@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PyTorch's step is the same step: one of each, from the same state."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from elasticface_jax import losses, models
+from elasticface_jax.benchmark import torch_step
+from elasticface_jax.benchmark.recipe import Recipe
+from elasticface_jax.errors import InputError
+from elasticface_jax.losses.by_name import by_name
+from elasticface_jax.training import augment, optimizer, state
+from elasticface_jax.training.step import make_step
+
+torch = pytest.importorskip('torch')
+
+RECIPE = Recipe(
+  model={
+    'name': 'iresnet10',
+    'width': 16,
+    'embedding_dim': 16,
+    'use_se': True,
+    'dtype': 'float64',
+  },
+  batch_size=8,
+  group_size=8,
+  num_classes=30,
+  num_blocks=4,
+)
+NARROW = RECIPE.model | {'use_se': False, 'dtype': 'float32'}
+TINY = dataclasses.replace(RECIPE, model=NARROW)
+
+
+@pytest.fixture(autouse=True)
+def same_draws():
+  torch.manual_seed(0)
+
+
+def dotted(tree, prefix=''):
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      yield from dotted(value, f'{prefix}{name}.')
+    else:
+      yield prefix + name, np.asarray(value)
+
+
+def to_torch(params, batch_stats):
+  """Our numbers under PyTorch's names, in its layouts."""
+  names = {'mean': 'running_mean', 'var': 'running_var', 'bias': 'bias'}
+  numbers = {}
+  for name, value in [*dotted(params), *dotted(batch_stats)]:
+    module, _, last = name.rpartition('.')
+    if name == 'fc.kernel':
+      # Rows are height, width, channel; PyTorch has the channel first.
+      value = value.reshape(7, 7, -1, value.shape[1])
+      value = value.transpose(3, 2, 0, 1).reshape(value.shape[3], -1)
+    elif last == 'kernel':
+      value = value.transpose(3, 2, 0, 1)
+    numbers[f'{module}.{names.get(last, "weight")}'] = value
+  return numbers
+
+
+def load(step, ours):
+  """Puts our state into PyTorch's step."""
+  numbers = to_torch(ours.params, ours.batch_stats)
+  given = {n: torch.from_numpy(v.copy()) for n, v in numbers.items()}
+  missing, unexpected = step.network.load_state_dict(given, strict=False)
+  assert not unexpected
+  counters = [n for n in missing if n.endswith('.num_batches_tracked')]
+  assert set(missing) - set(counters) == {'features.weight'}
+  with torch.no_grad():
+    step.class_centers.copy_(torch.from_numpy(centers_of(ours.class_centers)))
+
+
+def centers_of(blocks):
+  return np.array(blocks).reshape(-1, blocks.shape[-1])[: RECIPE.num_classes]
+
+
+def momentum_of(step, parameter):
+  return step.optimizer.state[parameter]['momentum_buffer']
+
+
+class Ours:
+  """Our step, made as the trainer makes it."""
+
+  def __init__(self, recipe):
+    layout = state.Layout(
+      batch_size=recipe.batch_size,
+      group_size=recipe.group_size,
+      num_classes=recipe.num_classes,
+      num_blocks=recipe.num_blocks,
+      subcenters=recipe.subcenters,
+      sample_rate=1.0,
+      mesh=state.make_mesh(1),
+    )
+    backbone, loss = models.build(**recipe.model), by_name(recipe.loss)
+    sgd = optimizer.momentum_sgd(momentum=0.9, weight_decay=5e-4)
+    clipped = optax.chain(optax.clip_by_global_norm(5.0), sgd)
+    rate = lambda _: 0.1 * recipe.batch_size / 512
+    parts = backbone, loss, clipped, sgd
+    self._do = make_step(*parts, rate, layout, flip=recipe.flip)
+    self.put = layout.put
+    self.loss = loss
+    key = state.make_keys(0)['init']
+    init = lambda key: state.init(key, *parts, layout)
+    self.state = jax.jit(init, out_shardings=state.shardings(layout.mesh))(key)
+    # Class centres are drawn in float32.
+    float64 = lambda x: x.astype(float) if x.dtype == jnp.float32 else x
+    self.state = jax.tree.map(float64, self.state)
+
+  def __call__(self, images, labels):
+    batch = map(self.put, (images, labels))
+    self.state, measured = self._do(self.state, *batch, state.make_keys(0))
+    return measured
+
+  def drawn(self, step, count, flip):
+    """What step number `step` draws: flips and margins before pairing."""
+    keys = state.make_keys(0)
+    fold = lambda name: jax.random.fold_in(keys[name], step)
+    flipped = augment.draw(fold('augment'), count, flip=flip)['flip']
+    numbers = dict(self.loss.numbers)
+    margins = losses.sample_margins(
+      fold('margins'),
+      (count,),
+      mean=numbers['margin'],
+      std=numbers.get('margin_std', 0.0),
+    )
+    return [torch.from_numpy(np.array(x)) for x in (flipped, margins)]
+
+
+def close(found, expected, tolerance, *, least=0.0):
+  """Next to an array's largest number, or `least`: sums of many terms round."""
+  expected = np.asarray(expected)
+  limit = tolerance * max(np.abs(expected).max(), least)
+  np.testing.assert_allclose(found.detach().numpy(), expected, 0, limit)
+
+
+def test_is_our_step():
+  with jax.enable_x64(True):
+    ours = Ours(RECIPE)
+    rng = np.random.default_rng(0)
+    images = rng.integers(256, size=(8, 112, 112, 3), dtype=np.uint8)
+    labels = rng.integers(30, size=8, dtype=np.int32)
+    step = torch_step.Step(RECIPE, 'cpu', channels_last=True)
+    load(step, ours.state)
+    step.images.copy_(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+    step.labels.copy_(torch.from_numpy(labels))
+    parameters = dict(step.network.named_parameters())
+    # The first step has no momentum yet.
+    for number in range(2):
+      drawn = ours.drawn(number, 8, RECIPE.flip)
+      loss = step.descend(step.objective, step.images, step.labels, *drawn)
+      measured = ours(images, labels)
+      # Else the clip would do nothing.
+      assert measured['backbone_gradient_norm'] > 5
+      # In ours pixels and learning rate are float32 numbers, all else float64.
+      close(loss, measured['loss'], 1e-6)
+      expected = to_torch(ours.state.params, ours.state.batch_stats)
+      for name, value in step.network.state_dict().items():
+        if name in expected:
+          close(value, expected[name], 1e-6, least=1e-6)
+      (trace,) = optax.tree.get_all_with_path(ours.state.backbone_opt, 'trace')
+      for name, value in to_torch(trace[1], {}).items():
+        # Hardly anything but rounding comes to a bias that a BatchNorm follows.
+        momentum = momentum_of(step, parameters[name])
+        close(momentum, value, 1e-6, least=1e-3)
+      close(step.class_centers, centers_of(ours.state.class_centers), 1e-6)
+      (trace,) = optax.tree.get_all_with_path(ours.state.head_opt, 'trace')
+      close(momentum_of(step, step.class_centers), centers_of(trace[1]), 1e-6)
+
+
+@pytest.mark.parametrize('remat', [False, True])
+@pytest.mark.parametrize(
+  'dtype, tolerance', [('float32', 1e-5), ('bfloat16', 0.03)]
+)
+def test_in_other_precisions(dtype, tolerance, remat):
+  made = []
+  for model in (
+    NARROW | {'dtype': 'float64'},
+    NARROW | {'dtype': dtype, 'remat': remat},
+  ):
+    recipe = dataclasses.replace(RECIPE, model=model)
+    made.append(torch_step.Step(recipe, 'cpu', channels_last=True))
+  wide, narrow = made
+  narrow.network.load_state_dict(wide.network.state_dict())
+  with torch.no_grad():
+    narrow.class_centers.copy_(wide.class_centers)
+  batch = wide.images, wide.labels, *wide.draw()
+  losses_of = [float(step.descend(step.objective, *batch)) for step in made]
+  assert losses_of[1] == pytest.approx(losses_of[0], rel=tolerance)
+  for p in narrow.network.parameters():
+    assert p.dtype == torch.float32
+  found, expected = (step.network.fc.weight.grad for step in made)
+  error = (found - expected).norm() / expected.norm()
+  assert error < 30 * tolerance
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    'iresnet10',
+    'iresnet18',
+    'iresnet34',
+    'iresnet50',
+    'iresnet100',
+    'iresnet200',
+  ],
+)
+def test_every_depth_has_our_shapes(name):
+  backbone = models.build(name, use_se=True)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  ours = jax.eval_shape(backbone.init, key)
+  with torch.device('meta'):
+    network = torch_step.make_network(name, use_se=True)
+  sizes = lambda tree: sorted(leaf.size for leaf in jax.tree.leaves(tree))
+  trained = [p for p in network.parameters() if p.requires_grad]
+  assert sizes(ours[0]) == sorted(p.numel() for p in trained)
+  kept = [b for n, b in network.named_buffers() if 'num_batches' not in n]
+  assert sizes(ours[1]) == sorted(b.numel() for b in kept)
+
+
+@pytest.mark.parametrize('subcenters', [1, 3])
+@pytest.mark.parametrize('gradient', ['exact', 'straight_through'])
+@pytest.mark.parametrize('pairing', ['paper', 'released'])
+@pytest.mark.parametrize('name', torch_step.LOSSES)
+def test_head_is_our_loss(name, pairing, gradient, subcenters):
+  loss = by_name(
+    RECIPE.loss | {'name': name, 'pairing': pairing, 'gradient': gradient}
+  )
+  rng = np.random.default_rng(0)
+  embeddings = rng.normal(size=(8, 5))
+  centers = rng.normal(size=(9, subcenters * 5))
+  labels = rng.integers(9, size=8)
+  margins = rng.normal(0.5, 0.05, size=8) if name != 'normface' else np.zeros(8)
+
+  def ours(embeddings, centers):
+    cosines = losses.subcenter_cosines(embeddings, centers.reshape(9, -1, 5))
+    given = jnp.asarray(margins)
+    if name.endswith('_plus'):
+      target = cosines[jnp.arange(8), labels]
+      halves = [
+        losses.pair_margins(given[half], target[half], rule=pairing)
+        for half in (slice(4), slice(4, 8))
+      ]
+      given = jnp.concatenate(halves)
+    if 'arcface' in name:
+      logits = losses.arcface_logits(cosines, labels, given, gradient=gradient)
+    else:
+      logits = losses.cosface_logits(cosines, labels, given)
+    return -jax.nn.log_softmax(logits)[jnp.arange(8), labels].mean()
+
+  with jax.enable_x64(True):
+    expected = jax.value_and_grad(ours, (0, 1))(embeddings, centers)
+  given = [torch.tensor(x, requires_grad=True) for x in (embeddings, centers)]
+  found = torch_step.head_loss(
+    *given,
+    torch.from_numpy(labels),
+    torch.from_numpy(margins),
+    loss=loss,
+    group_size=4,
+  )
+  found.backward()
+  close(found, expected[0], 1e-12)
+  for x, gradients in zip(given, expected[1], strict=True):
+    close(x.grad, gradients, 1e-12)
+
+
+def test_margins_are_drawn():
+  def drawn(name, **changes):
+    loss = by_name(RECIPE.loss | {'name': name} | changes)
+    return torch_step.draw_margins(loss, (20_000,), 'cpu').numpy()
+
+  margins = drawn('elastic_arcface', margin_std=0.05)
+  # Five standard errors.
+  assert abs(margins.mean() - 0.5) < 5 * 0.05 / 20_000**0.5
+  assert abs(margins.std() - 0.05) < 5 * 0.05 / 40_000**0.5
+  clipped = drawn('elastic_cosface_plus', clip=(-1.0, 0.5))
+  assert 0.45 <= clipped.min() < 0.4505 and 0.5245 < clipped.max() <= 0.525
+  assert set(drawn('elastic_arcface', margin_std=0.0)) == {0.5}
+  assert set(drawn('arcface')) == {0.5}
+  assert set(drawn('normface')) == {0.0}
+
+
+@pytest.fixture
+def quick_compiler(monkeypatch):
+  """Traces as for the real one, and compiles nothing."""
+  compiler = torch.compile
+
+  def compile(function, *, mode, **flags):
+    assert mode == 'default'
+    return compiler(function, backend='aot_eager', **flags)
+
+  monkeypatch.setattr(torch, 'compile', compile)
+
+
+def test_every_way_does_steps(quick_compiler):
+  ways = torch_step.make_ways(TINY, 'cpu')
+  assert list(ways) == ['torch', 'torch channels_last', 'torch compiled']
+  for way in ways.values():
+    step = getattr(way, 'func', way)
+    before = step.network.conv1.weight.clone(), step.class_centers.clone()
+    way()
+    for old, new in zip(
+      before, (step.network.conv1.weight, step.class_centers), strict=True
+    ):
+      assert not torch.equal(old, new)
+    assert torch_step.peak_memory(way, 'cpu') is None
+  layouts = [
+    getattr(way, 'func', way).network.conv1.weight.is_contiguous(
+      memory_format=torch.channels_last
+    )
+    for way in ways.values()
+  ]
+  assert layouts == [False, True, True]
+
+
+def test_narrow_networks_crash_oneDNN(capsys):
+  model = NARROW | {'width': 8}
+  ways = torch_step.make_ways(dataclasses.replace(TINY, model=model), 'cpu')
+  assert list(ways) == ['torch']
+  assert 'fewer than 16 channels' in capsys.readouterr().out
+
+
+def test_without_a_compiler(monkeypatch, capsys):
+  def compile(function, **flags):
+    def fail(*inputs):
+      raise RuntimeError('no g++\nhere')
+
+    return fail
+
+  monkeypatch.setattr(torch, 'compile', compile)
+  ways = torch_step.make_ways(TINY, 'cpu')
+  assert list(ways) == ['torch', 'torch channels_last']
+  assert capsys.readouterr().out == 'left out: torch compiled, as no g++\n'
+
+
+@pytest.mark.parametrize(
+  'changes, told',
+  [
+    ({'loss': RECIPE.loss | {'name': 'adaface'}}, "'adaface'.*elastic_arcface"),
+    ({'sample_rate': 0.1}, 'head.sample_rate=0.1'),
+  ],
+)
+def test_mistakes(changes, told):
+  with pytest.raises(InputError, match=told):
+    torch_step.make_ways(dataclasses.replace(TINY, **changes), 'cpu')
