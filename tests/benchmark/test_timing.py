@@ -14,6 +14,7 @@ class Machine:
     self.now = 0.0
     self.log = []
     self.slowness = 1.0
+    self.cold = False
 
   def clock(self):
     return self.now
@@ -21,7 +22,8 @@ class Machine:
   def way(self, name, seconds):
     def call():
       self.log.append(name)
-      self.now += seconds * self.slowness
+      self.now += seconds * self.slowness * (10 if self.cold else 1)
+      self.cold = False
 
     return call
 
@@ -29,6 +31,8 @@ class Machine:
     self.log.append('pause')
     # From one turn to the next this machine gets slower and slower.
     self.slowness *= 1.5
+    # What others have used has to be won back.
+    self.cold = True
 
 
 def test_rounds_last_long_enough_and_change_their_order():
@@ -43,8 +47,8 @@ def test_rounds_last_long_enough_and_change_their_order():
   turns = ' '.join(machine.log).split('pause')
   warm, *turns = [turn.split() for turn in turns]
   assert warm == ['a'] * 3 + ['b'] * 3
-  # Four calls of a second are the first to last 3.5 seconds.
-  a, b = ['a'] * 4, ['b']
+  # Four calls of a second are the first to last 3.5 seconds; one goes before.
+  a, b = ['a'] * 5, ['b'] * 2
   assert turns == [a, b, b, a, a, b]
   growth = 1.5 ** np.arange(1, 7)
   np.testing.assert_allclose(spent['a'], growth[[0, 3, 4]])
