@@ -127,3 +127,28 @@ def test_fill_writes_what_a_function_makes_of_each_index(count):
     np.testing.assert_array_equal(x[:count], 2 * y)
     np.testing.assert_array_equal(x[count:], np.zeros_like(x[count:]))
   np.testing.assert_array_equal(rows.fill(lambda i: i, 4), [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize('count', [1, 3])
+def test_end_to_end_is_as_filled_and_hardly_longer(count):
+  def row(i):
+    return {'a': jnp.full((4, 2), i), 'b': 10 * i, 'c': jnp.arange(3) + i}
+
+  like = jax.eval_shape(row, jax.ShapeDtypeStruct((), jnp.int32))
+  long = rows.EndToEnd(count, like)
+  sizes = jax.tree.map(len, long.empty())
+  assert sizes == {'a': 4 * count + 1, 'b': count + 1, 'c': 3 * count + 1}
+
+  @jax.jit
+  def fill(trip_count):
+    return jax.lax.fori_loop(
+      0, trip_count, lambda i, x: long.write(x, i, row(i)), long.empty()
+    )
+
+  buffers = fill(jnp.int32(count))
+  filled = rows.fill(row, count)
+  for i in range(count):
+    found = long.read(buffers, jnp.int32(i))
+    jax.tree.map(
+      np.testing.assert_array_equal, found, rows.read(filled, jnp.int32(i))
+    )
