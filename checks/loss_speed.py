@@ -31,12 +31,12 @@ gradients.
 """
 
 import argparse
+import functools
 import gc
 import importlib.metadata
 import math
 import os
 import platform
-import re
 import subprocess
 import sys
 import time
@@ -53,6 +53,7 @@ import jax
 import jax.numpy as jnp
 
 from elasticface_jax import losses
+from elasticface_jax.benchmark import device, timing
 
 # Of the block-wise form: kind and margins, where they are constants.
 CONSTANTS = {
@@ -75,7 +76,6 @@ LOSSES = *CONSTANTS, *STDS, 'magface', *STATES
 OURS, WAYS = ('dense', 'block-wise'), ('dense', 'block-wise', 'PyTorch')
 SUBCENTERS = 3
 TOLERANCE = 1e-4  # Of the loss and of each gradient, relative to its norm.
-PAUSE = 0.1  # In seconds: what was freed is gone, threads have gone to sleep.
 # glibc keeps nothing that is freed: no step reuses what the one before left.
 MALLOC = {'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_TRIM_THRESHOLD_': '0'}
 
@@ -297,23 +297,24 @@ def disagreement(steps, name, flags):
 
 def time_rounds(steps, rounds):
   """Milliseconds of each way, `[rounds]`, taken in turn."""
-  times = {way: [] for way in steps}
-  for i in range(-1, rounds):  # The first warms up.
-    # Every other round backwards: no way always follows the same one.
-    for way in list(steps)[:: 1 - 2 * (i % 2)]:
-      time.sleep(PAUSE)
-      start = time.perf_counter()
-      results = steps[way]()
-      times[way].append(1000 * (time.perf_counter() - start))
-      del results  # Freed outside of anyone's time.
-  return {way: np.array(values[1:]) for way, values in times.items()}
+
+  def timed(step):
+    start = time.perf_counter()
+    results = step()
+    spent = 1000 * (time.perf_counter() - start)
+    del results  # Freed outside of anyone's time.
+    return spent
+
+  ways = {way: functools.partial(timed, step) for way, step in steps.items()}
+  times = timing.take_turns(ways, rounds=rounds + 1)
+  return {way: spent[1:] for way, spent in times.items()}  # One warms up.
 
 
 def peak_of(step):
   """MB that a step takes at most, as text; '-' where the kernel cannot say."""
   step()  # What is set up once is no part of it.
   gc.collect()
-  time.sleep(5 * PAUSE)  # Jax frees in threads of its own.
+  time.sleep(5 * timing.PAUSE)  # Jax frees in threads of its own.
   status = Path('/proc/self/status')
   read = lambda name: int(status.read_text().split(name)[1].split()[0])
   try:
@@ -348,19 +349,9 @@ def spread(values, digits):
   return f'{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})'
 
 
-def cores():
-  """How many this process may use."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count()
-
-
 def machine(ways, flags):
   """Sizes, hardware and versions, in two lines."""
-  cpuinfo = Path('/proc/cpuinfo')
-  text = cpuinfo.read_text() if cpuinfo.exists() else ''
-  found = re.search(r'^model name\s*: (.*)', text, re.MULTILINE)
-  cpu = found[1] if found else platform.processor() or platform.machine()
+  cores = device.cores()
   packages = ['jax', 'jaxlib', *(['torch'] if 'PyTorch' in ways else [])]
   versions = [f'{p} {importlib.metadata.version(p)}' for p in packages]
   gradients = 4e-6 * flags.dim * (flags.batch + flags.classes)
@@ -368,8 +359,9 @@ def machine(ways, flags):
     f'B {flags.batch}, D {flags.dim}, C {flags.classes:,}, {flags.num_blocks} '
     f'blocks, float32; {flags.rounds} rounds. The gradients of class centres '
     f'and embeddings are {gradients:.0f} MB.\n'
-    f'{cpu}, {cores()} cores; PJRT_NPROC={os.environ["PJRT_NPROC"]} '
-    f'(`elasticface` sets {CPU_THREADS}), {cores()} threads for PyTorch; '
+    f'{device.cpu_name()}, {cores} cores; '
+    f'PJRT_NPROC={os.environ["PJRT_NPROC"]} '
+    f'(`elasticface` sets {CPU_THREADS}), {cores} threads for PyTorch; '
     f'Python {platform.python_version()}, {", ".join(versions)}.'
   )
 
@@ -447,7 +439,7 @@ def main(argv=None):
       message = "needs torch: pip install 'elasticface_jax[bench]'"
       print(message, file=sys.stderr)
       return 2
-    torch.set_num_threads(cores())
+    torch.set_num_threads(device.cores())
   if flags.peak_of:
     (name,) = flags.losses
     print(peak_of(make_steps(name, ways, flags)[flags.peak_of][0]))

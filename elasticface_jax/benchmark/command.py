@@ -13,6 +13,7 @@ from typing import Any
 from elasticface_jax.errors import InputError
 
 PARTS = 'step', 'head', 'loop', 'input'
+AGAINST = 'torch', 'merged'
 _BATCH = 512  # Of head and input, where nothing says another.
 _NUM_CLASSES = 85_742, 1_000_000  # Of the head, where none is given.
 
@@ -77,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--against',
     action='append',
     default=[],
-    choices=('torch', 'merged'),
+    choices=AGAINST,
     help='time the step in turn with the same in PyTorch (extra [bench]), or '
     'with the batch as one group a device; repeat for both',
   )

@@ -28,19 +28,24 @@ def cores() -> int:
   return os.cpu_count()
 
 
-def describe(mesh: jax.sharding.Mesh) -> dict[str, Any]:
-  """The hardware that a benchmark ran on, JSON-like."""
-  first = mesh.devices.flat[0]
+def cpu_name() -> str:
+  """The processor's name, as Linux tells it; elsewhere its kind."""
   cpuinfo = Path('/proc/cpuinfo')
   text = cpuinfo.read_text() if cpuinfo.exists() else ''
   found = re.search(r'^model name\s*: (.*)', text, re.MULTILINE)
+  return found[1] if found else platform.processor() or platform.machine()
+
+
+def describe(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+  """The hardware that a benchmark ran on, JSON-like."""
+  first = mesh.devices.flat[0]
   stats = first.memory_stats() or {}
   return {
     'platform': first.platform,
     'kind': first.device_kind,
     'count': mesh.size,
     'memory_bytes': stats.get('bytes_limit'),
-    'cpu': found[1] if found else platform.processor() or platform.machine(),
+    'cpu': cpu_name(),
     'cores': cores(),
   }
 

@@ -10,6 +10,9 @@ from typing import Any
 from elasticface_jax.errors import InputError, first_line
 
 SAVED = 'config.json'  # In a run folder.
+# Of SGD, in whatever is compared: no step costs more or less with others. The
+# rate is that of batch size 512.
+LR, MOMENTUM, WEIGHT_DECAY, CLIP_NORM = 0.1, 0.9, 5e-4, 5.0
 
 
 @dataclasses.dataclass(frozen=True)

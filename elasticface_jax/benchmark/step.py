@@ -15,15 +15,18 @@ import optax
 from elasticface_jax import models
 from elasticface_jax.benchmark import device, flops, timing, torch_step
 from elasticface_jax.benchmark.missing import needs
-from elasticface_jax.benchmark.recipe import Recipe
+from elasticface_jax.benchmark.recipe import (
+  CLIP_NORM,
+  LR,
+  MOMENTUM,
+  WEIGHT_DECAY,
+  Recipe,
+)
 from elasticface_jax.errors import InputError
 from elasticface_jax.losses.by_name import MarginLoss, by_name
 from elasticface_jax.training import optimizer, state, step
 
-AGAINST = 'torch', 'merged'
 OURS, MERGED = 'ours', 'merged'
-# No step costs more or less with other numbers.
-_LR, _MOMENTUM, _WEIGHT_DECAY, _CLIP_NORM = 0.1, 0.9, 5e-4, 5.0
 _PIXELS = 2
 
 
@@ -41,6 +44,8 @@ class Run:
     compiled: the program.
     step_fn: as `training.step.make_step` returns it.
     state: where the steps so far have led.
+    keys: random streams of the steps.
+    host_batch: images and labels, as the input gives them.
   """
 
   def __init__(
@@ -66,17 +71,17 @@ class Run:
     self.layout = make_layout(recipe, mesh)
     loss = named_loss(recipe)
     self.backbone = backbone or models.build(**recipe.model)
-    sgd = optimizer.momentum_sgd(momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY)
-    backbone_tx = optax.chain(optax.clip_by_global_norm(_CLIP_NORM), sgd)
+    sgd = optimizer.momentum_sgd(momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    backbone_tx = optax.chain(optax.clip_by_global_norm(CLIP_NORM), sgd)
     rate = optimizer.learning_rate(
-      base=_LR,
+      base=LR,
       batch_size=recipe.batch_size,
       warmup_steps=0,
       decay_steps=(),
       decay_factor=1.0,
     )
     copied = self.layout.copied()
-    self._keys = jax.jit(state.make_keys, out_shardings=copied)(0)
+    self.keys = jax.jit(state.make_keys, out_shardings=copied)(0)
     init = functools.partial(
       state.init,
       backbone=self.backbone,
@@ -86,7 +91,7 @@ class Run:
       layout=self.layout,
     )
     self.state = jax.jit(init, out_shardings=state.shardings(mesh))(
-      self._keys['init']
+      self.keys['init']
     )
     rng = np.random.default_rng(0)
     shape = recipe.batch_size, image_size, image_size, 3
@@ -106,7 +111,7 @@ class Run:
     )
     start = time.perf_counter()
     lowered = train_step.func.lower(
-      *train_step.args, self.state, *self._batch, self._keys
+      *train_step.args, self.state, *self._batch, self.keys
     )
     traced = time.perf_counter()
     self.compiled = lowered.compile()
@@ -114,14 +119,9 @@ class Run:
     self.compile_seconds = time.perf_counter() - traced
     self.step_fn = functools.partial(self.compiled, *train_step.args)
 
-  @property
-  def keys(self) -> Mapping[str, jax.Array]:
-    """Random streams of the steps."""
-    return self._keys
-
   def dispatch(self) -> dict[str, jax.Array]:
     """Does one step, waits for nothing, and gives what it measures."""
-    self.state, measured = self.step_fn(self.state, *self._batch, self._keys)
+    self.state, measured = self.step_fn(self.state, *self._batch, self.keys)
     return measured
 
   def __call__(self) -> None:
@@ -161,7 +161,7 @@ def check(
   Args:
     recipe: of the step.
     mesh: the devices.
-    against: names in `AGAINST`.
+    against: names in `command.AGAINST`.
 
   Raises:
     InputError: if the recipe does not fit together, or on these devices, or
@@ -215,7 +215,7 @@ def measure(
 
   Args:
     run: the step.
-    against: names in `AGAINST`, checked.
+    against: names in `command.AGAINST`, checked.
     rounds: how often all take their turn.
     seconds: of each in a round, at least.
 
@@ -233,8 +233,10 @@ def measure(
     merged = dataclasses.replace(recipe, group_size=size)
     runs[MERGED] = Run(merged, mesh)
   ways = dict(runs)
+  platform = mesh.devices.flat[0].platform
+  torch_device = {'gpu': 'cuda'}.get(platform, platform)
   if 'torch' in against:
-    ways |= _torch_ways(recipe, mesh)
+    ways |= torch_step.make_ways(recipe, torch_device)
   spent = timing.in_turn(ways, rounds=rounds, seconds=seconds)
 
   flop = flops.step(run.backbone, recipe)
@@ -250,7 +252,8 @@ def measure(
     if name in runs:
       rows[name] |= runs[name].cost()
     else:
-      rows[name] |= {'peak_memory': _torch_peak(ways[name], mesh)}
+      peak = torch_step.peak_memory(ways[name], torch_device)
+      rows[name] |= {'peak_memory': {'of': 'device', 'peak_bytes': peak}}
   rows[OURS] |= {'peak_memory': peak_memory}
   return {
     'recipe': dataclasses.asdict(recipe),
@@ -282,17 +285,3 @@ def _ratios(spent: Mapping[str, np.ndarray]) -> dict[str, Any]:
   if MERGED in spent:
     ratios[f'{OURS} / {MERGED}'] = timing.ratio(spent[OURS], spent[MERGED])
   return ratios
-
-
-def _torch_ways(recipe: Recipe, mesh: jax.sharding.Mesh) -> dict:
-  return torch_step.make_ways(recipe, _torch_device(mesh))
-
-
-def _torch_peak(way: Any, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-  peak = torch_step.peak_memory(way, _torch_device(mesh))
-  return {'of': 'device', 'peak_bytes': peak}
-
-
-def _torch_device(mesh: jax.sharding.Mesh) -> str:
-  platform = mesh.devices.flat[0].platform
-  return {'gpu': 'cuda'}.get(platform, platform)

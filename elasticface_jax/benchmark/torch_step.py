@@ -26,7 +26,13 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from elasticface_jax.benchmark.recipe import Recipe
+from elasticface_jax.benchmark.recipe import (
+  CLIP_NORM,
+  LR,
+  MOMENTUM,
+  WEIGHT_DECAY,
+  Recipe,
+)
 from elasticface_jax.errors import InputError, first_line
 from elasticface_jax.losses.by_name import MarginLoss, by_name
 from elasticface_jax.models import STAGES
@@ -44,8 +50,6 @@ LOSSES = (
 # torch 2.13 on a CPU writes past the end of an array in the gradient of a 1x1
 # convolution of stride 2, channels last, with fewer input channels.
 _LEAST_WIDTH = 16
-# For batch size 512, as of ours.
-_LR, _MOMENTUM, _WEIGHT_DECAY, _CLIP_NORM = 0.1, 0.9, 5e-4, 5.0
 # What is compiled, by name; modes of torch.compile.
 _COMPILED = {
   'cpu': {'torch compiled': 'default'},
@@ -161,12 +165,9 @@ class Step:
     self.network = make_network(**recipe.model).to(
       device, dtype, memory_format=layout
     )
-    self.class_centers = _draw_centers(
-      recipe.num_classes,
-      recipe.subcenters * recipe.embedding_dim,
-      device,
-      dtype,
-    )
+    shape = recipe.num_classes, recipe.subcenters * recipe.embedding_dim
+    centers = 0.01 * torch.randn(shape, device=device, dtype=dtype)
+    self.class_centers = centers.requires_grad_()
     self.optimizer = _sgd(
       [*self.network.parameters(), self.class_centers], batch_size
     )
@@ -214,7 +215,7 @@ class Step:
     self.optimizer.zero_grad()
     loss = objective(*batch)
     loss.backward()
-    clip_grad_norm_(self.network.parameters(), _CLIP_NORM)
+    clip_grad_norm_(self.network.parameters(), CLIP_NORM)
     self.optimizer.step()
     return loss.detach()
 
@@ -402,22 +403,14 @@ def make_network(
     return IResNet(STAGES[name])
 
 
-def _draw_centers(num_classes, width, device, dtype=None):
-  import torch
-
-  shape = num_classes, width
-  centers = 0.01 * torch.randn(shape, device=device, dtype=dtype)
-  return centers.requires_grad_()
-
-
 def _sgd(parameters, batch_size):
   import torch
 
   return torch.optim.SGD(
     [p for p in parameters if p.requires_grad],
-    lr=_LR * batch_size / 512,
-    momentum=_MOMENTUM,
-    weight_decay=_WEIGHT_DECAY,
+    lr=LR * batch_size / 512,
+    momentum=MOMENTUM,
+    weight_decay=WEIGHT_DECAY,
     fused=True,
   )
 

@@ -45,7 +45,7 @@ def draw(height, width, channels_in, channels_out, stride, *, images, dtype):
   out = images, height // stride, width // stride, channels_out
   shapes = (
     (images, height, width, channels_in),
-    (3, 3, *(channels_in, channels_out)),
+    (3, 3, channels_in, channels_out),
     out,
   )
   # Of mean 0.5: sums that cancel would hide what is left out.
