@@ -112,7 +112,7 @@ def compile_step(
     jax.ShapeDtypeStruct(shape, jnp.int32, sharding=spread),
     keys,
   )
-  compiled = jax.jit(do, donate_argnums=0).lower(*arguments).compile()
+  compiled = do.func.lower(*do.args, *arguments).compile()
   return Case(num_classes, num_blocks, sample_rate, devices, compiled)
 
 
