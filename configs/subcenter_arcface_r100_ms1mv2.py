@@ -51,6 +51,11 @@ def get_config(arg=''):
     subcenters=3,  # Centres of each class; the nearest counts.
     sample_rate=1.0,  # Share of a block's classes in a step; 1 for all.
   )
+  c.start = dict(
+    checkpoint='',  # Run folder or .pth whose backbone to begin with, or ''.
+    head=False,  # Begin with its class centres too: the same classes.
+    freeze=False,  # Train the class centres alone.
+  )
   c.loss = dict(
     name='arcface',
     scale=64.0,

@@ -112,18 +112,66 @@ def _parser() -> argparse.ArgumentParser:
   several.add_argument('--processes', type=int, help='how many there are')
   several.add_argument('--process', type=int, help='which one this is, from 0')
 
-  sub = command('evaluate', _evaluate, 'Verify pair sets with a trained run.')
-  sub.add_argument(
-    '--checkpoint', required=True, type=Path, help='run folder of `train`'
+  def add_checkpoint(sub):
+    sub.add_argument(
+      '--checkpoint',
+      required=True,
+      type=Path,
+      help="run folder, or a backbone of PyTorch's, .pth",
+    )
+    sub.add_argument(
+      '--step', type=int, help='which checkpoint; newest if unset'
+    )
+
+  sub = command(
+    'evaluate', _evaluate, 'Verify pair sets with a trained backbone.'
   )
+  add_checkpoint(sub)
   sub.add_argument(
     '--pairs',
     required=True,
     action='append',
     help="a file of pairs, .bin or .npz, or 'synthetic'; repeat for more",
   )
-  sub.add_argument('--step', type=int, help='which checkpoint; newest if unset')
   sub.add_argument('--out', type=Path, help='folder for JSON and plots')
+
+  sub = command(
+    'embed', _embed, 'Write the embeddings of all images of a data set.'
+  )
+  sub.add_argument(
+    'data', help='data set, as for inspect; or a file of pairs, .bin or .npz'
+  )
+  add_checkpoint(sub)
+  sub.add_argument(
+    '--out', required=True, type=Path, help='folder to make, for .npy files'
+  )
+
+  sub = command(
+    'convert', _convert, "Make a run folder out of PyTorch's weights."
+  )
+  sub.add_argument(
+    'file', type=Path, help='backbone of ElasticFace or arcface_torch, .pth'
+  )
+  sub.add_argument(
+    '--workdir', required=True, type=Path, help='run folder to make'
+  )
+  sub.add_argument(
+    '--head',
+    action='append',
+    default=[],
+    type=Path,
+    help='class centres too; repeat for the files of further ranks',
+  )
+
+  sub = command('export', _export, 'Write a backbone for others to run.')
+  add_checkpoint(sub)
+  sub.add_argument(
+    '--format',
+    required=True,
+    choices=('torch', 'onnx', 'stablehlo'),
+    help="PyTorch's state_dict, or a network with its weights",
+  )
+  sub.add_argument('--out', required=True, type=Path, help='file to write')
 
   sub = command(
     'fingerprint',
@@ -209,14 +257,35 @@ def _train(args, rest):
 def _evaluate(args, rest):
   from elasticface_jax import experiment
 
-  if not (args.checkpoint / 'config.json').is_file():
-    raise InputError(
-      f'--checkpoint {args.checkpoint} is not a run folder (it holds no '
-      'config.json); give the --workdir of a training run'
-    )
-  experiment.evaluate(
-    args.checkpoint, args.pairs, step_number=args.step, out=args.out
-  )
+  weights = _open_weights(args)
+  experiment.evaluate(weights, args.pairs, out=args.out)
+
+
+def _embed(args, rest):
+  from elasticface_jax import experiment
+
+  experiment.embed(_open_weights(args), args.data, args.out)
+  print(f'embeddings.npy and what belongs to it are in {args.out}')
+
+
+def _convert(args, rest):
+  from elasticface_jax import weights
+
+  made = weights.convert(args.file, args.workdir, heads=args.head)
+  print(f'{made.model["name"]} in {args.workdir}')
+
+
+def _export(args, rest):
+  from elasticface_jax import weights
+
+  weights.export(_open_weights(args), args.out, file_format=args.format)
+  print(f'{args.out}: {args.out.stat().st_size / 1e6:.1f} MB')
+
+
+def _open_weights(args):
+  from elasticface_jax import weights
+
+  return weights.open_weights(args.checkpoint, args.step)
 
 
 def _fingerprint(args, rest):

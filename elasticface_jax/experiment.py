@@ -3,13 +3,18 @@
 
 import functools
 import gc
+import os
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from elasticface_jax import data, evaluation, models
 from elasticface_jax.errors import InputError
@@ -24,6 +29,10 @@ from elasticface_jax.training import (
   state,
   step,
 )
+from elasticface_jax.weights import Weights, open_weights
+
+# Images that `embed` reads at a time.
+_EMBED_BATCH = 1024
 
 
 def train(config: Mapping, workdir: Path) -> dict[str, Any] | None:
@@ -86,9 +95,16 @@ def train(config: Mapping, workdir: Path) -> dict[str, Any] | None:
   # On all devices of all processes, which device_put cannot do for keys.
   keys = jax.jit(state.make_keys, out_shardings=layout.copied())(c.seed)
   pair_sets = _open_pairs(c.eval, c.eval.pairs, c.seed)
+  # A run that has begun does not look at them again.
+  start = None if checkpoint.is_begun(workdir) else _open_start(c)
+  centers = None
+  if start and c.start.head:
+    centers = start.class_centers(source.num_classes, c.head.subcenters)
 
   # Where it lives: new, or as the newest checkpoint left it.
-  checkpoint.claim(workdir, c.to_dict(), source.fingerprint)
+  checkpoint.claim(
+    workdir, c.to_dict(), source.fingerprint, start and start.fingerprint
+  )
   processes.say(
     f'{source.num_images:,} images of {source.num_classes:,} classes, '
     f'{c.model.name}, {loss}, {layout.num_groups} groups and '
@@ -111,6 +127,15 @@ def train(config: Mapping, workdir: Path) -> dict[str, Any] | None:
   with checkpoint.Checkpoints(workdir, keep=c.keep_checkpoints) as checkpoints:
     if checkpoints.latest_step is None:
       train_state = jax.jit(init, out_shardings=shardings)(keys['init'])
+      if start:
+        train_state = state.take_over(
+          train_state,
+          layout,
+          params=start.params,
+          batch_stats=start.batch_stats,
+          class_centers=centers,
+        )
+        processes.say(f'beginning with {start.path}, step {start.step}')
     else:
       like = jax.eval_shape(init, keys['init'])
       train_state = checkpoints.restore(like, shardings)
@@ -124,14 +149,17 @@ def train(config: Mapping, workdir: Path) -> dict[str, Any] | None:
       'batch_size': c.data.batch_size,
       'window': c.data.window,
     }
-    embed = step.make_embed(backbone, layout.mesh)
+    make_embeddings = step.make_embed(backbone, layout.mesh)
     last = {}
 
     def evaluate(current):
       rows = {}
       for pairs in pair_sets:
         start = time.perf_counter()
-        last[pairs.name] = verify(embed, vars(current), pairs)
+        embeddings = make_embeddings(
+          current.params, current.batch_stats, pairs.images
+        )
+        last[pairs.name] = evaluation.verify(embeddings, pairs.same)
         seconds = time.perf_counter() - start
         rows[pairs.name] = last[pairs.name].as_dict() | {'seconds': seconds}
       return rows
@@ -140,7 +168,14 @@ def train(config: Mapping, workdir: Path) -> dict[str, Any] | None:
       workdir=workdir,
       state=train_state,
       step_fn=step.make_step(
-        backbone, loss, backbone_tx, sgd, rate, layout, flip=c.augment.flip
+        backbone,
+        loss,
+        backbone_tx,
+        sgd,
+        rate,
+        layout,
+        flip=c.augment.flip,
+        freeze=c.start.freeze,
       ),
       keys=keys,
       batches=lambda first: data.batches(
@@ -168,12 +203,6 @@ def train(config: Mapping, workdir: Path) -> dict[str, Any] | None:
   del train_state, checkpoints
   gc.collect()
   return report(workdir, last) if processes.is_first() else None
-
-
-def verify(embed, state: Mapping, pairs) -> evaluation.Verification:
-  """Embeds a pair set with a train state's backbone and verifies it."""
-  embeddings = embed(state['params'], state['batch_stats'], pairs.images)
-  return evaluation.verify(embeddings, pairs.same)
 
 
 def report(workdir: Path, results: Mapping) -> dict[str, Any]:
@@ -214,31 +243,110 @@ def write_results(folder: Path, results: Mapping) -> None:
 
 
 def evaluate(
-  run: Path, pairs: Sequence[str], *, step_number: int | None, out: Path | None
+  weights: Weights, pairs: Sequence[str], *, out: Path | None
 ) -> dict[str, evaluation.Verification]:
-  """Verifies pair sets with the backbone of a run folder.
+  """Verifies pair sets with a trained backbone.
 
   Args:
-    run: the run folder W.
+    weights: the backbone.
     pairs: paths, or ``'synthetic'``.
-    step_number: which checkpoint; None for the newest.
     out: folder for results and plots; None for none.
 
   Returns:
     The result of each pair set, by name.
   """
-  config = checkpoint.read_json(run / 'config.json')
+  config = weights.config
   pair_sets = _open_pairs(config['eval'], pairs, config['seed'])
-  done, saved = checkpoint.read(run, step_number, ('params', 'batch_stats'))
-  backbone = models.build(**config['model'])
-  embed = step.make_embed(backbone, state.make_mesh())
-  print(f'{run}, step {done}')
-  results = {p.name: verify(embed, saved, p) for p in pair_sets}
+  embed_images = _embedder(weights)
+  print(f'{weights.path}, step {weights.step}')
+  results = {
+    p.name: evaluation.verify(embed_images(p.images), p.same) for p in pair_sets
+  }
   print(evaluation.table(results))
   if out is not None:
     out.mkdir(parents=True, exist_ok=True)
     write_results(out, results)
   return results
+
+
+def embed(weights: Weights, source: str, out: Path) -> None:
+  """Writes the embeddings of all images of a data set or a pair set.
+
+  Makes a folder with ``embeddings.npy``, float32 ``[n, D]``: of each image the
+  sum of its embedding and its mirror image's, not normalised, as verification
+  takes them. Beside it ``labels.npy``, int32 ``[n]``, or of a pair set
+  ``same.npy``, bool ``[n / 2]``; and ``metadata.json``. Images keep the order
+  of the data.
+
+  Args:
+    weights: the backbone.
+    source: a data set, as for `data.open_encoded`, or a file of pairs.
+    out: the folder; not there yet, or empty.
+
+  Raises:
+    InputError: if the data or the folder cannot be used.
+  """
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    raise InputError(f'--out {out} is in use; give a folder that is not there')
+  if not data.is_remote(source) and Path(source).is_file():
+    pairs = data.open_pairs(source, num_pairs=0, seed=0)
+    num_images, truth = len(pairs.images), {'same': pairs.same}
+    batches = [(slice(num_images), pairs.images)]
+  else:
+    opened = data.open_encoded(source)
+    num_images = opened.num_images
+    truth = {'labels': np.zeros(num_images, np.int32)}
+
+    def read():
+      for batch in data.all_in_order(opened, batch_size=_EMBED_BATCH):
+        truth['labels'][batch.indices] = batch.labels
+        yield batch.indices, batch.images
+
+    batches = read()
+  # Under another name first: a folder of that name is a whole one.
+  partial = out.with_name(out.name + '.partial')
+  shutil.rmtree(partial, ignore_errors=True)
+  partial.mkdir(parents=True)
+  embeddings = np.lib.format.open_memmap(
+    partial / 'embeddings.npy',
+    mode='w+',
+    dtype=np.float32,
+    shape=(num_images, weights.model['embedding_dim']),
+  )
+  embed_images = _embedder(weights)
+  for places, images in batches:
+    embeddings[places] = embed_images(images)
+  embeddings.flush()
+  for name, values in truth.items():
+    np.save(partial / f'{name}.npy', values)
+  checkpoint.write_json(
+    partial / 'metadata.json', weights.describe() | {'data': source}
+  )
+  os.replace(partial, out)
+
+
+def _embedder(weights: Weights) -> Callable[[np.ndarray], np.ndarray]:
+  """`step.make_embed` with weights that are on the devices once for all."""
+  mesh = state.make_mesh()
+  placed = jax.device_put(
+    (weights.params, weights.batch_stats), NamedSharding(mesh, P())
+  )
+  backbone = models.build(**weights.model)
+  return functools.partial(step.make_embed(backbone, mesh), *placed)
+
+
+def _open_start(c: Mapping) -> Weights | None:
+  """What a recipe says to begin with, held against the rest of it."""
+  if not c.start.checkpoint:
+    for field in ('head', 'freeze'):
+      if c.start[field]:
+        raise InputError(
+          f'start.{field}=True needs weights: set start.checkpoint'
+        )
+    return None
+  start = open_weights(Path(c.start.checkpoint))
+  start.check_model(c.model)
+  return start
 
 
 def _open_pairs(fields: Mapping, specs: Sequence[str], seed: int) -> list:

@@ -12,14 +12,24 @@ PACKAGE = Path(importlib.util.find_spec('elasticface_jax').origin).parent
 ALLOWED = {
   'losses': set(),
   'models': set(),
-  'data': set(),
+  'data': {'pickles'},
   'evaluation': set(),
   'training': {'losses'},
   'benchmark': {'losses', 'models', 'data', 'training'},
-  'experiment': {'losses', 'models', 'data', 'evaluation', 'training'},
-  'cli': {'experiment', 'data', 'training', 'benchmark'},
+  'interop': {'models', 'pickles'},
+  'weights': {'models', 'training', 'interop'},
+  'experiment': {
+    'losses',
+    'models',
+    'data',
+    'evaluation',
+    'training',
+    'weights',
+  },
+  'cli': {'experiment', 'weights', 'data', 'training', 'benchmark'},
   '__main__': {'cli'},
   'errors': set(),
+  'pickles': set(),
   '__init__': set(),
 }
 NOT_LOSSES = {'flax', 'optax', 'tensorflow', 'orbax', 'elasticface_jax.errors'}

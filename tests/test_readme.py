@@ -50,6 +50,9 @@ def test_commands_parse_and_name_what_is_there():
     'inspect',
     'prepare',
     'benchmark',
+    'embed',
+    'convert',
+    'export',
   }
 
 

@@ -20,7 +20,7 @@ from elasticface_jax.data.pairs import (
   read_pairs,
   write_pairs,
 )
-from elasticface_jax.data.pipeline import Batch, batches
+from elasticface_jax.data.pipeline import Batch, all_in_order, batches
 from elasticface_jax.data.prepare import Prepared, prepare_shards
 from elasticface_jax.data.rec_source import RecSource
 from elasticface_jax.data.recordio import write_rec_folder
@@ -40,6 +40,7 @@ __all__ = [
   'ShardSource',
   'Source',
   'SyntheticFaces',
+  'all_in_order',
   'batch_indices',
   'batches',
   'check_window',

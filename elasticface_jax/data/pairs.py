@@ -26,7 +26,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from elasticface_jax.data import decode, pickles
+from elasticface_jax import pickles
+from elasticface_jax.data import decode
 from elasticface_jax.data.synthetic import synthetic_pairs
 from elasticface_jax.errors import InputError
 

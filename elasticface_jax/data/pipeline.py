@@ -9,7 +9,7 @@ outside of the lock.
 
 import collections
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -72,7 +72,6 @@ def batches(
   Raises:
     InputError: when the step comes whose batch the source cannot make.
   """
-  pool = ThreadPoolExecutor(threads or os.cpu_count())
   fetchers = ThreadPoolExecutor(_FETCHERS)
   order = {
     'num_images': source.num_images,
@@ -80,13 +79,51 @@ def batches(
     'batch_size': batch_size,
     'window': window,
   }
-  ahead = collections.deque()
-  try:
+
+  def orders():
     for step in range(first_step, last_step):
       if window:
         for piece in images_to_come(step, first=step == first_step, **order):
           fetchers.submit(source.warm, piece)
-      indices = batch_indices(step, rows=rows, **order)
+      yield batch_indices(step, rows=rows, **order)
+
+  try:
+    yield from _made_ahead(source, orders(), threads)
+  finally:
+    # Not waited for: a generator may be closed by the garbage collector, in the
+    # midst of anything.
+    fetchers.shutdown(wait=False, cancel_futures=True)
+
+
+def all_in_order(source: Source, *, batch_size: int) -> Iterator[Batch]:
+  """Reads every image of a source once, in the order of the source.
+
+  Args:
+    source: where images come from.
+    batch_size: images of a batch; the last has what is left.
+
+  Yields:
+    Batches, made ahead by several threads.
+
+  Raises:
+    InputError: when the batch comes that the source cannot make.
+  """
+  n = source.num_images
+  orders = (
+    np.arange(start, min(start + batch_size, n))
+    for start in range(0, n, batch_size)
+  )
+  yield from _made_ahead(source, orders, threads=None)
+
+
+def _made_ahead(
+  source: Source, orders: Iterable[np.ndarray], threads: int | None
+) -> Iterator[Batch]:
+  """Makes the batches whose images are given, some ahead of the reader."""
+  pool = ThreadPoolExecutor(threads or os.cpu_count())
+  ahead = collections.deque()
+  try:
+    for indices in orders:
       chunks = np.array_split(indices, -(-len(indices) // _CHUNK))
       made = [pool.submit(source.render, chunk) for chunk in chunks]
       ahead.append((indices, made))
@@ -95,10 +132,7 @@ def batches(
     while ahead:
       yield _collect(*ahead.popleft())
   finally:
-    # Not waited for: a generator may be closed by the garbage collector, in the
-    # midst of anything.
-    fetchers.shutdown(wait=False, cancel_futures=True)
-    pool.shutdown(wait=False, cancel_futures=True)
+    pool.shutdown(wait=False, cancel_futures=True)  # As above.
 
 
 def _collect(indices: np.ndarray, made: list[Future]) -> Batch:

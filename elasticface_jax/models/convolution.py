@@ -14,6 +14,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax import export
 
 from elasticface_jax.models import cpu_convolution as cpu
 
@@ -43,6 +44,10 @@ def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(x, kernel, stride):
+  if export.is_symbolic_dim(x.shape[0]):
+    # A program for any number of images, to be exported: tiles are made some
+    # images at a time, which takes a known number.
+    return cpu.plain(x, kernel, stride)
   return jax.lax.platform_dependent(
     x,
     kernel,

@@ -210,12 +210,17 @@ def _opened(
       )
     try:
       yield manager, step
+    except InputError:
+      raise
     except Exception as error:
       raise InputError(_damaged(folder, step, error)) from error
 
 
 def _read_fields(manager, step, fields):
   tree = manager.item_metadata(step).tree
+  for field in fields:
+    if field not in tree:
+      raise InputError(f'{manager.directory / str(step)} holds no {field}')
   wanted = {field: tree[field] for field in fields or tree}
   as_numpy = jax.tree.map(
     lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
@@ -272,14 +277,25 @@ def fingerprint(
   digest = hashlib.sha256()
   with _opened(workdir, step) as (manager, step):
     for field in sorted(manager.item_metadata(step).tree):
-      part = _read_fields(manager, step, [field])
-      leaves = jax.tree_util.tree_leaves_with_path(part)
-      named = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-      for name in sorted(named):
-        array = named[name]
-        digest.update(f'{name} {array.dtype.str} {array.shape}\n'.encode())
-        digest.update(np.ascontiguousarray(array).view(np.uint8))
+      _digest(digest, _read_fields(manager, step, [field]))
   return step, digest.hexdigest()
+
+
+def tree_fingerprint(tree: Mapping[str, Any]) -> str:
+  """The same of NumPy arrays that lie in no checkpoint, nested dicts."""
+  digest = hashlib.sha256()
+  for field in sorted(tree):
+    _digest(digest, {field: tree[field]})
+  return digest.hexdigest()
+
+
+def _digest(digest: Any, part: Mapping[str, Any]) -> None:
+  leaves = jax.tree_util.tree_leaves_with_path(part)
+  named = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+  for name in sorted(named):
+    array = named[name]
+    digest.update(f'{name} {array.dtype.str} {array.shape}\n'.encode())
+    digest.update(np.ascontiguousarray(array).view(np.uint8))
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -314,23 +330,37 @@ def _is_free(field: str) -> bool:
   return any(field == f or field.startswith(f + '.') for f in FREE_FIELDS)
 
 
-def claim(workdir: Path, config: Mapping, data_fingerprint: str) -> None:
+def is_begun(workdir: Path) -> bool:
+  """Whether a run folder holds a whole checkpoint to go on from."""
+  steps = (workdir / 'checkpoints').glob('*')
+  return any(step.name.isdigit() for step in steps)
+
+
+def claim(
+  workdir: Path,
+  config: Mapping,
+  data_fingerprint: str,
+  start_fingerprint: str | None = None,
+) -> None:
   """Makes a run folder this config's, or checks that it is.
 
   Args:
     workdir: W; made if it is not there.
     config: nested, JSON-like.
     data_fingerprint: of the training data.
+    start_fingerprint: of the weights that the run is about to begin with; None
+      if it draws its own, or has begun.
 
   Raises:
     InputError: names the fields in which the folder's config differs, or the
-      processes that were given another config or other data.
+      processes that were given another config, other data or other weights.
   """
   here = environment()
   processes.check_agreement(
     **{
       'the config': json.dumps(_flat(config), sort_keys=True),
       'data.source': data_fingerprint,
+      'start.checkpoint': start_fingerprint or '',
       '--workdir': str(workdir),
       'the software': json.dumps(here['versions']),
     }
@@ -346,6 +376,14 @@ def claim(workdir: Path, config: Mapping, data_fingerprint: str) -> None:
   path = workdir / 'config.json'
   manifest_path = workdir / 'manifest.json'
   starts = []
+  if manifest_path.exists():
+    manifest = read_json(manifest_path)
+    if 'converted' in manifest:
+      raise InputError(
+        f'{workdir} holds converted weights and no run; give a new --workdir, '
+        f'and --config.start.checkpoint={workdir} to begin with them'
+      )
+    starts = manifest['starts']
   if path.exists():
     before = _flat(read_json(path))
     differing = [
@@ -358,8 +396,7 @@ def claim(workdir: Path, config: Mapping, data_fingerprint: str) -> None:
         f'{workdir} belongs to another config: {"; ".join(differing)}; use '
         'that config, or a new --workdir'
       )
-  if manifest_path.exists():
-    starts = read_json(manifest_path)['starts']
+  if starts:
     first = starts[0]['data_fingerprint']
     if first != data_fingerprint:
       raise InputError(
@@ -367,11 +404,18 @@ def claim(workdir: Path, config: Mapping, data_fingerprint: str) -> None:
         f'that of data.source is {data_fingerprint}; give the data it was '
         'trained on, or a new --workdir'
       )
+    first = starts[0]['start_fingerprint']
+    if start_fingerprint not in (None, first):
+      raise InputError(
+        f'{workdir} began with other weights: their fingerprint was {first}, '
+        f'that of start.checkpoint is {start_fingerprint}; give a new --workdir'
+      )
   starts.append(
     {
       'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
       'seed': config['seed'],
       'data_fingerprint': data_fingerprint,
+      'start_fingerprint': start_fingerprint,
       **here,
     }
   )

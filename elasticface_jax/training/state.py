@@ -232,3 +232,43 @@ def init(
     head_opt=head_tx.init(centers),
     loss_state=loss.init(),
   )
+
+
+def take_over(
+  state: TrainState,
+  layout: Layout,
+  *,
+  params: Any,
+  batch_stats: Any,
+  class_centers: np.ndarray | None = None,
+) -> TrainState:
+  """Puts trained weights into a state before its first step.
+
+  Args:
+    state: from `init`, on the layout's mesh.
+    layout: of the run.
+    params: of the backbone, NumPy arrays, in every process.
+    batch_stats: the same.
+    class_centers: of all classes, ``[C, u D]``; None to keep the drawn ones.
+
+  Returns:
+    The state; dtypes and places stay.
+  """
+
+  def put(old, new):
+    # Not device_put: the mesh may be that of several processes.
+    new = np.asarray(new, old.dtype)
+    return jax.make_array_from_callback(
+      old.shape, old.sharding, new.__getitem__
+    )
+
+  changes = {
+    'params': jax.tree.map(put, state.params, params),
+    'batch_stats': jax.tree.map(put, state.batch_stats, batch_stats),
+  }
+  if class_centers is not None:
+    shape = state.class_centers.shape
+    blocks = np.zeros((shape[0] * shape[1], shape[2]), class_centers.dtype)
+    blocks[: layout.num_classes] = class_centers
+    changes['class_centers'] = put(state.class_centers, blocks.reshape(shape))
+  return dataclasses.replace(state, **changes)

@@ -22,6 +22,7 @@ Letters: B samples in G groups of S, g groups here; D embedding size; K blocks
 of classes, k here.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -41,7 +42,7 @@ from elasticface_jax.losses.trees import (
   tree_sum_scatter,
 )
 from elasticface_jax.training import augment, groups
-from elasticface_jax.training.state import AXIS, Layout, TrainState, specs
+from elasticface_jax.training.state import AXIS, Layout, specs
 
 # Images that go through the network at a time in verification, and how many
 # such rows all devices together take at least.
@@ -58,6 +59,7 @@ def make_step(
   layout: Layout,
   *,
   flip: float,
+  freeze: bool = False,
 ):
   """Makes the compiled training step.
 
@@ -69,6 +71,8 @@ def make_step(
     rate: learning rate from the step.
     layout: how the step is cut.
     flip: probability of a horizontal flip.
+    freeze: whether to train the class centres alone. The backbone then is as
+      in evaluation, running statistics and all, and stays.
 
   Returns:
     ``step(state, images, labels, keys) -> (state, measured)``. Images uint8
@@ -103,7 +107,7 @@ def make_step(
         params,
         state.batch_stats,
         augment.apply(inputs['images'], inputs['drawn']),
-        train=True,
+        train=not freeze,
         key=jax.random.fold_in(keys['dropout'], inputs['group']),
       )
       outputs = {'unit': normalize(embeddings), 'norm': norms(embeddings)}
@@ -114,9 +118,18 @@ def make_step(
       'drawn': jax.tree.map(own, drawn),
       'group': first_group + jnp.arange(count),
     }
-    outputs, batch_stats, residuals = groups.forward(
-      embed_group, state.params, inputs, group_trips
-    )
+    if freeze:
+      several = rows.at_least_two(inputs)
+      outputs = rows.fill(
+        lambda i: embed_group(state.params, rows.read(several, i))[0],
+        count,
+        group_trips,
+      )
+      outputs = jax.tree.map(lambda x: x[:count], outputs)
+    else:
+      outputs, batch_stats, residuals = groups.forward(
+        embed_group, state.params, inputs, group_trips
+      )
 
     # 2. and 3. Embeddings to margins.
     embeddings = devices.gather(outputs['unit']).reshape(batch_size, -1)
@@ -178,21 +191,30 @@ def make_step(
     )
 
     # 7. to 9. Back through the groups.
-    to_margins = tuple(g * weights for g in softmax.margin_gradients)
-    (to_norms,) = margins_vjp((to_margins, weights))
-    to_unit = tree_sum_scatter(parts, devices)
-    cotangents = {
-      'unit': to_unit.reshape(count, layout.group_size, -1),
-      'norm': own(to_norms),
-    }
-    gradients = groups.backward(residuals, cotangents, group_trips)
-    gradient = groups.unflatten(
-      tree_sum_everywhere(gradients, devices), state.params
-    )
-    params, backbone_opt = descend(
-      state.params, state.backbone_opt, gradient, backbone_tx
-    )
-    mean_stats = tree_sum_everywhere(batch_stats, devices) / layout.num_groups
+    backbone_parts = {}
+    gradient_norm = jnp.zeros(())
+    if not freeze:
+      to_margins = tuple(g * weights for g in softmax.margin_gradients)
+      (to_norms,) = margins_vjp((to_margins, weights))
+      to_unit = tree_sum_scatter(parts, devices)
+      cotangents = {
+        'unit': to_unit.reshape(count, layout.group_size, -1),
+        'norm': own(to_norms),
+      }
+      gradients = groups.backward(residuals, cotangents, group_trips)
+      gradient = groups.unflatten(
+        tree_sum_everywhere(gradients, devices), state.params
+      )
+      gradient_norm = optax.tree.norm(gradient)
+      params, backbone_opt = descend(
+        state.params, state.backbone_opt, gradient, backbone_tx
+      )
+      mean_stats = tree_sum_everywhere(batch_stats, devices) / layout.num_groups
+      backbone_parts = {
+        'params': params,
+        'batch_stats': groups.unflatten(mean_stats, state.batch_stats),
+        'backbone_opt': backbone_opt,
+      }
 
     measured = {
       'loss': (softmax.loss + regularizer).mean(),
@@ -201,20 +223,19 @@ def make_step(
       'accuracy': (targets > softmax.largest_cosine).mean(dtype=jnp.float32),
       'target_angle': jnp.arccos(jnp.clip(targets, -1, 1)).mean(),
       'embedding_norm': gathered_norms.mean(),
-      'backbone_gradient_norm': optax.tree.norm(gradient),
+      'backbone_gradient_norm': gradient_norm,
       'head_gradient_norm': jnp.sqrt(tree_sum(devices.gather(squares))),
       'learning_rate': jnp.asarray(learning_rate, jnp.float32),
     }
     for name, margin in zip(loss.margin_names, margins, strict=True):
       measured |= {f'{name}_mean': margin.mean(), f'{name}_std': margin.std()}
-    state = TrainState(
+    state = dataclasses.replace(
+      state,
       step=state.step + 1,
-      params=params,
-      batch_stats=groups.unflatten(mean_stats, state.batch_stats),
-      backbone_opt=backbone_opt,
       class_centers=class_centers,
       head_opt=head_opt,
       loss_state=loss_state,
+      **backbone_parts,
     )
     return state, measured
 

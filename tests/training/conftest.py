@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from elasticface_jax import cli
-
 QUICKSTART = Path(__file__).parents[2] / 'configs' / 'quickstart.py'
 # IResNet-10, with every kind of layer of its family, but narrow.
 NARROW = {
@@ -35,16 +33,6 @@ NARROW = {
 def overrides(**changes):
   fields = NARROW | {k.replace('__', '.'): v for k, v in changes.items()}
   return [f'--config.{name}={value}' for name, value in fields.items()]
-
-
-@pytest.fixture
-def narrow():
-  """``narrow(total_steps=8)``: the config of a narrow run."""
-
-  def make(**changes):
-    return cli.load_config(str(QUICKSTART), overrides(**changes))
-
-  return make
 
 
 @pytest.fixture(scope='session')

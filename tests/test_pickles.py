@@ -3,6 +3,7 @@
 
 import copyreg
 import functools
+import io
 import os
 import pickle
 import struct
@@ -13,8 +14,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from elasticface_jax.data import pickles
-from elasticface_jax.data.pickles import Array, BadPickle
+from elasticface_jax import pickles
+from elasticface_jax.pickles import Array, BadPickle, UnknownName
 
 PLAIN = (
   [b'', b'\x00\xff', b'x' * 300, b'y' * 70_000],
@@ -236,9 +237,10 @@ def test_says_which_name(name):
   program = b'\x80\x04' + b''.join(
     b'\x8c' + bytes([len(one)]) + one for one in data
   )
-  with pytest.raises(BadPickle, match='it asks for ') as raised:
+  with pytest.raises(UnknownName, match='it asks for ') as raised:
     load_watched(program + b'\x93.')
   message = str(raised.value)
+  assert f'asks for {raised.value.name}, which' in message
   assert message.isprintable()
   if name.isprintable():
     assert f'asks for {name[:100]}, which' in message
@@ -317,3 +319,110 @@ def test_every_cut_is_noticed(protocol):
   for length in range(len(data)):
     with pytest.raises(BadPickle, match='cut off|does not begin'):
       load_watched(data[:length])
+
+
+class More(pickles.Machine):
+  """Knows dictionaries, references, and one name."""
+
+  names = pickles.Machine.names | {'datetime.date'}
+
+  def make_dict(self):
+    return {}
+
+  def make(self, name, arguments):
+    if name == 'datetime.date':
+      return ('date', arguments)
+    return super().make(name, arguments)
+
+  def build(self, made, state):
+    if not isinstance(made, dict):
+      super().build(made, state)
+
+  def find(self, identity):
+    return ('found', identity)
+
+
+def load_more(data):
+  return More().load(io.BytesIO(data))
+
+
+@pytest.mark.parametrize('protocol', range(2, 6))
+def test_a_subclass_may_know_dictionaries(protocol):
+  content = {
+    'a': {},
+    b'b': {1: {'x': None}, -(2**70): [{}]},
+    '': {'a': 1},
+    'many': {i: str(i) for i in range(3000)},
+    'one': {5: np.float32(2)},
+  }
+  loaded = load_more(pickle.dumps(content, protocol))
+  assert loaded == content
+  assert str(loaded) == str(content)  # In the same order.
+  with pytest.raises(BadPickle, match='it holds EMPTY_DICT'):
+    pickles.load(pickle.dumps(content, protocol))
+
+
+def test_a_subclass_may_know_names_and_references():
+  date = b'cdatetime\ndate\n'
+  program = b'\x80\x02](' + date + b'K\x07\x85RU\x01aQ' + date + b'}}be.'
+  assert load_more(program) == [
+    ('date', (7,)), ('found', b'a'), 'datetime.date', {},
+  ]  # fmt: skip
+  with pytest.raises(UnknownName, match='asks for datetime.date, which'):
+    pickles.load(program)
+  with pytest.raises(BadPickle, match='it holds BINPERSID'):
+    pickles.load(b'\x80\x02NQ.')
+  with pytest.raises(BadPickle):
+    load_more(b'\x80\x02' + date + b'}b.')  # A name has no state.
+  with pytest.raises(BadPickle):
+    load_more(b'\x80\x02U\x0ddatetime.dateK\x07\x85R.')
+
+
+def test_one_pickle_after_the_other():
+  stream = io.BytesIO(b'..' + pickle.dumps([1], 4) + pickle.dumps({2: 3}, 2))
+  stream.seek(2)
+  assert pickles.Machine().load(stream) == [1]
+  assert More().load(stream) == {2: 3}
+  assert stream.read() == b''
+
+
+@pytest.mark.parametrize('name', ['posix.mkdir', 'builtins.eval'])
+def test_inst_is_told_by_name(name):
+  program = '\n'.join(['(i' + name.replace('.', '\n'), '.']).encode()
+  with pytest.raises(UnknownName, match=f'asks for {name}, which'):
+    load_watched(program)
+
+
+PRIME = (1 << 61) - 1  # A number's hash is its rest.
+
+
+@pytest.mark.parametrize('program', [
+  # Keys that cannot be hashed, or whose hash walks them.
+  *(b'}' + key + b'Ns'
+    for key in (b'N', b')', b']', b'}', b'\x88', b'G' + b'\0' * 8, DTYPE, U1,
+                b'K\x01\x85', DEEP, LAUGHS)),
+  # The same long key, and another that is equal to it, again and again.
+  LONG + b'}' + GET + b'Ns' + LONG[:-2] + b'q\x080(' + 5000 * b'h\x08N' + b'u',
+  # Numbers that all have the same hash.
+  b'}(' + b''.join(
+    pickle.dumps(i * PRIME, 2)[2:-1] + b'N' for i in range(1, 30_000)
+  ) + b'u',
+  # No dictionaries.
+  b'NK\x01Ns', b']K\x01Ns', b'](K\x01Nu', ARRAY + b'K\x01Ns', U1 + b'K\x01Ns',
+  b'K\x01Ns', b'}(K\x01u', b'}K\x01s', b'}u', b'(u',
+])  # fmt: skip
+def test_keys_cost_little(program):
+  data = b'\x80\x02' + program + b'.'
+  started = time.process_time()
+  with pytest.raises(BadPickle):
+    load_more(data)
+  assert time.process_time() - started < 10
+
+
+def test_many_keys_of_the_usual_kinds():
+  content = [
+    dict.fromkeys(range(100_000)),
+    dict.fromkeys(map(str, range(100_000))),
+    dict.fromkeys(range(140_000_000_000_000, 140_000_000_160_000, 16)),
+  ]
+  assert load_more(pickle.dumps(content, 2)) == content

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a file of weights has to say beside its numbers.
+
+Most wrong accuracies of a network that was handed on come from another order
+of colours, another scale of pixels or another alignment than it was trained
+with. So every file says all three.
+"""
+
+from typing import Any
+
+from elasticface_jax import __version__
+
+# x and y in pixels of an image of 112x112: eyes, nose, corners of the mouth,
+# the image's left first. Images are fitted to it by a similarity transform.
+ALIGNMENT_TEMPLATE = (
+  (38.2946, 51.6963),
+  (73.5318, 51.5014),
+  (56.0252, 71.7366),
+  (41.5493, 92.3655),
+  (70.7299, 92.2041),
+)
+
+
+def describe(
+  model: dict[str, Any], *, fingerprint: str, step: int
+) -> dict[str, Any]:
+  """Makes the metadata of a file, for JSON.
+
+  Args:
+    model: arguments of `models.build`.
+    fingerprint: SHA-256 of the train state that the weights are from.
+    step: of that state.
+
+  Returns:
+    Names and values.
+
+  Examples:
+    >>> model = {'name': 'iresnet18', 'embedding_dim': 512, 'use_se': False}
+    >>> told = describe(model, fingerprint='ab', step=3)
+    >>> told['colour_order'], told['normalisation']
+    ('RGB', '(x - 127.5) / 127.5')
+  """
+  return {
+    'model': model['name'],
+    'embedding_dim': model['embedding_dim'],
+    'use_se': model['use_se'],
+    'input_size': [112, 112],
+    'colour_order': 'RGB',
+    'normalisation': '(x - 127.5) / 127.5',
+    'alignment_template': [list(point) for point in ALIGNMENT_TEMPLATE],
+    'output': 'embedding, not normalised',
+    'training_fingerprint': fingerprint,
+    'training_step': step,
+    'written_by': f'elasticface_jax {__version__}',
+  }

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A backbone as an ONNX file, for onnxruntime and whatever else reads it.
+
+An IResNet in evaluation is ten kinds of nodes, written here one by one. The
+general exporter, jax2onnx, needs an older Orbax than the one that trains, puts
+transposes round convolutions and writes PReLU as a comparison and a choice.
+
+The file is what insightface's tools expect: images ``input.1``, float32
+``[batch, 3, 112, 112]``, RGB, (x - 127.5) / 127.5; one output, ``embedding``,
+not normalised, ``[batch, D]``. They take the scaling of pixels for a part of
+the graph if the first 8 nodes have names that begin with ``Sub`` and ``Mul``.
+Here nodes have the names of PyTorch's modules, and arrays those of its tensors.
+"""
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from elasticface_jax import __version__
+from elasticface_jax.errors import InputError
+from elasticface_jax.interop import written
+from elasticface_jax.models.iresnet import IMAGE_SHAPE
+from elasticface_jax.models.layers import EPSILON
+
+INPUT, OUTPUT = 'input.1', 'embedding'
+# Of 2021, so that onnxruntime reads them since 1.10.
+_OPSET, _IR_VERSION = 15, 8
+# Protobuf's limit.
+_MOST_BYTES = 2**31 - 1
+_FATAL = 4
+
+
+def write(
+  path: str | os.PathLike,
+  state_dict: Mapping[str, np.ndarray],
+  metadata: Mapping[str, Any],
+  *,
+  embed: Callable[[np.ndarray], np.ndarray],
+) -> None:
+  """Writes a backbone, once onnxruntime has computed embeddings with the file.
+
+  Equal arguments give equal bytes.
+
+  Args:
+    path: of the file; one that is there is replaced.
+    state_dict: of an IResNet of any depth and width, with SE or without, as
+      from `to_torch`. Arrays are written as float32.
+    metadata: values for JSON by name. A string stands in the file as it is,
+      all else as JSON.
+    embed: the network in evaluation, to compare with: images, RGB in [-1, 1],
+      float32 ``[B, 112, 112, 3]``, to embeddings ``[B, D]``.
+
+  Raises:
+    InputError: if onnx or onnxruntime is not installed, the network is too
+      large, or the file cannot be written.
+    RuntimeError: if onnxruntime computes other embeddings. Then there is no
+      new file, and an old one stays.
+  """
+  onnx, onnxruntime = _packages()
+  size = sum(array.size * 4 for array in state_dict.values())
+  if size > _MOST_BYTES:
+    raise InputError(
+      f'{path}: weights of {size} bytes are more than the 2 GiB that an ONNX '
+      'file can have; export stablehlo'
+    )
+  model = _model(onnx, state_dict, metadata)
+  onnx.checker.check_model(model, full_check=True)
+  options = onnxruntime.SessionOptions()
+  options.log_severity_level = _FATAL
+  with written.whole(path) as part:
+    part.write_bytes(model.SerializeToString(deterministic=True))
+    session = onnxruntime.InferenceSession(
+      part, options, providers=['CPUExecutionProvider']
+    )
+
+    def run(images):
+      channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+      return session.run([OUTPUT], {INPUT: channels_first})[0]
+
+    written.compare(path, run, embed)
+
+
+def _packages():
+  try:
+    import onnx
+    import onnxruntime
+  except ImportError as error:
+    raise InputError(
+      f'an ONNX file needs the package {error.name}: '
+      "pip install 'elasticface_jax[export]'"
+    ) from error
+  return onnx, onnxruntime
+
+
+def _model(onnx, state_dict, metadata):
+  graph = _Graph(onnx, state_dict)
+  graph.network()
+  describe = onnx.helper.make_tensor_value_info
+  side, _, channels = IMAGE_SHAPE
+  shapes = {
+    INPUT: ['batch', channels, side, side],
+    OUTPUT: ['batch', *state_dict['fc.bias'].shape],
+  }
+  images, embeddings = (
+    describe(name, onnx.TensorProto.FLOAT, shape)
+    for name, shape in shapes.items()
+  )
+  model = onnx.helper.make_model(
+    onnx.helper.make_graph(
+      graph.nodes, 'iresnet', [images], [embeddings], graph.arrays
+    ),
+    opset_imports=[onnx.helper.make_opsetid('', _OPSET)],
+    ir_version=_IR_VERSION,
+    producer_name='elasticface_jax',
+    producer_version=__version__,
+  )
+  texts = {
+    name: value if isinstance(value, str) else json.dumps(value)
+    for name, value in metadata.items()
+  }
+  onnx.helper.set_model_props(model, texts)
+  return model
+
+
+class _Graph:
+  """Nodes and arrays; methods add to them and give the name of the output."""
+
+  def __init__(self, onnx, state_dict):
+    self.nodes = []
+    self.arrays = []
+    self._onnx = onnx
+    self._state_dict = state_dict
+
+  def has(self, module):
+    return f'{module}.weight' in self._state_dict
+
+  def node(self, kind, name, *inputs, output=None, **attributes):
+    output = output or f'{name}.output'
+    self.nodes.append(
+      self._onnx.helper.make_node(kind, inputs, [output], name, **attributes)
+    )
+    return output
+
+  def array(self, name, *, shape=None):
+    array = self._state_dict[name].astype(np.float32)
+    array = array if shape is None else array.reshape(shape)
+    self.arrays.append(self._onnx.numpy_helper.from_array(array, name))
+    return name
+
+  def conv(self, x, name, *, stride=1):
+    weight = self.array(f'{name}.weight')
+    size = self._state_dict[weight].shape[-1]
+    return self.node(
+      'Conv',
+      name,
+      x,
+      weight,
+      kernel_shape=[size, size],
+      pads=[size // 2] * 4,
+      strides=[stride, stride],
+    )
+
+  def norm(self, x, name, *, output=None):
+    parts = 'weight', 'bias', 'running_mean', 'running_var'
+    arrays = [self.array(f'{name}.{part}') for part in parts]
+    return self.node(
+      'BatchNormalization', name, x, *arrays, output=output, epsilon=EPSILON
+    )
+
+  def prelu(self, x, name):
+    # Slopes are broadcast from the last dim on; channels are third from it.
+    slopes = self.array(f'{name}.weight', shape=(-1, 1, 1))
+    return self.node('PRelu', name, x, slopes)
+
+  def gate(self, x, name):
+    means = self.node('GlobalAveragePool', f'{name}.means', x)
+    hidden = self.conv(means, f'{name}.fc1')
+    hidden = self.node('Relu', f'{name}.relu', hidden)
+    gates = self.conv(hidden, f'{name}.fc2')
+    gates = self.node('Sigmoid', f'{name}.sigmoid', gates)
+    return self.node('Mul', f'{name}.scaled', x, gates)
+
+  def block(self, x, name, *, stride):
+    y = self.conv(self.norm(x, f'{name}.bn1'), f'{name}.conv1')
+    y = self.prelu(self.norm(y, f'{name}.bn2'), f'{name}.prelu')
+    y = self.norm(self.conv(y, f'{name}.conv2', stride=stride), f'{name}.bn3')
+    if self.has(f'{name}.se_block.fc1'):
+      y = self.gate(y, f'{name}.se_block')
+    if self.has(f'{name}.downsample.0'):
+      x = self.conv(x, f'{name}.downsample.0', stride=stride)
+      x = self.norm(x, f'{name}.downsample.1')
+    return self.node('Add', f'{name}.sum', x, y)
+
+  def network(self):
+    x = self.prelu(self.norm(self.conv(INPUT, 'conv1'), 'bn1'), 'prelu')
+    for i in range(1, 5):
+      blocks = itertools.takewhile(
+        lambda name: self.has(f'{name}.conv1'),
+        (f'layer{i}.{j}' for j in itertools.count()),
+      )
+      for j, name in enumerate(blocks):
+        x = self.block(x, name, stride=2 if j == 0 else 1)
+    x = self.node('Flatten', 'flatten', self.norm(x, 'bn2'))
+    weight, bias = self.array('fc.weight'), self.array('fc.bias')
+    x = self.node('Gemm', 'fc', x, weight, bias, transB=1)
+    return self.norm(x, 'features', output=OUTPUT)

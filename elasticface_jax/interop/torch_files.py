@@ -1,0 +1,605 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PyTorch's files, read and written without PyTorch, and without trusting them.
+
+``torch.save`` writes a pickle of nested dictionaries, in which a tensor is a
+reference to a storage, a place in it and strides; the storages' bytes stand
+beside it. Since PyTorch 1.6 the whole is a zip file, ``X/data.pkl`` with one
+member ``X/data/<key>`` for each storage. Before, and still on demand, it was
+five pickles in a row and then the storages (`_use_new_zipfile_serialization`).
+Both are read here, by a machine that executes nothing (`pickles.Machine`).
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import os
+import struct
+import sys
+import weakref
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import ml_dtypes
+import numpy as np
+
+from elasticface_jax import pickles
+from elasticface_jax.errors import InputError
+
+_DTYPES = {
+  'torch.FloatStorage': np.dtype(np.float32),
+  'torch.DoubleStorage': np.dtype(np.float64),
+  'torch.HalfStorage': np.dtype(np.float16),
+  'torch.BFloat16Storage': np.dtype(ml_dtypes.bfloat16),
+  'torch.LongStorage': np.dtype(np.int64),
+  'torch.IntStorage': np.dtype(np.int32),
+  'torch.ShortStorage': np.dtype(np.int16),
+  'torch.CharStorage': np.dtype(np.int8),
+  'torch.ByteStorage': np.dtype(np.uint8),
+  'torch.BoolStorage': np.dtype(np.bool_),
+}
+_STORAGES = {dtype: name for name, dtype in _DTYPES.items()}
+
+_MAGIC = 0x1950A86A20F9469CFC6C
+_PROTOCOL = 1001
+# Python's objects take a hundred times the room of their pickle. That of a
+# network of ten thousand tensors, with its optimizer's state, takes 5 MB.
+_MAX_PICKLE = 1 << 24
+_MAX_NDIM = 64  # NumPy's.
+_MAX_STORAGE_KEY = 100  # They are numbers, of twenty digits at most.
+_ALIGNMENT = 64
+# Above, an entry of a zip file gets a longer header; zipfile's own limit is
+# higher.
+_ZIP64_BYTES = 1 << 30
+_METADATA = 'metadata.json'
+_AGAIN = 'copy or download it again'
+_SAVE = 'save its state_dict() with torch'
+
+
+class BadTensor(ValueError):
+  """A tensor that its file does not hold.
+
+  Only who reads the tensor knows its key, so the message is the rest of a
+  sentence that begins with the file and the key.
+  """
+
+
+class _Source(Protocol):
+  """Where the storages of a file are; it keeps the file open."""
+
+  byteorder: str
+
+  def read(self, key: str, num_bytes: int) -> bytes:
+    """The bytes of a storage."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Storage:
+  """What a pickle says about a storage, true or not, and where to find it."""
+
+  source: _Source
+  key: str
+  dtype: np.dtype
+  size: int
+
+  def read(self) -> np.ndarray:
+    num_bytes = self.size * self.dtype.itemsize
+    data = self.source.read(self.key, num_bytes)
+    if len(data) != num_bytes:
+      raise BadTensor(f'has a storage that is cut off; {_AGAIN}')
+    if self.source.byteorder == sys.byteorder:
+      return np.frombuffer(data, self.dtype)
+    bits = np.frombuffer(data, f'u{self.dtype.itemsize}')
+    return bits.byteswap().view(self.dtype)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tensor:
+  """A tensor in a file; its numbers are read when they are asked for.
+
+  Attributes:
+    shape: as the file says.
+    dtype: NumPy's; bfloat16 is that of ml_dtypes.
+  """
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  _storage: _Storage = dataclasses.field(repr=False)
+  _offset: int = dataclasses.field(repr=False)
+  _strides: tuple[int, ...] = dataclasses.field(repr=False)
+
+  def numpy(self) -> np.ndarray:
+    """Reads the numbers.
+
+    Returns:
+      A new contiguous array of `shape` and `dtype`. It is never larger than
+      the storage in the file; but many tensors may share a storage, so check
+      shapes before you read them all.
+
+    Raises:
+      BadTensor: if the tensor is not within its storage, or the storage is
+        missing, damaged or of another length.
+    """
+    if 0 in self.shape:
+      try:
+        return np.empty(self.shape, self.dtype)
+      except ValueError as error:
+        raise BadTensor('has a shape that no array can have') from error
+    last = self._offset + sum(
+      (n - 1) * stride
+      for n, stride in zip(self.shape, self._strides, strict=True)
+    )
+    size = self._storage.size
+    if math.prod(self.shape) > size or last >= size:
+      raise BadTensor(f'is not within its storage of {size} numbers; {_AGAIN}')
+    strides = [
+      stride * self.dtype.itemsize if n > 1 else 0
+      for n, stride in zip(self.shape, self._strides, strict=True)
+    ]
+    numbers = self._storage.read()[self._offset :]
+    view = np.lib.stride_tricks.as_strided(numbers, self.shape, strides)
+    return view.copy()
+
+
+def read(path: str | os.PathLike) -> Any:
+  """Reads what ``torch.save`` wrote, in either of its formats.
+
+  Executes nothing and needs no torch. Tensors are read later, from the open
+  file, when their `Tensor.numpy` is called.
+
+  Args:
+    path: the file.
+
+  Returns:
+    Dictionaries (ordered ones and counters too), lists, tuples, numbers,
+    strings, bytes and None; `Tensor` for tensors and parameters, a tuple for
+    ``torch.Size``, a string for devices and dtypes, NumPy scalars, and
+    `pickles.Array` for NumPy's arrays. They may be nested to any depth, and
+    lists and dictionaries may hold themselves.
+
+  Raises:
+    InputError: if the file is missing, cut off, damaged, not ``torch.save``'s,
+      a TorchScript archive, or holds any other object or a call of a function.
+
+  Examples:
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), 'model.pth')
+    >>> write(path, {'fc.bias': np.arange(3.0)}, {})
+    >>> state_dict = read(path)
+    >>> state_dict
+    {'fc.bias': Tensor(shape=(3,), dtype=dtype('float64'))}
+    >>> state_dict['fc.bias'].numpy()
+    array([0., 1., 2.])
+  """
+  path = Path(path)
+  head = _head(path)
+  try:
+    if head.startswith(b'PK'):
+      archive = _Archive(path)
+      return _Machine(archive).load(io.BytesIO(archive.member('data.pkl')))
+    if head.startswith(b'\x80'):
+      return _read_legacy(path)
+    raise ValueError(_what_else(head))
+  except pickles.UnknownName as error:
+    raise InputError(
+      f'{path}: its pickle asks for {error.name}, which is no part of a '
+      f'state_dict; if you trust the file, load it with torch and {_SAVE}'
+    ) from error
+  except pickles.BadPickle as error:
+    raise InputError(
+      f'{path}: its pickle is none of a state_dict: {error}; if the file is '
+      f'whole, load it with torch and {_SAVE}'
+    ) from error
+  except ValueError as error:
+    raise InputError(f'{path}: {error}') from error
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, Any] | None:
+  """Reads what `write` was given to say about the tensors.
+
+  Args:
+    path: the file.
+
+  Returns:
+    The metadata, or None if the file has none, as those of ``torch.save``.
+
+  Raises:
+    InputError: if the file is missing, or a zip file that is damaged or not
+      of ``torch.save``'s form.
+
+  Examples:
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), 'model.pth')
+    >>> write(path, {}, {'colour_order': 'RGB'})
+    >>> read_metadata(path)
+    {'colour_order': 'RGB'}
+  """
+  path = Path(path)
+  if not _head(path).startswith(b'PK'):
+    return None
+  try:
+    archive = _Archive(path)
+    if not archive.has(_METADATA):
+      return None
+    text = archive.member(_METADATA)
+  except ValueError as error:
+    raise InputError(f'{path}: {error}') from error
+  try:
+    metadata = json.loads(text)
+  except (ValueError, RecursionError):
+    metadata = None
+  if not isinstance(metadata, dict):
+    raise InputError(
+      f'{path}: its {_METADATA} is no JSON of names and values; {_AGAIN}'
+    )
+  return metadata
+
+
+def write(
+  path: str | os.PathLike,
+  state_dict: Mapping[str, np.ndarray],
+  metadata: Mapping[str, Any],
+):
+  """Writes a file that ``torch.load(path, weights_only=True)`` reads.
+
+  It gives torch an ``OrderedDict`` of contiguous tensors on the CPU, and works
+  with ``mmap=True``. The same arguments give the same bytes. The file is whole
+  or not there.
+
+  Args:
+    path: the file, which must not be there yet.
+    state_dict: arrays by name, in order; floats (bfloat16 too), signed
+      integers, uint8 or bool.
+    metadata: for JSON; torch does not look at it, and `read_metadata` does.
+
+  Raises:
+    InputError: if the file exists or cannot be written.
+    TypeError: if PyTorch has no such dtype.
+    TypeError, ValueError: if JSON has no such metadata.
+  """
+  arrays = [_contiguous(name, array) for name, array in state_dict.items()]
+  members = {
+    'data.pkl': _pickle(state_dict, arrays),
+    _METADATA: json.dumps(metadata, indent=2, allow_nan=False).encode(),
+    'byteorder': sys.byteorder.encode(),
+    **{
+      f'data/{i}': array.reshape(-1).view(np.uint8)
+      for i, array in enumerate(arrays)
+    },
+    'version': b'3\n',
+  }
+  with _new_file(Path(path)) as file, zipfile.ZipFile(file, 'w') as archive:
+    for name, data in members.items():
+      _add(file, archive, f'archive/{name}', memoryview(data))
+
+
+def _head(path: Path) -> bytes:
+  try:
+    with open(path, 'rb') as file:
+      return file.read(512)
+  except OSError as error:
+    raise InputError(
+      f'{path}: {error.strerror}; give a file of torch.save'
+    ) from error
+
+
+def _what_else(head: bytes) -> str:
+  text = head[:512].lstrip().lower()
+  if not head:
+    return f'it is empty; {_AGAIN}'
+  if text.startswith(b'version https://git-lfs'):
+    return 'it is a pointer of Git LFS; fetch the file itself with git lfs pull'
+  if text.startswith((b'<!doctype', b'<html', b'<?xml')):
+    return 'it is a web page; download the file itself'
+  if head[257:262] == b'ustar':
+    return (
+      'it is a tar file, as torch wrote them before 2017; if you trust it, '
+      f'load it with torch and {_SAVE}'
+    )
+  return 'it is not a file of torch.save; give a .pth or .pt file'
+
+
+class _Machine(pickles.Machine):
+  """Knows the names that a training checkpoint asks for."""
+
+  names = pickles.Machine.names | {
+    *_DTYPES,
+    'collections.OrderedDict',
+    'collections.Counter',
+    'torch._utils._rebuild_tensor',
+    'torch._utils._rebuild_tensor_v2',
+    'torch._utils._rebuild_parameter',
+    'torch.Size',
+    'torch.device',
+    'torch.float64',
+    'torch.float32',
+    'torch.float16',
+    'torch.bfloat16',
+    'torch.int64',
+    'torch.int32',
+    'torch.int16',
+    'torch.int8',
+    'torch.uint8',
+    'torch.bool',
+  }
+
+  def __init__(self, source: _Source):
+    super().__init__()
+    self.source = source
+    self.storages: dict[str, _Storage] = {}
+
+  def make_dict(self) -> dict:
+    return {}
+
+  def make(self, name: str, arguments: tuple) -> Any:
+    match name, arguments:
+      case 'collections.OrderedDict', ():
+        return {}
+      case 'collections.Counter', (dict() as counts,):
+        return counts
+      case (
+        'torch._utils._rebuild_tensor' | 'torch._utils._rebuild_tensor_v2',
+        (_Storage() as storage, offset, size, strides, *_),
+      ):
+        return _tensor(storage, offset, size, strides)
+      case 'torch._utils._rebuild_parameter', (Tensor() as tensor, *_):
+        return tensor
+      case 'torch.Size', (tuple() as size,):
+        return size
+      case 'torch.device', (str() as kind,):
+        return kind
+      case 'torch.device', (str() as kind, int() as index):
+        return f'{kind[:20]}:{index}'
+    return super().make(name, arguments)
+
+  def build(self, made: Any, state: Any):
+    match made, state:
+      case dict(), dict():
+        pass  # Attributes of an OrderedDict: versions of modules, `_metadata`.
+      case _:
+        super().build(made, state)
+
+  def find(self, identity: Any) -> _Storage:
+    match identity:
+      # The location, like 'cuda:0', is where it was. The older format has one
+      # more place, for views, of which torch has made none since 2018.
+      case (
+        ('storage', pickles.Name(), str(), _, int())
+        | ('storage', pickles.Name(), str(), _, int(), None)
+      ):  # fmt: skip
+        name, key, _, size = identity[1:5]
+        if len(key) > _MAX_STORAGE_KEY or not 0 <= size < 1 << 63:
+          raise ValueError
+        storage = _Storage(self.source, key, _DTYPES[name], size)
+        known = self.storages.setdefault(key, storage)
+        if (known.dtype, known.size) != (storage.dtype, size):
+          raise pickles.BadPickle(f'it tells two things of storage {key!a}')
+        return known
+    raise pickles.BadPickle('it refers to a storage in an unknown way')
+
+
+def _tensor(storage: _Storage, offset: Any, size: Any, strides: Any) -> Tensor:
+  if not len(size) == len(strides) <= _MAX_NDIM:
+    raise ValueError
+  if not all(type(n) is int and n >= 0 for n in (offset, *size, *strides)):
+    raise ValueError
+  return Tensor(tuple(size), storage.dtype, storage, offset, tuple(strides))
+
+
+class _Archive:
+  """The zip format: each storage is a member."""
+
+  def __init__(self, path: Path):
+    try:
+      self._zip = zipfile.ZipFile(path)
+    except Exception as error:
+      # zipfile raises many kinds on damaged files.
+      raise ValueError(
+        f'the zip file is cut off or damaged; {_AGAIN}'
+      ) from error
+    self._size = path.stat().st_size
+    self._last = None, b''
+    tops = [
+      name.removesuffix('data.pkl')
+      for name in self._zip.namelist()
+      if name.count('/') == 1 and name.endswith('/data.pkl')
+    ]
+    if len(tops) != 1:
+      raise ValueError('it is a zip file, but not of torch.save; give a .pth')
+    (self._top,) = tops
+    if self.has('constants.pkl'):
+      raise ValueError(
+        'it is a TorchScript archive, which is a program; if you trust it, '
+        f'load it with torch.jit and {_SAVE}'
+      )
+    if self._zip.getinfo(f'{self._top}data.pkl').file_size > _MAX_PICKLE:
+      raise ValueError(
+        f'its data.pkl is larger than {_MAX_PICKLE >> 20} MiB, which no '
+        f'state_dict needs; {_SAVE}'
+      )
+    order = self.member('byteorder') if self.has('byteorder') else b'little'
+    if order not in (b'little', b'big'):
+      raise ValueError(f'its byteorder is neither little nor big; {_AGAIN}')
+    self.byteorder = order.decode()
+
+  def has(self, name: str) -> bool:
+    return self._top + name in self._zip.NameToInfo
+
+  def member(self, name: str) -> bytes:
+    info = self._zip.getinfo(self._top + name)
+    # Not compressed, it cannot be more than the file is long.
+    if info.compress_type != zipfile.ZIP_STORED:
+      raise ValueError(
+        f'its {name} is compressed, which torch never does; {_AGAIN}'
+      )
+    try:
+      if max(info.file_size, info.compress_size) > self._size:
+        raise EOFError
+      return self._zip.read(info)
+    except Exception as error:
+      # A wrong checksum, the end of the file, a header that is no header.
+      raise ValueError(f'its {name} is cut off or damaged; {_AGAIN}') from error
+
+  def read(self, key: str, num_bytes: int) -> bytes:
+    name = f'data/{key}'
+    if not self.has(name):
+      raise BadTensor(f'is in {name!a}, which is missing; {_AGAIN}')
+    found = self._zip.getinfo(self._top + name).file_size
+    if found != num_bytes:
+      raise BadTensor(
+        f'is in {name!a}, which has {found} bytes, not {num_bytes}; {_AGAIN}'
+      )
+    # Many tensors may be parts of one storage.
+    last = self._last
+    if last[0] != key:
+      try:
+        last = self._last = key, self.member(name)
+      except ValueError as error:
+        raise BadTensor(f'is lost: {error}') from error
+    return last[1]
+
+
+def _read_legacy(path: Path) -> Any:
+  """Reads five pickles, and finds the storages behind them."""
+  source = _Tail(path)
+  stream = io.BytesIO(source.pread(_MAX_PICKLE, 0))
+  magic = _Machine(source).load(stream)
+  if type(magic) is not int or magic != _MAGIC:
+    raise ValueError(f'it is a pickle, but not of torch.save; {_SAVE}')
+  protocol = _Machine(source).load(stream)
+  if type(protocol) is not int or protocol != _PROTOCOL:
+    raise ValueError(f'its version is not {_PROTOCOL}; {_SAVE}')
+  _Machine(source).load(stream)  # Sizes of C's types where it was written.
+  machine = _Machine(source)
+  content = machine.load(stream)
+  keys = _Machine(source).load(stream)
+  source.locate(keys, machine.storages, stream.tell())
+  return content
+
+
+class _Tail:
+  """The format before the zip file: storages one after the other."""
+
+  byteorder = 'little'  # Whatever the machine was.
+
+  def __init__(self, path: Path):
+    self._fd = os.open(path, os.O_RDONLY)
+    weakref.finalize(self, os.close, self._fd)
+    self._offsets = {}
+    self._last = None, b''
+
+  def pread(self, count: int, offset: int) -> bytes:
+    """Up to `count` bytes, fewer where the file ends."""
+    parts = []
+    # One call of the system reads 2 GB at most.
+    while count and (part := os.pread(self._fd, count, offset)):
+      parts.append(part)
+      count -= len(part)
+      offset += len(part)
+    return b''.join(parts)
+
+  def locate(self, keys: Any, storages: dict[str, _Storage], offset: int):
+    """Finds the storages' places: each is its number of items, and these."""
+    size = os.fstat(self._fd).st_size
+    if not isinstance(keys, list) or not all(
+      isinstance(key, str) and key in storages for key in keys
+    ):
+      raise ValueError(f'its list of storages is damaged; {_AGAIN}')
+    for key in keys:
+      storage = storages[key]
+      num_bytes = storage.size * storage.dtype.itemsize
+      length = int.from_bytes(self.pread(8, offset), 'little', signed=True)
+      self._offsets[key] = offset + 8
+      offset += 8 + num_bytes
+      if offset > size:
+        raise ValueError(f'it is cut off in storage {key!a}; {_AGAIN}')
+      if length != storage.size:
+        raise ValueError(
+          f'its storage {key!a} has {length} numbers, not {storage.size}; '
+          f'{_AGAIN}'
+        )
+
+  def read(self, key: str, num_bytes: int) -> bytes:
+    if key not in self._offsets:
+      raise BadTensor(f'is in storage {key!a}, which is missing; {_AGAIN}')
+    # Many tensors may be parts of one storage.
+    last = self._last
+    if last[0] != key:
+      last = self._last = key, self.pread(num_bytes, self._offsets[key])
+    return last[1]
+
+
+def _contiguous(name: str, array: np.ndarray) -> np.ndarray:
+  array = np.asarray(array)
+  dtype = array.dtype.newbyteorder('=')
+  if dtype not in _STORAGES:
+    raise TypeError(f'{name} is {dtype}, which PyTorch has no storage for')
+  return array.astype(dtype, order='C', copy=False)
+
+
+def _pickle(names: Iterable[str], arrays: Sequence[np.ndarray]) -> bytes:
+  """The pickle of an ``OrderedDict`` of tensors, each in its own storage."""
+  ordered_dict = b'ccollections\nOrderedDict\n)R'
+  parts = [b'\x80\x02', ordered_dict, b'(']
+  for i, (name, array) in enumerate(zip(names, arrays, strict=True)):
+    strides = [
+      math.prod(max(n, 1) for n in array.shape[axis + 1 :])
+      for axis in range(array.ndim)
+    ]
+    storage = _STORAGES[array.dtype].encode().replace(b'.', b'\n')
+    parts += [
+      _text(name),
+      b'ctorch._utils\n_rebuild_tensor_v2\n(',
+      b'(' + _text('storage') + b'c' + storage + b'\n',
+      _text(str(i)) + _text('cpu') + _number(array.size) + b'tQ',
+      _number(0),  # Where in the storage it begins.
+      _numbers(array.shape) + _numbers(strides),
+      b'\x89' + ordered_dict,  # It needs no gradient, and has no hooks.
+      b'tR',
+    ]
+  return b''.join([*parts, b'u.'])
+
+
+def _text(text: str) -> bytes:
+  data = text.encode()
+  return b'X' + len(data).to_bytes(4, 'little') + data
+
+
+def _number(number: int) -> bytes:
+  return b'\x8a\x08' + number.to_bytes(8, 'little', signed=True)
+
+
+def _numbers(numbers: Iterable[int]) -> bytes:
+  return b'(' + b''.join(map(_number, numbers)) + b't'
+
+
+def _add(file: BinaryIO, archive: zipfile.ZipFile, name: str, data: memoryview):
+  """Adds a member whose bytes begin at a multiple of 64 in the file."""
+  info = zipfile.ZipInfo(name)  # Dated 1980.
+  info.create_system = 3  # Unix, wherever this runs.
+  large = data.nbytes > _ZIP64_BYTES
+  header = 30 + len(name) + 4 + (20 if large else 0)
+  padding = -(file.tell() + header) % _ALIGNMENT
+  info.extra = struct.pack('<2sH', b'FB', padding) + b'Z' * padding
+  with archive.open(info, 'w', force_zip64=large) as member:
+    member.write(data)
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+  """Opens a file that gets its name when it is whole."""
+  if os.path.lexists(path):
+    raise InputError(f'{path} exists; give another name, or remove it')
+  part = path.with_name(f'{path.name}.{os.getpid()}.part')
+  try:
+    with open(part, 'wb') as file:
+      yield file
+    os.replace(part, path)
+  except OSError as error:
+    raise InputError(f'{path}: {error.strerror}; nothing is written') from error
+  finally:
+    with contextlib.suppress(OSError):
+      part.unlink()

@@ -1,0 +1,454 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights of an IResNet and of its head, from PyTorch's names and back.
+
+ElasticFace and insightface's arcface_torch name the same network in the same
+way. What differs from ours is the order of axes, and these:
+
+- ``features.weight``, frozen at 1 there, is no parameter here.
+- ``fc`` reads the feature map channel first there, channel last here.
+- ``num_batches_tracked`` counts batches there and changes nothing; nothing
+  here counts them.
+
+Letters: C classes, D embedding size.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from elasticface_jax.errors import InputError
+from elasticface_jax.interop import torch_files
+from elasticface_jax.models import STAGES
+from elasticface_jax.models.iresnet import IMAGE_SHAPE, SE_REDUCTION
+
+Tree = dict[str, Any]
+StateDict = Mapping[str, Any]
+
+# Names of a kind of module: PyTorch's, and where we have the same.
+_NORM = {
+  'weight': ('params', 'scale'),
+  'bias': ('params', 'bias'),
+  'running_mean': ('batch_stats', 'mean'),
+  'running_var': ('batch_stats', 'var'),
+}
+_TENSORS = {
+  'conv': {'weight': ('params', 'kernel')},
+  'prelu': {'weight': ('params', 'slope')},
+  'norm': _NORM,
+  'fc': {'weight': ('params', 'kernel'), 'bias': ('params', 'bias')},
+  'features': {k: v for k, v in _NORM.items() if k != 'weight'},
+}
+_COUNTER = 'num_batches_tracked'
+_FROZEN = 'features.weight'
+
+
+def from_torch(
+  state_dict: StateDict | str | os.PathLike,
+) -> tuple[Tree, Tree]:
+  """Reads a backbone that was trained with PyTorch.
+
+  Takes the names of ElasticFace and of arcface_torch, below any prefix
+  (``module.``), alone or inside a training checkpoint. torch is not needed,
+  and nothing in a file is executed.
+
+  Args:
+    state_dict: path of a ``.pth`` or ``.pt`` file; or its content, with arrays
+      or tensors of any kind for values.
+
+  Returns:
+    ``(params, batch_stats)``, nested dicts of NumPy arrays, as
+    `models.Backbone.apply` takes them; `model_of` tells the arguments of
+    `models.build` that go with them. float64 stays; what is narrower than
+    float32 becomes float32.
+
+  Raises:
+    InputError: names the file and the key that is missing, too many, or of
+      another shape.
+
+  Examples:
+    >>> import jax
+    >>> from elasticface_jax import models
+    >>> backbone = models.build('iresnet10', width=4, embedding_dim=8)
+    >>> state_dict = to_torch(*backbone.init(jax.random.key(0)))
+    >>> wrapped = {'module.' + k: v for k, v in state_dict.items()}
+    >>> params, batch_stats = from_torch({'epoch': 3, 'state_dict': wrapped})
+    >>> model_of(params)['name']
+    'iresnet10'
+  """
+  name, tree = _open(state_dict)
+  found, prefix = _find_backbone(name, tree)
+  tensors = {k.removeprefix(prefix): v for k, v in found.items()}
+  model = _model_of_names(name, prefix, tensors)
+  modules = list(_modules(**model))
+  _check(name, prefix, tensors, modules)
+  halves = {'params': {}, 'batch_stats': {}}
+  for module, kind, _ in modules:
+    for last, (half, ours) in _TENSORS[kind].items():
+      key = f'{module}.{last}'
+      array = _array(name, prefix + key, tensors[key])
+      node = halves[half]
+      for part in module.split('.'):
+        node = node.setdefault(part, {})
+      node[ours] = _to_ours(array, kind) if last == 'weight' else array
+  if np.any(_array(name, prefix + _FROZEN, tensors[_FROZEN]) != 1):
+    raise InputError(
+      f'{name}: {prefix + _FROZEN} is not 1 everywhere; ElasticFace and '
+      'insightface freeze it there, and this package has no such parameter'
+    )
+  return halves['params'], halves['batch_stats']
+
+
+def to_torch(
+  params: Tree, batch_stats: Tree, *, num_batches_tracked: int = 0
+) -> dict[str, np.ndarray]:
+  """Gives a backbone the names and layouts of PyTorch.
+
+  ElasticFace's and arcface_torch's modules load it with ``strict=True``, once
+  ``torch.from_numpy`` is mapped over it.
+
+  Args:
+    params: of an IResNet, as from ``init`` or `from_torch`.
+    batch_stats: the same.
+    num_batches_tracked: how many batches BatchNorm has seen, which PyTorch
+      keeps and does not use.
+
+  Returns:
+    Arrays by name, in PyTorch's order; dtypes as given, int64 for counts.
+
+  Examples:
+    >>> import jax
+    >>> from elasticface_jax import models
+    >>> backbone = models.build('iresnet18', width=2, embedding_dim=8)
+    >>> state_dict = to_torch(*backbone.init(jax.random.key(0)))
+    >>> len(state_dict), list(state_dict)[0], state_dict['fc.weight'].shape
+    (187, 'conv1.weight', (8, 784))
+  """
+  halves = {'params': params, 'batch_stats': batch_stats}
+  state_dict = {}
+  for module, kind, shape in _modules(**_model_of(params)):
+    if kind == 'features':
+      dtype = params['features']['bias'].dtype
+      state_dict[_FROZEN] = np.ones(shape, dtype)
+    for last, (half, ours) in _TENSORS[kind].items():
+      node = halves[half]
+      for part in module.split('.'):
+        node = node[part]
+      array = np.asarray(node[ours])
+      array = _to_theirs(array, kind) if last == 'weight' else array
+      state_dict[f'{module}.{last}'] = np.ascontiguousarray(array)
+    if kind in ('norm', 'features'):
+      state_dict[f'{module}.{_COUNTER}'] = np.array(num_batches_tracked)
+  return state_dict
+
+
+def model_of(params: Tree) -> dict[str, Any]:
+  """Tells which network parameters belong to.
+
+  Args:
+    params: of an IResNet, as from ``init`` or `from_torch`.
+
+  Returns:
+    Arguments of `models.build`: name, width, embedding_dim, use_se.
+
+  Raises:
+    InputError: if `models.build` has no such depth.
+
+  Examples:
+    >>> import jax
+    >>> from elasticface_jax import models
+    >>> backbone = models.build('iresnet34', use_se=True)
+    >>> params, _ = jax.eval_shape(backbone.init, jax.random.key(0))
+    >>> model_of(params)
+    {'name': 'iresnet34', 'width': 64, 'embedding_dim': 512, 'use_se': True}
+  """
+  model = _model_of(params)
+  return {'name': _named('params', model.pop('stages'))} | model
+
+
+def num_batches_tracked(state_dict: StateDict | str | os.PathLike) -> int:
+  """Reads how many batches the BatchNorms of a backbone have seen.
+
+  Args:
+    state_dict: as for `from_torch`.
+
+  Returns:
+    The count; 0 if there is none, as before PyTorch 0.4.1.
+
+  Examples:
+    >>> key = 'layer1.0.bn1.num_batches_tracked'
+    >>> num_batches_tracked({key: np.array(295_672)})
+    295672
+  """
+  name, tree = _open(state_dict)
+  tensors, _ = _find_backbone(name, tree)
+  counts = [
+    int(_read(name, key, value))
+    for key, value in tensors.items()
+    if key.endswith(_COUNTER)
+  ]
+  return max(counts, default=0)
+
+
+def head_from_torch(
+  state_dict: StateDict | str | os.PathLike, *more: str | os.PathLike
+) -> np.ndarray:
+  """Reads the class centres of a head that was trained with PyTorch.
+
+  ``kernel`` of ElasticFace, ``[D, C]``; ``weight`` of arcface_torch's Partial
+  FC, ``[C, D]``, of which every rank wrote its own part.
+
+  Args:
+    state_dict: a file or its content: a head's ``state_dict``, a training
+      checkpoint that holds one, or a bare tensor ``[C, D]``.
+    *more: the files of all further ranks, in order.
+
+  Returns:
+    Class centres, not normalised, at least float32, ``[C, D]``.
+
+  Raises:
+    InputError: names the file, and what is missing or does not fit.
+
+  Examples:
+    >>> head_from_torch({'kernel': np.ones((8, 3), np.float32)}).shape
+    (3, 8)
+  """
+  parts = [_head_part(*_open(part)) for part in (state_dict, *more)]
+  name = _open_name(state_dict)
+  if len({part.shape[1] for part in parts}) > 1:
+    raise InputError(
+      f'{name} and the other parts have embeddings of '
+      f'{[part.shape[1] for part in parts]}: they are of different heads'
+    )
+  sizes = [len(part) for part in parts]
+  each, rest = divmod(sum(sizes), len(sizes))
+  if sizes != [each + (i < rest) for i in range(len(sizes))]:
+    raise InputError(
+      f'{name} and the other parts have {sizes} classes, which is no even '
+      'split: give the files of all ranks, in the order of ranks'
+    )
+  return np.concatenate(parts)
+
+
+def _head_part(name: str, tree: Any) -> np.ndarray:
+  tensors = {}
+  if not isinstance(tree, Mapping):
+    tensors = {'weight': tree} if len(getattr(tree, 'shape', ())) == 2 else {}
+  for mapping in _mappings(tree):
+    for key, value in mapping.items():
+      of_backbone = key.removesuffix('fc.weight') + 'conv1.weight' in mapping
+      if _is_head(key, value) and not of_backbone:
+        tensors[key] = value
+  if len(tensors) != 1:
+    what = f'several ({", ".join(tensors)})' if tensors else 'none'
+    raise InputError(
+      f'{name}: a head is one matrix called kernel [D, C] or weight [C, D]; '
+      f'here is {what}'
+    )
+  ((key, value),) = tensors.items()
+  array = _array(name, key, value)
+  return array.T if key.endswith('kernel') else array
+
+
+def _is_head(key: str, value: Any) -> bool:
+  """Whether a tensor may be class centres, where the backbone has no such."""
+  is_matrix = len(getattr(value, 'shape', ())) == 2
+  return is_matrix and key.rpartition('.')[-1] in ('kernel', 'weight')
+
+
+def _open(state_dict: Any) -> tuple[str, Any]:
+  """What to call it in messages, and its content."""
+  name = _open_name(state_dict)
+  if isinstance(state_dict, str | os.PathLike):
+    return name, torch_files.read(state_dict)
+  return name, state_dict
+
+
+def _open_name(state_dict: Any) -> str:
+  is_path = isinstance(state_dict, str | os.PathLike)
+  return os.fspath(state_dict) if is_path else 'state_dict'
+
+
+def _mappings(tree: Any, depth: int = 3) -> Iterator[dict[str, Any]]:
+  """All mappings with names in a checkpoint, the outermost first."""
+  if isinstance(tree, Mapping) and depth:
+    yield {k: v for k, v in tree.items() if isinstance(k, str)}
+    for value in tree.values():
+      yield from _mappings(value, depth - 1)
+
+
+def _find_backbone(name: str, tree: Any) -> tuple[dict[str, Any], str]:
+  """The one mapping that holds a backbone, and the prefix of its names."""
+  found = []
+  for mapping in _mappings(tree):
+    matches = (re.match(r'(.*?)layer1\.0\.', key) for key in mapping)
+    found += [(mapping, p) for p in sorted({m[1] for m in matches if m})]
+  if len(found) > 1:
+    raise InputError(
+      f'{name} holds {len(found)} backbones; pass the state_dict of one'
+    )
+  if not found:
+    keys = [k for m in _mappings(tree) for k in m][:3]
+    raise InputError(
+      f'{name} holds no IResNet: no key has layer1.0 in it'
+      + (f'; it begins with {", ".join(map(ascii, keys))}' if keys else '')
+    )
+  return found[0]
+
+
+def _model_of_names(
+  name: str, prefix: str, tensors: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Arguments of `_modules`, from names and two shapes."""
+  places = {m[0] for k in tensors if (m := re.match(r'layer(\d+)\.\d+\.', k))}
+  stages = tuple(
+    sum(place.startswith(f'layer{i}.') for place in places) for i in range(1, 5)
+  )
+  _named(name, stages)
+  shapes = {}
+  for key, ndim in (('conv1.weight', 4), ('fc.weight', 2)):
+    if key not in tensors:
+      raise InputError(f'{name}: key {prefix + key} is missing')
+    shapes[key] = tuple(getattr(tensors[key], 'shape', ()))
+    if len(shapes[key]) != ndim:
+      raise InputError(
+        f'{name}: {prefix + key} has shape {list(shapes[key])}; that of an '
+        f'IResNet has {ndim} dims'
+      )
+  return {
+    'stages': stages,
+    'width': shapes['conv1.weight'][0],
+    'embedding_dim': shapes['fc.weight'][0],
+    'use_se': any('.se_block.' in key for key in tensors),
+  }
+
+
+def _named(name: str, stages: tuple[int, ...]) -> str:
+  for known, blocks in STAGES.items():
+    if blocks == stages:
+      return known
+  raise InputError(
+    f'{name}: {", ".join(map(str, stages))} blocks in layer1 to layer4 are '
+    f'none of {", ".join(STAGES)}'
+  )
+
+
+def _model_of(params: Tree) -> dict[str, Any]:
+  """Arguments of `_modules`, from our own parameters."""
+  return {
+    'stages': tuple(len(params[f'layer{i}']) for i in range(1, 5)),
+    'width': params['conv1']['kernel'].shape[-1],
+    'embedding_dim': params['fc']['kernel'].shape[-1],
+    'use_se': 'se_block' in params['layer1']['0'],
+  }
+
+
+def _modules(
+  *, stages: tuple[int, ...], width: int, embedding_dim: int, use_se: bool
+) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+  """Name, kind and PyTorch's shape of ``weight`` of every module, in order."""
+  yield 'conv1', 'conv', (width, IMAGE_SHAPE[-1], 3, 3)
+  yield 'bn1', 'norm', (width,)
+  yield 'prelu', 'prelu', (width,)
+  before = width
+  for i, blocks in enumerate(stages):
+    after = width << i
+    for j in range(blocks):
+      block = f'layer{i + 1}.{j}.'
+      yield block + 'bn1', 'norm', (before,)
+      yield block + 'conv1', 'conv', (after, before, 3, 3)
+      yield block + 'bn2', 'norm', (after,)
+      yield block + 'prelu', 'prelu', (after,)
+      yield block + 'conv2', 'conv', (after, after, 3, 3)
+      yield block + 'bn3', 'norm', (after,)
+      if use_se:
+        hidden = after // SE_REDUCTION
+        yield block + 'se_block.fc1', 'conv', (hidden, after, 1, 1)
+        yield block + 'se_block.fc2', 'conv', (after, hidden, 1, 1)
+      if j == 0:
+        yield block + 'downsample.0', 'conv', (after, before, 1, 1)
+        yield block + 'downsample.1', 'norm', (after,)
+      before = after
+  side = IMAGE_SHAPE[0] >> len(stages)
+  yield 'bn2', 'norm', (before,)
+  yield 'fc', 'fc', (embedding_dim, before * side**2)
+  yield 'features', 'features', (embedding_dim,)
+
+
+def _check(name, prefix, tensors, modules) -> None:
+  """Compares names and shapes with those of the network."""
+  expected = {}
+  counters = set()
+  for module, kind, shape in modules:
+    if kind == 'features':
+      expected[_FROZEN] = shape
+    for last in _TENSORS[kind]:
+      expected[f'{module}.{last}'] = shape if last == 'weight' else shape[:1]
+    counters.add(f'{module}.{_COUNTER}')
+  missing = [key for key in expected if key not in tensors]
+  extra = [
+    key
+    for key, value in tensors.items()
+    if key not in expected.keys() | counters and not _is_head(key, value)
+  ]
+  told = [
+    f'{what} {prefix + keys[0]!a}'
+    + (f' and {len(keys) - 1} more' if len(keys) > 1 else '')
+    for what, keys in (('missing', missing), ('unknown', extra))
+    if keys
+  ]
+  if told:
+    raise InputError(f"{name} is no IResNet of PyTorch's: {'; '.join(told)}")
+  for key, shape in expected.items():
+    found = tuple(getattr(tensors[key], 'shape', ()))
+    if found != shape:
+      raise InputError(
+        f'{name}: {prefix + key} has shape {list(found)}, not {list(shape)}'
+      )
+
+
+def _array(name: str, key: str, value: Any) -> np.ndarray:
+  """The numbers of a tensor of weights, at least float32."""
+  array = _read(name, key, value)
+  if array.dtype not in (np.float32, np.float64):
+    array = array.astype(np.float32)
+  if not np.isfinite(array).all():
+    raise InputError(f'{name}: {key} holds numbers that are not finite')
+  return array
+
+
+def _read(name: str, key: str, value: Any) -> np.ndarray:
+  """The numbers of any kind of tensor."""
+  if hasattr(value, 'detach'):
+    value = value.detach().cpu()
+    # bfloat16 is unknown to NumPy.
+    narrow = value.is_floating_point() and value.itemsize < 4
+    return (value.float() if narrow else value).numpy()
+  if isinstance(value, torch_files.Tensor):
+    try:
+      return value.numpy()
+    except torch_files.BadTensor as error:
+      raise InputError(f'{name}: {key} {error}') from error
+  return np.asarray(value)
+
+
+def _to_ours(weight: np.ndarray, kind: str) -> np.ndarray:
+  if kind == 'conv':
+    weight = weight.transpose(2, 3, 1, 0)
+  elif kind == 'fc':
+    side = IMAGE_SHAPE[0] >> 4
+    weight = weight.reshape(len(weight), -1, side, side)
+    weight = weight.transpose(2, 3, 1, 0).reshape(-1, len(weight))
+  return np.ascontiguousarray(weight)
+
+
+def _to_theirs(weight: np.ndarray, kind: str) -> np.ndarray:
+  if kind == 'conv':
+    return weight.transpose(3, 2, 0, 1)
+  if kind == 'fc':
+    side = IMAGE_SHAPE[0] >> 4
+    weight = weight.reshape(side, side, -1, weight.shape[-1])
+    return weight.transpose(3, 2, 0, 1).reshape(weight.shape[-1], -1)
+  return weight

@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pickles of plain data and NumPy arrays, read without trusting them.
+
+A pickle is a program for a small machine with a stack, and Python's own machine
+calls whatever function the program names. The one here knows the instructions
+with which Python 2 and 3 write numbers, strings, lists, tuples and arrays, and
+no others. It imports nothing and calls nothing that it finds in the pickle:
+the few names that arrays need are words, compared with those it knows. What the
+pickle can nest or repeat is never walked, hashed, printed or copied, so time
+and memory are linear in its length, and no nesting is too deep.
+
+Who reads more than plain data inherits from `Machine` and says there which
+names are known and what they make.
+"""
+
+import codecs
+import dataclasses
+import io
+import pickletools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+
+class BadPickle(ValueError):
+  """No pickle of plain data; the message says why, and what to do."""
+
+
+class UnknownName(BadPickle):
+  """A pickle that asks for a function or class that is not known here.
+
+  Attributes:
+    name: its full name, short and printable.
+  """
+
+  def __init__(self, name: str):
+    self.name = ascii(name[:100])[1:-1]
+    super().__init__(
+      f'it asks for {self.name}, which plain data never do; do not load it '
+      'with anything else'
+    )
+
+
+@dataclasses.dataclass(eq=False)
+class Array:
+  """An array as it stands in a pickle, flat: nobody here needs its shape.
+
+  Attributes:
+    dtype: of its items.
+    data: their bytes or, if they are objects, a list of them.
+  """
+
+  dtype: np.dtype
+  data: bytes | list
+
+  @property
+  def values(self) -> np.ndarray | list:
+    """The items, ``[n]``."""
+    if self.dtype.hasobject:
+      return self.data
+    return np.frombuffer(self.data, self.dtype)
+
+
+def load(data: bytes) -> Any:
+  """Reads a pickle of any protocol, of Python 2 or 3, of NumPy 1 or 2.
+
+  Args:
+    data: the pickle.
+
+  Returns:
+    What it holds: None, numbers, `bytes` (Python 2's `str` too), `str`, lists,
+    tuples, NumPy scalars, and an `Array` for each array.
+
+  Raises:
+    BadPickle: if it is cut off, damaged, or holds anything else.
+
+  Examples:
+    >>> import pickle
+    >>> load(pickle.dumps(([b'a', b'b'], [True])))
+    ([b'a', b'b'], [True])
+  """
+  return Machine().load(io.BytesIO(data))
+
+
+def _instructions(stream: io.BytesIO) -> Iterator[tuple[str, Any]]:
+  data = stream.getvalue()  # No copy.
+  name = ''
+  while name != 'STOP':
+    start = stream.tell()
+    try:
+      if data[start : start + 1] == b'S':
+        # Python 2 wrote any bytes there; pickletools takes ASCII only.
+        line = stream.readline()[1:].strip()
+        name, argument = 'STRING', codecs.escape_decode(line[1:-1])[0]
+      else:
+        instruction, argument, _ = next(pickletools.genops(stream))
+        name = instruction.name
+      if name == 'FRAME' and argument > len(data) - stream.tell():
+        raise EOFError
+    except Exception as error:
+      raise BadPickle(
+        f'it is cut off or damaged at byte {start}; copy the file again'
+      ) from error
+    yield name, argument
+
+
+class Name(str):
+  """A name, which no string in the pickle can pass for."""
+
+
+@dataclasses.dataclass(eq=False)
+class _DType:
+  """A dtype, which BUILD gives its byte order."""
+
+  dtype: np.dtype
+
+
+_OBJECT = np.dtype('O')
+_DTYPES = {
+  name: np.dtype(name) for name in 'b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8'.split()
+} | {'O4': _OBJECT, 'O8': _OBJECT}
+# As Python 2 writes them.
+_DTYPES |= {name.encode(): dtype for name, dtype in _DTYPES.items()}
+
+# NumPy 2 writes `_core`.
+_CORES = ('numpy.core', 'numpy._core')
+_RECONSTRUCT = {f'{core}.multiarray._reconstruct' for core in _CORES}
+_SCALAR = {f'{core}.multiarray.scalar' for core in _CORES}
+_FROMBUFFER = {f'{core}.numeric._frombuffer' for core in _CORES}
+
+# The work for a key is bounded by these. The hash of a number is no secret, so
+# a pickle can choose many that collide.
+_MAX_KEY_LENGTH = 1 << 14
+_MAX_NUMBERED = 1 << 14
+
+
+class Machine:
+  """A stack, the stacks below its marks, and numbered notes of its items.
+
+  It reads one pickle. A subclass may know more names, and say what they make;
+  what it is given there may be nested and repeated without end, so it looks at
+  no more of it than it can bound.
+
+  Attributes:
+    names: the full names that a pickle may ask for.
+  """
+
+  names = frozenset(
+    {
+      # Bytes, and empty bytes, in protocols 0 to 2.
+      '_codecs.encode',
+      '__builtin__.bytes',
+      'numpy.dtype',
+      'numpy.ndarray',
+      *_RECONSTRUCT,
+      *_SCALAR,
+      *_FROMBUFFER,
+    }
+  )
+
+  def __init__(self):
+    self.stack = []
+    self.below = []
+    self.notes = {}
+    self.encoded = {}
+
+  def load(self, stream: io.BytesIO) -> Any:
+    """Reads the pickle that begins where the stream stands.
+
+    Args:
+      stream: is left behind the pickle.
+
+    Returns:
+      What it holds.
+
+    Raises:
+      BadPickle: if it is cut off, damaged, or holds what is not known here.
+    """
+    # Protocols 2 to 5 begin with 0x80, 0 and 1 with a tuple's or list's mark.
+    start = stream.tell()
+    if stream.getvalue()[start : start + 1] not in (b'\x80', b'(', b']'):
+      raise BadPickle('it does not begin as a pickle does')
+    for name, argument in _instructions(stream):
+      try:
+        self.step(name, argument)
+      except BadPickle:
+        raise
+      except Exception as error:
+        # A wrong program can ask the stack for anything in any state.
+        raise BadPickle(
+          f'it makes no sense ({type(error).__name__}); copy the file again'
+        ) from error
+    return self.stack[0]
+
+  def make(self, name: str, arguments: tuple) -> Any:
+    """What a known name makes of its arguments.
+
+    Args:
+      name: in full.
+      arguments: as the pickle gives them, of any kind and number.
+
+    Returns:
+      The object.
+
+    Raises:
+      Exception: any, if these arguments make no sense.
+    """
+    match arguments:
+      case (str() as text, 'latin1') if name == '_codecs.encode':
+        # One copy of a text, however often the pickle asks.
+        if text not in self.encoded:
+          self.encoded[text] = text.encode('latin-1')
+        return self.encoded[text]
+      case () if name == '__builtin__.bytes':
+        return b''
+      case (str() | bytes() as form, *_) if name == 'numpy.dtype':
+        return _DType(_DTYPES[form])
+      case _ if name in _RECONSTRUCT:
+        return Array(_OBJECT, [])  # BUILD fills it.
+      case (bytes() as data, _DType() as dtype, *_) if name in _FROMBUFFER:
+        return Array(dtype.dtype, data)
+      case (_DType() as dtype, bytes() as data) if name in _SCALAR:
+        return np.frombuffer(data, dtype.dtype)[0]
+    raise TypeError
+
+  def build(self, made: Any, state: Any):
+    """Gives an object its state.
+
+    Args:
+      made: what `make` made, or anything else.
+      state: as the pickle gives it.
+
+    Raises:
+      Exception: any, if this makes no sense.
+    """
+    match made, state:
+      case Array(), (_, _, _DType() as dtype, _, bytes() | list() as data):
+        made.dtype, made.data = dtype.dtype, data
+      case _DType(), (_, str() | bytes() as order, *_):
+        if order in ('>', b'>'):
+          made.dtype = made.dtype.newbyteorder('>')
+      case _:
+        raise TypeError
+
+  def make_dict(self) -> dict:
+    """A new dictionary; plain data have none."""
+    raise _never('EMPTY_DICT')
+
+  def find(self, identity: Any) -> Any:
+    """What the pickle refers to by an identity; plain data refer to nothing."""
+    raise _never('BINPERSID')
+
+  def step(self, instruction: str, argument: Any):
+    """Carries out an instruction."""
+    push, pop = self.stack.append, self.stack.pop
+    match instruction:
+      case 'BINBYTES' | 'SHORT_BINBYTES' | 'BINBYTES8' | 'BYTEARRAY8':
+        push(bytes(argument))
+      case 'BINSTRING' | 'SHORT_BINSTRING':
+        push(argument.encode('latin-1'))
+      case (
+        'STRING' | 'UNICODE' | 'BINUNICODE' | 'SHORT_BINUNICODE'
+        | 'INT' | 'BININT' | 'BININT1' | 'BININT2' | 'LONG' | 'LONG1'
+        | 'FLOAT' | 'BINFLOAT'
+      ):  # fmt: skip
+        push(argument)
+      case 'NONE':
+        push(None)
+      case 'NEWTRUE' | 'NEWFALSE':
+        push(instruction == 'NEWTRUE')
+
+      case 'MARK':
+        self.below.append(self.stack)
+        self.stack = []
+      case 'EMPTY_LIST':
+        push([])
+      case 'EMPTY_TUPLE':
+        push(())
+      case 'LIST':
+        items = self._marked()
+        self.stack.append(items)
+      case 'TUPLE':
+        items = self._marked()
+        self.stack.append(tuple(items))
+      case 'TUPLE1' | 'TUPLE2' | 'TUPLE3':
+        items = [pop() for _ in range(int(instruction[-1]))]
+        push(tuple(items[::-1]))
+      case 'APPEND':
+        item = pop()
+        list.append(self.stack[-1], item)
+      case 'APPENDS':
+        items = self._marked()
+        list.extend(self.stack[-1], items)
+
+      case 'PUT' | 'BINPUT' | 'LONG_BINPUT':
+        self.notes[argument] = self.stack[-1]
+      case 'MEMOIZE':
+        self.notes[len(self.notes)] = self.stack[-1]
+      case 'GET' | 'BINGET' | 'LONG_BINGET':
+        push(self.notes[argument])
+
+      case 'EMPTY_DICT':
+        push(self.make_dict())
+      case 'SETITEM':
+        value, key = pop(), pop()
+        self._set(key, value)
+      case 'SETITEMS':
+        items = self._marked()
+        for key, value in zip(items[::2], items[1::2], strict=True):
+          self._set(key, value)
+
+      case 'GLOBAL':
+        push(self._known(*argument.split(' ', 1)))
+      case 'STACK_GLOBAL':
+        name, module = pop(), pop()
+        push(self._known(module, name))
+      case 'REDUCE':
+        arguments, name = pop(), pop()
+        if not isinstance(name, Name) or not isinstance(arguments, tuple):
+          raise TypeError
+        push(self.make(name, arguments))
+      case 'BUILD':
+        state = pop()
+        self.build(self.stack[-1], state)
+      case 'BINPERSID':
+        push(self.find(pop()))
+      case 'INST':
+        self._known(*argument.split(' ', 1))
+        raise _never(instruction)
+
+      case 'PROTO' | 'FRAME':
+        pass
+      case 'STOP':
+        if self.below or len(self.stack) != 1:
+          raise ValueError
+      case _:
+        raise _never(instruction)
+
+  def _marked(self) -> list:
+    """Takes what lies above the last mark off the stack."""
+    items, self.stack = self.stack, self.below.pop()
+    return items
+
+  def _set(self, key: Any, value: Any):
+    items = self.stack[-1]
+    if type(items) is not dict:
+      raise TypeError
+    if type(key) is int:
+      # Numbers counted up from 0 cannot collide.
+      bounded = len(items) < _MAX_NUMBERED or key == len(items)
+    else:
+      bounded = type(key) in (str, bytes) and len(key) <= _MAX_KEY_LENGTH
+    if not bounded:
+      raise BadPickle(
+        'it holds a dictionary with other keys than strings and numbers, '
+        'or with too long or too many of them'
+      )
+    items[key] = value
+
+  def _known(self, module: Any, name: Any) -> Name:
+    if not isinstance(module, str) or not isinstance(name, str):
+      raise TypeError
+    full_name = f'{module}.{name}'
+    if full_name not in self.names:
+      raise UnknownName(full_name)
+    return Name(full_name)
+
+
+def _never(instruction: str) -> BadPickle:
+  return BadPickle(f'it holds {instruction}, which plain data never do')

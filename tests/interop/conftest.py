@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks to hand on."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from elasticface_jax import models
+
+
+@functools.cache
+def _draw(name, **options):
+  backbone = models.build(name, **options)
+  rng = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    match path[-1].key:
+      case 'kernel':
+        fan_in = leaf.size // leaf.shape[-1]
+        values = rng.normal(0, fan_in**-0.5, leaf.shape)
+      case 'mean' | 'bias':
+        values = rng.uniform(-0.5, 0.5, leaf.shape)
+      case _:
+        values = rng.uniform(0.3, 0.9, leaf.shape)
+    return values.astype(leaf.dtype)
+
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  shapes = jax.eval_shape(backbone.init, key)
+  return backbone, *jax.tree.map_with_path(draw, shapes)
+
+
+@pytest.fixture(scope='session')
+def draw_network():
+  """``draw_network(name, **options)``: backbone, params, batch_stats.
+
+  No number is left at 0 or 1, where leaving it out would not show. Embeddings
+  are of about 1.
+  """
+  return _draw
+
+
+@pytest.fixture(scope='session')
+def images():
+  """float32 ``[64, 112, 112, 3]``, RGB in [-1, 1]."""
+  rng = np.random.default_rng(1)
+  # Brighter or darker as a whole: noise alone looks alike to a network.
+  means = rng.uniform(-0.6, 0.6, (64, 1, 1, 3))
+  noise = rng.uniform(-0.4, 0.4, (64, 112, 112, 3))
+  return (means + noise).astype(np.float32)
+
+
+class _Embed:
+  """A network in evaluation, compiled for 7 images at a time."""
+
+  def __init__(self, backbone, *numbers):
+    self._apply = jax.jit(functools.partial(backbone.apply, train=False))
+    self._numbers = numbers
+
+  def __call__(self, images):
+    turns = []
+    for i in range(0, len(images), 7):
+      turn = images[i : i + 7]
+      padding = ((0, 7 - len(turn)), *((0, 0),) * 3)
+      embeddings, _ = self._apply(*self._numbers, np.pad(turn, padding))
+      turns.append(np.asarray(embeddings)[: len(turn)])
+    return np.concatenate(turns)
+
+
+@pytest.fixture(scope='session')
+def make_embed():
+  """``make_embed(backbone, params, batch_stats)``: images to embeddings."""
+  return _Embed

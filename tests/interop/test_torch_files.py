@@ -1,0 +1,870 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PyTorch's files: what comes back, and what wrong ones can do (nothing)."""
+
+import collections
+import contextlib
+import io
+import os
+import pickle
+import re
+import struct
+import sys
+import tarfile
+import tracemalloc
+import types
+import zipfile
+import zlib
+from unittest import mock
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from elasticface_jax import pickles
+from elasticface_jax.errors import InputError
+from elasticface_jax.interop import torch_files
+from elasticface_jax.interop.torch_files import BadTensor, Tensor
+
+DTYPES = {
+  'FloatStorage': np.float32,
+  'DoubleStorage': np.float64,
+  'HalfStorage': np.float16,
+  'BFloat16Storage': ml_dtypes.bfloat16,
+  'LongStorage': np.int64,
+  'IntStorage': np.int32,
+  'ShortStorage': np.int16,
+  'CharStorage': np.int8,
+  'ByteStorage': np.uint8,
+  'BoolStorage': np.bool_,
+}
+MAGIC = 0x1950A86A20F9469CFC6C
+
+
+# Stand-ins under torch's names, for Python's pickler to write.
+def module(name, **content):
+  made = types.ModuleType(name)
+  for key, value in content.items():
+    with contextlib.suppress(AttributeError, TypeError):
+      value.__module__, value.__qualname__ = name, key
+    setattr(made, key, value)
+  return made
+
+
+class DType:
+  def __reduce__(self):
+    return 'float32'
+
+
+def function():
+  return lambda: None
+
+
+utils = module(
+  'torch._utils',
+  _rebuild_tensor=function(),
+  _rebuild_tensor_v2=function(),
+  _rebuild_parameter=function(),
+)
+torch = module(
+  'torch',
+  Size=function(),
+  device=function(),
+  float32=DType(),
+  _utils=utils,
+  **{name: type(name, (), {}) for name in DTYPES},
+)
+iresnet = module('backbones.iresnet', IResNet=type('IResNet', (), {}))
+STAND_INS = {
+  'torch': torch,
+  'torch._utils': utils,
+  'backbones': module('backbones', iresnet=iresnet),
+  'backbones.iresnet': iresnet,
+}
+
+
+class Storage:
+  """Its items, and what the pickle says of it, which may be a lie."""
+
+  def __init__(self, items, key='0', kind=None, size=None):
+    self.items = np.asarray(items)
+    by_dtype = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+    self.kind = kind or by_dtype[self.items.dtype]
+    self.key = key
+    self.size = len(self.items) if size is None else size
+
+
+class Reduced:
+  """Is pickled as the call of a stand-in."""
+
+  def __init__(self, *reduced):
+    self.reduced = reduced
+
+  def __reduce__(self):
+    return self.reduced
+
+
+def tensor(storage, shape, strides, offset=0):
+  return Reduced(
+    utils._rebuild_tensor_v2,
+    (storage, offset, shape, strides, False, collections.OrderedDict()),
+  )
+
+
+def dense(array, key='0'):
+  array = np.asarray(array)
+  strides = tuple(stride // array.itemsize for stride in array.strides)
+  return tensor(Storage(array.ravel(), key), array.shape, strides)
+
+
+def dump(content, protocol=2, *, legacy=False):
+  """The pickle, and its storages by key."""
+  storages = {}
+
+  class Pickler(pickle.Pickler):
+    def persistent_id(self, one):
+      if isinstance(one, Storage):
+        storages[one.key] = one
+        kind = getattr(torch, one.kind)
+        identity = ('storage', kind, one.key, 'cuda:0', one.size)
+        return (*identity, None) if legacy else identity
+
+  stream = io.BytesIO()
+  with mock.patch.dict(sys.modules, STAND_INS):
+    Pickler(stream, protocol).dump(content)
+  return stream.getvalue(), storages
+
+
+def zip_of(data, storages=None, *, order='little', **others):
+  stream = io.BytesIO()
+  with zipfile.ZipFile(stream, 'w') as archive:
+    archive.writestr('net/data.pkl', data)
+    archive.writestr('net/byteorder', order)
+    for key, storage in (storages or {}).items():
+      items = storage.items
+      if order == 'big' and items.itemsize > 1:
+        items = items.view(f'u{items.itemsize}').byteswap()
+      archive.writestr(f'net/data/{key}', items.tobytes())
+    for name, content in others.items():
+      archive.writestr(f'net/{name.replace("__", ".")}', content)
+    archive.writestr('net/version', '3\n')
+  return stream.getvalue()
+
+
+def legacy_of(data, storages=None):
+  info = {'protocol_version': 1001, 'little_endian': True, 'type_sizes': {}}
+  parts = [pickle.dumps(one, 2) for one in (MAGIC, 1001, info)]
+  storages = dict(sorted((storages or {}).items()))
+  parts += [data, pickle.dumps(list(storages), 2)]
+  for storage in storages.values():
+    parts += [struct.pack('<q', storage.size), storage.items.tobytes()]
+  return b''.join(parts)
+
+
+def saved(content, form, protocol=2):
+  legacy = form == 'legacy'
+  return FORMS[form](*dump(content, protocol, legacy=legacy))
+
+
+FORMS = {'zip': zip_of, 'legacy': legacy_of}
+forms = pytest.mark.parametrize('form', FORMS)
+
+
+@pytest.fixture
+def path(tmp_path):
+  return tmp_path / 'net.pth'
+
+
+@pytest.fixture
+def read(path):
+  """Reads a file of these bytes."""
+
+  def read(data):
+    path.write_bytes(data)
+    return torch_files.read(path)
+
+  return read
+
+
+@pytest.fixture
+def refused(read, path):
+  """Reads a file of these bytes, which must end in one line; returns it."""
+
+  def refused(data):
+    with pytest.raises(InputError) as raised:
+      read(data)
+    message = str(raised.value)
+    assert message.startswith(f'{path}: ') and message.isprintable()
+    assert len(message) < 400 + len(str(path))
+    return message
+
+  return refused
+
+
+def arrays():
+  rng = np.random.default_rng(7)
+  made = {
+    name: rng.integers(0, 100, (2, 3, 4)).astype(dtype)
+    for name, dtype in DTYPES.items()
+  }
+  return made | {
+    'scalar': np.array(5),
+    'empty': np.ones((2, 0, 3), np.float32),
+    'nan': np.array([np.nan, -0.0, np.inf, 1e-45], np.float32),
+    'caf\xe9 \u2603': np.array([True, False]),
+  }
+
+
+def same(array, expected):
+  assert array.dtype == expected.dtype and array.shape == expected.shape
+  assert array.tobytes() == expected.tobytes()
+
+
+def test_what_is_written_is_read(path):
+  expected = arrays()
+  torch_files.write(path, expected, {'step': 3, 'order': ['\xe9', None]})
+  found = torch_files.read(path)
+  assert list(found) == list(expected)
+  for name, array in expected.items():
+    assert (found[name].shape, found[name].dtype) == (array.shape, array.dtype)
+    same(found[name].numpy(), array)
+    found[name].numpy()[...] = 0  # A copy of one's own.
+    same(found[name].numpy(), array)
+  assert torch_files.read_metadata(path) == {'step': 3, 'order': ['\xe9', None]}
+
+
+def test_layout_and_byte_order_in_memory_do_not_matter(path):
+  array = np.arange(24, dtype='f4').reshape(2, 3, 4)
+  views = {
+    'c': array.transpose(2, 0, 1),
+    'f': np.asfortranarray(array),
+    'step': array[:, ::2, ::-1],
+    'big': array.astype('>f4'),
+  }
+  torch_files.write(path, views, {})
+  for name, found in torch_files.read(path).items():
+    same(found.numpy(), np.ascontiguousarray(views[name], 'f4'))
+
+
+def test_same_content_same_bytes(tmp_path):
+  paths = [tmp_path / 'a.pth', tmp_path / 'b.pt']
+  for path in paths:
+    torch_files.write(path, arrays(), {'step': 3})
+  assert paths[0].read_bytes() == paths[1].read_bytes()
+  with zipfile.ZipFile(paths[0]) as archive:
+    for member in archive.infolist():
+      assert member.date_time == (1980, 1, 1, 0, 0, 0)
+  assert sorted(tmp_path.iterdir()) == paths
+
+
+@pytest.mark.parametrize('large', [False, True])
+def test_storages_are_aligned(path, monkeypatch, large):
+  # The headers of files above 4 GB, without such files.
+  monkeypatch.setattr(torch_files, '_ZIP64_BYTES', 10 if large else 1 << 30)
+  expected = arrays()
+  torch_files.write(path, expected, {})
+  data = path.read_bytes()
+  with zipfile.ZipFile(path) as archive:
+    assert archive.testzip() is None
+    for i, array in enumerate(expected.values()):
+      offset = archive.getinfo(f'archive/data/{i}').header_offset
+      name, extra = struct.unpack('<HH', data[offset + 26 : offset + 30])
+      start = offset + 30 + name + extra
+      assert start % 64 == 0
+      assert data[start : start + array.nbytes] == array.tobytes()
+  for name, found in torch_files.read(path).items():
+    same(found.numpy(), expected[name])
+
+
+def test_nothing_is_overwritten_or_half_written(path, tmp_path, monkeypatch):
+  torch_files.write(path, {'a': np.ones(3)}, {})
+  before = path.read_bytes()
+  with pytest.raises(InputError, match='net.pth exists; give another name'):
+    torch_files.write(path, {}, {})
+  assert path.read_bytes() == before
+  with pytest.raises(InputError, match='nowhere/a.pth: No such file'):
+    torch_files.write(tmp_path / 'nowhere' / 'a.pth', {}, {})
+  full = OSError(28, 'No space left on device')
+  monkeypatch.setattr(torch_files, '_add', mock.Mock(side_effect=full))
+  with pytest.raises(InputError, match='No space left on device; nothing is'):
+    torch_files.write(tmp_path / 'b.pth', {}, {})
+  assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize('array', [np.ones(2, 'c8'), np.array(['a']), {}])
+def test_writes_only_what_torch_has(path, array):
+  with pytest.raises(TypeError, match='fc.bias is .*PyTorch has no storage'):
+    torch_files.write(path, {'fc.bias': array}, {})
+  assert not path.exists()
+
+
+@pytest.mark.parametrize('metadata', [{'a': np.nan}, {'a': path}])
+def test_metadata_are_json(path, metadata):
+  with pytest.raises((TypeError, ValueError)):
+    torch_files.write(path, {}, metadata)
+  assert not path.exists()
+
+
+def checkpoint():
+  weights = collections.OrderedDict()
+  weights['conv.weight'] = dense(np.arange(12, dtype='f4').reshape(3, 4), '10')
+  weights['bn.num_batches_tracked'] = dense(np.array(7), '2')
+  weights._metadata = collections.OrderedDict({'': {'version': 1}})
+  return {
+    'epoch': 3,
+    'state_dict': weights,
+    'head': Reduced(
+      utils._rebuild_parameter,
+      (dense(np.ones(2, 'f8'), '1'), True, collections.OrderedDict()),
+    ),
+    'old': Reduced(
+      utils._rebuild_tensor, (Storage(np.ones(2, 'f2'), '3'), 0, (2,), (1,))
+    ),
+    'optimizer': {
+      'state': {0: {'step': 4}, 140_000_000_000_000: {'buf': None}},
+      'param_groups': [
+        {'lr': 0.1, 'betas': (0.9, 0.999), 'nesterov': False, 'params': [0, 1]}
+      ],
+    },
+    'scheduler': {'milestones': collections.Counter({8: 1, 14: 1}), 'gamma': 1},
+    'sizes': [
+      Reduced(torch.Size, ((2, 3),)),
+      Reduced(torch.device, ('cuda', 0)),
+      Reduced(torch.device, ('cpu',)),
+      torch.float32,
+      np.float64(0.5),
+      np.arange(3),
+      b'\x00\xff',
+      2**70,
+      -1,
+    ],
+  }
+
+
+@forms
+@pytest.mark.parametrize('protocol', [2, 3, 4, 5])
+def test_training_checkpoint(read, form, protocol):
+  found = read(saved(checkpoint(), form, protocol))
+  weights = found['state_dict']
+  assert type(weights) is dict
+  assert list(weights) == ['conv.weight', 'bn.num_batches_tracked']
+  same(weights['conv.weight'].numpy(), np.arange(12, dtype='f4').reshape(3, 4))
+  same(weights['bn.num_batches_tracked'].numpy(), np.array(7))
+  same(found['head'].numpy(), np.ones(2))
+  same(found['old'].numpy(), np.ones(2, 'f2'))
+  assert found['optimizer'] == checkpoint()['optimizer']
+  assert found['scheduler'] == {'milestones': {8: 1, 14: 1}, 'gamma': 1}
+  size, cuda, cpu, dtype, half, array, data, big, less = found['sizes']
+  assert (size, cuda, cpu) == ((2, 3), 'cuda:0', 'cpu')
+  assert (dtype, half, data) == ('torch.float32', 0.5, b'\x00\xff')
+  assert (big, less) == (2**70, -1)
+  assert array.values.tolist() == [0, 1, 2]
+
+
+@forms
+def test_every_dtype(read, form):
+  expected = {k: v for k, v in arrays().items() if k in DTYPES}
+  content = {k: dense(v, k) for k, v in expected.items()}
+  for name, found in read(saved(content, form)).items():
+    same(found.numpy(), expected[name])
+
+
+def test_big_endian(read):
+  expected = {k: v for k, v in arrays().items() if k in DTYPES}
+  data, storages = dump({k: dense(v, k) for k, v in expected.items()})
+  for name, found in read(zip_of(data, storages, order='big')).items():
+    same(found.numpy(), expected[name])
+
+
+@forms
+def test_views_of_one_storage(read, form):
+  items = np.arange(120, dtype='f4')
+  whole = items.reshape(2, 3, 4, 5)
+  views = {
+    'whole': whole,
+    'channels last': whole.transpose(0, 3, 1, 2),
+    'slice': whole[1:, ::2, 1:3, 4],
+    'last': whole[1, 2, 3, 4:],
+    'scalar': whole[1, 2, 3, 4, ...],
+    'diagonal': whole[0, 0].diagonal(),
+    'one': whole[:1, None, :, :1, 2:],
+  }
+  storage = Storage(items)
+  content = {
+    name: tensor(
+      storage,
+      view.shape,
+      tuple(stride // 4 for stride in view.strides),
+      (view.__array_interface__['data'][0] - items.ctypes.data) // 4,
+    )
+    for name, view in views.items()
+  }
+  # The stride of a dim of one is any number.
+  content['odd'] = tensor(storage, (1, 2), (2**70, 1))
+  views['odd'] = items[None, :2]
+  for name, found in read(saved(content, form)).items():
+    same(found.numpy(), views[name])
+
+
+@forms
+@pytest.mark.parametrize(
+  'shape, strides, offset',
+  [
+    ((7,), (1,), 0),
+    ((6,), (1,), 1),
+    ((2, 3), (3, 2), 0),
+    ((), (), 6),
+    ((1,), (1,), 2**62),
+    # As many indices as there are in memory, over one number.
+    ((2**40,), (0,), 0),
+    ((7, 1), (0, 0), 0),
+    ((2**31,) * 64, (0,) * 64, 0),
+    ((2, 2), (2**61, 1), 0),
+  ],
+)
+def test_tensors_outside_of_their_storage(read, form, shape, strides, offset):
+  storage = Storage(np.arange(6, dtype='f4'))
+  content = {'bad': tensor(storage, shape, strides, offset)}
+  found = read(saved(content, form))['bad']
+  with pytest.raises(BadTensor, match='is not within its storage of 6 numbers'):
+    found.numpy()
+
+
+def test_empty_tensors_of_any_shape(read):
+  storage = Storage(np.zeros(0, 'f4'))
+  content = {
+    'large': tensor(storage, (0, 2**40), (1, 1)),
+    'larger': tensor(storage, (0, 2**62), (1, 1)),
+    'longer': tensor(storage, (0, 2**80), (1, 1)),
+  }
+  found = read(saved(content, 'zip'))
+  assert found['large'].numpy().shape == (0, 2**40)
+  for name in ('larger', 'longer'):
+    with pytest.raises(BadTensor, match='no array can have'):
+      found[name].numpy()
+
+
+@forms
+@pytest.mark.parametrize(
+  'shape, strides, offset',
+  [
+    ((-1,), (1,), 0),
+    ((2,), (-1,), 1),
+    ((2,), (1,), -1),
+    ((2, 2), (1,), 0),
+    ((1,) * 65, (1,) * 65, 0),
+    ((2.0,), (1,), 0),
+    (2, 1, 0),
+    (None, (1,), 0),
+    ((True,), (1,), 0),
+    ('ab', 'ab', 0),
+  ],
+)
+def test_shapes_that_are_none(refused, form, shape, strides, offset):
+  storage = Storage(np.arange(6, dtype='f4'))
+  content = [tensor(storage, shape, strides, offset)]
+  assert 'it makes no sense' in refused(saved(content, form))
+
+
+def test_only_what_is_asked_for_is_read(read, path):
+  content = {'good': dense([1.0], '0'), 'bad': dense([123.456, 2.0], '1')}
+  data = saved(content, 'zip')
+  found = read(data.replace(np.float64(123.456).tobytes(), b'12345678'))
+  same(found['good'].numpy(), np.array([1.0]))
+  with pytest.raises(BadTensor, match='is lost: its data/1 is cut off or dama'):
+    found['bad'].numpy()
+  path.unlink()  # The file is open.
+  same(found['good'].numpy(), np.array([1.0]))
+
+
+@forms
+def test_a_file_that_shrinks_after_it_is_read(read, path, form):
+  found = read(saved({'a': dense(np.ones(100_000))}, form))['a']
+  os.truncate(path, 100_000)
+  with pytest.raises(BadTensor, match='cut off'):
+    found.numpy()
+
+
+def lie(read, size, items=6, **storage):
+  storage = Storage(np.zeros(items, 'f4'), size=size, **storage)
+  data, storages = dump([tensor(storage, (2,), (1,))])
+  return read(zip_of(data, storages))[0]
+
+
+@pytest.mark.parametrize('size', [7, 2**40, 2**62])
+def test_storages_that_are_not_what_they_seem(read, size):
+  with pytest.raises(BadTensor, match=f"'data/0', which has 24 .* {size * 4};"):
+    lie(read, size).numpy()
+
+
+def test_storage_of_another_dtype(read):
+  with pytest.raises(BadTensor, match="'data/0', which has 24 bytes, not 48;"):
+    lie(read, 6, kind='DoubleStorage').numpy()
+
+
+@pytest.mark.parametrize('size', [-1, 2**63, 2**2000, 1.5, 'a', None])
+def test_storages_of_no_size(read, size):
+  storage = Storage(np.zeros(6, 'f4'))
+  storage.size = size
+  data, storages = dump([tensor(storage, (2,), (1,))])
+  with pytest.raises(InputError, match='no sense|in an unknown way'):
+    read(zip_of(data, storages))
+
+
+def test_storage_that_is_missing(read):
+  data, _ = dump([dense(np.zeros(6, 'f4'), '../data.pkl\n')])
+  (found,) = read(zip_of(data))
+  with pytest.raises(
+    BadTensor, match=r"'data/\.\./data\.pkl\\n', which is mis"
+  ):
+    found.numpy()
+
+
+def test_legacy_storages(read, refused):
+  storage = Storage(np.arange(6, dtype='f4'), 'k')
+  data, storages = dump([tensor(storage, (2,), (1,))], legacy=True)
+  (found,) = read(legacy_of(data))
+  with pytest.raises(BadTensor, match="is in storage 'k', which is missing"):
+    found.numpy()
+  whole = legacy_of(data, storages)
+  storage.size = 5
+  assert "'k' has 5 numbers, not 6" in refused(legacy_of(data, storages))
+  storage.size = 6
+  assert "cut off in storage 'k'" in refused(whole[:-1])
+  unknown = {'other': Storage(np.zeros(1))}
+  assert 'list of storages' in refused(legacy_of(data, storages | unknown))
+  assert 'version is not 1001' in refused(
+    pickle.dumps(MAGIC, 2) + pickle.dumps(1002, 2) + whole
+  )
+
+
+def test_one_storage_two_sizes(refused):
+  content = [dense(np.zeros(2)), dense(np.zeros(3))]
+  assert "two things of storage '0'" in refused(saved(content, 'zip'))
+
+
+def tar():
+  stream = io.BytesIO()
+  with tarfile.open(fileobj=stream, mode='w') as archive:
+    for name in ('pickle', 'storages', 'tensors'):
+      archive.addfile(tarfile.TarInfo(name))
+  return stream.getvalue()
+
+
+def other_zip(**members):
+  stream = io.BytesIO()
+  with zipfile.ZipFile(stream, 'w', zipfile.ZIP_DEFLATED) as archive:
+    for name, content in members.items():
+      archive.writestr(name.replace('__', '/'), content)
+  return stream.getvalue()
+
+
+EMPTY = pickle.dumps({}, 2)
+
+
+@pytest.mark.parametrize(
+  'data, told',
+  [
+    (b'', 'it is empty; copy or download it again'),
+    (b'hello', 'it is not a file of torch.save'),
+    (b'\x00' * 1000, 'it is not a file of torch.save'),
+    (b'version https://git-lfs.github.com/spec/v1\n', 'git lfs pull'),
+    (b'\n <!DOCTYPE html><html>', 'a web page; download the file itself'),
+    (b'<HTML>', 'a web page; download the file itself'),
+    (tar(), 'a tar file, as torch wrote them before 2017'),
+    (zip_of(EMPTY, constants__pkl=b''), 'a TorchScript archive'),
+    (other_zip(a=b'a'), 'a zip file, but not of torch.save'),
+    (other_zip(**{'data.pkl': b'a'}), 'a zip file, but not of torch.save'),
+    (
+      other_zip(**{'a/data.pkl': EMPTY, 'b/data.pkl': EMPTY}),
+      'a zip file, but not of torch.save',
+    ),
+    (other_zip(**{'a/data.pkl': EMPTY}), 'data.pkl is compressed'),
+    (zip_of(EMPTY)[:-1], 'the zip file is cut off'),
+    (b'PK\x03\x04', 'the zip file is cut off'),
+    (zip_of(EMPTY, order='middle'), 'byteorder is neither little nor big'),
+    (zip_of(EMPTY[:-1]), 'cut off or damaged at byte'),
+    (zip_of(b''), 'does not begin as a pickle does'),
+    (EMPTY, 'a pickle, but not of torch.save'),
+    (pickle.dumps([1.0, 'a']), 'a pickle, but not of torch.save'),
+    (pickle.dumps(5, 2) * 5, 'a pickle, but not of torch.save'),
+    (pickle.dumps(MAGIC), 'cut off|does not begin'),
+    (b'\x80\x02' + b'\xff' * 100, 'cut off or damaged at byte 2'),
+  ],
+)
+def test_other_files(refused, data, told):
+  assert re.search(told, refused(data))
+
+
+def test_missing_files(tmp_path):
+  for path in (tmp_path / 'none.pth', tmp_path):
+    for function in (torch_files.read, torch_files.read_metadata):
+      with pytest.raises(InputError, match='No such file|Is a directory'):
+        function(path)
+
+
+@forms
+def test_whole_module_is_named(refused, form):
+  instance = iresnet.IResNet()
+  instance.weight = dense([1.0])
+  message = refused(saved({'model': instance}, form))
+  assert 'asks for backbones.iresnet.IResNet, which' in message
+  assert 'save its state_dict() with torch' in message
+
+
+def test_whole_module_of_the_older_format(refused):
+  # Its class is in a reference, beside its source.
+  data = (
+    b'\x80\x02(X\x06\x00\x00\x00modulecbackbones.iresnet\nIResNet\nX\x01\x00\x00'
+    b'\x00aX\x01\x00\x00\x00btQ)\x81.'
+  )
+  message = refused(legacy_of(data))
+  assert 'asks for backbones.iresnet.IResNet, which' in message
+
+
+def short(text):
+  return b'\x8c' + bytes([len(text)]) + text.encode()
+
+
+def attacks(folder):
+  """Programs that make a folder when Python runs them."""
+  line = b'S' + repr(folder).encode() + b'\n'
+  name = short('posix') + short('mkdir') + b'\x93'
+  call = short(folder) + b'\x85'
+  evil = Reduced(os.mkdir, (folder,))
+  return {
+    'GLOBAL': b'\x80\x02cposix\nmkdir\n(' + line + b'tR.',
+    'STACK_GLOBAL': b'\x80\x04' + name + call + b'R.',
+    'INST': b'\x80\x02(' + line + b'iposix\nmkdir\n.',
+    'OBJ': b'\x80\x02(cposix\nmkdir\n' + line + b'o.',
+    'NEWOBJ': b'\x80\x02cposix\nmkdir\n' + call + b'\x81.',
+    'value': pickle.dumps({'a': evil}, 2),
+    'key': pickle.dumps({1: [2, {'a': (evil, evil)}]}, 4),
+    'state': pickle.dumps(Reduced(OSError, (), {'a': evil}), 2),
+    'items': pickle.dumps(
+      Reduced(collections.OrderedDict, (), None, None, iter([('a', evil)])), 2
+    ),
+    'metadata': pickle.dumps(
+      Reduced(collections.OrderedDict, (), {'_metadata': evil}), 2
+    ),
+    'identity': b'\x80\x02cposix\nmkdir\n(' + line + b'tRQ.',
+    'eval': pickle.dumps(
+      Reduced(eval, (f'__import__("os").mkdir({folder!r})',))
+    ),
+  }
+
+
+@forms
+@pytest.mark.parametrize('name', attacks(''))
+def test_runs_nothing(tmp_path, refused, form, name):
+  folder = str(tmp_path / 'made')
+  attack = attacks(folder)[name]
+  message = refused(FORMS[form](attack))
+  assert 'asks for ' in message
+  assert re.search(r'posix\.mkdir|builtins\.eval|exceptions\.OSError', message)
+  assert not os.path.exists(folder)
+  # In place of the older format's first pickle, too.
+  assert 'asks for ' in refused(attack)
+  assert not os.path.exists(folder)
+
+
+@pytest.mark.parametrize('name', attacks(''))
+def test_the_attacks_work(tmp_path, name):
+  if name == 'NEWOBJ':
+    return  # Python makes no object of a function.
+  folder = str(tmp_path / 'made')
+
+  class Unpickler(pickle.Unpickler):
+    def persistent_load(self, identity):
+      return identity
+
+  with contextlib.suppress(Exception):
+    Unpickler(io.BytesIO(attacks(folder)[name])).load()
+  assert os.path.exists(folder)
+
+
+SIZE = b'ctorch\nSize\n'
+ORDERED = b'ccollections\nOrderedDict\n'
+TENSOR = b'ctorch._utils\n_rebuild_tensor_v2\n'
+
+
+@pytest.mark.parametrize(
+  'program',
+  [
+    # Known names do no more than they should.
+    ORDERED + b'NR', ORDERED + b')R)b', ORDERED + b'}b', ORDERED + b')\x81',
+    ORDERED + b'](](KKee\x85R', SIZE + b'K\x02R', SIZE + b'K\x02\x85R',
+    SIZE + b']\x85R', TENSOR + b')R', TENSOR + b'(NK\x00))tR',
+    TENSOR + b'(ctorch\nFloatStorage\nK\x00))tR',
+    b'ctorch._utils\n_rebuild_parameter\nN\x85R',
+    b'ctorch\ndevice\nK\x01\x85R', b'ctorch\nFloatStorage\n)R',
+    b'ctorch\nfloat32\n)R', b'ctorch\nfloat32\n}b',
+    b'ccollections\nCounter\n)R',
+    # References that are none.
+    b'NQ', b')Q', b'U\x07storageQ', b'(X\x07\x00\x00\x00storageNU\x010NK\x01tQ',
+    b"(X\x07\x00\x00\x00storagectorch\nSize\nX\x01\x00\x00\x000NK\x01tQ",
+    b"(X\x06\x00\x00\x00modulectorch\nFloatStorage\nX\x01\x00\x00\x000NK\x01tQ",
+    b'Pid\n',
+    # Keys that are none.
+    b'}NNs', b'})Ns', b'}G\x00\x00\x00\x00\x00\x00\x00\x00Ns', b'}\x88Ns',
+    b'}]Ns', b'}}Ns', b'}(K\x01u', b']K\x01K\x01s', b'NK\x01K\x01s',
+  ],
+)  # fmt: skip
+def test_wrong_programs(refused, program):
+  refused(zip_of(b'\x80\x02' + program + b'.'))
+
+
+def test_large_pickle_is_not_read(refused):
+  data = b'\x80\x02' + b']0' * (1 << 23) + b'N.'
+  assert 'larger than 16 MiB' in refused(zip_of(data))
+
+
+def test_member_longer_than_the_file(read):
+  items = 1 << 28
+  storage = Storage(np.zeros(6, 'f4'), size=items)
+  data, storages = dump({'a': tensor(storage, (2,), (1,))})
+  data = bytearray(zip_of(data, storages))
+  # The length of data/0 in the directory, twice.
+  start = data.index(b'net/data/0', data.index(b'PK\x01\x02')) - 46 + 20
+  assert struct.unpack_from('<II', data, start) == (24, 24)
+  struct.pack_into('<II', data, start, 4 * items, 4 * items)
+  found = read(bytes(data))['a']
+  tracemalloc.start()
+  try:
+    with pytest.raises(BadTensor, match='is lost: its data/0 is cut off'):
+      found.numpy()
+    _, peak = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  assert peak < 1 << 20
+
+
+def use(path):
+  """Reads all there is; returns the errors, which must be of two kinds."""
+  try:
+    content = torch_files.read(path)
+    torch_files.read_metadata(path)
+  except InputError as error:
+    return [error]
+  errors = []
+  heap = [content]
+  for _ in range(1000):
+    if not heap:
+      break
+    one = heap.pop()
+    if isinstance(one, dict):
+      heap += one.values()
+    elif isinstance(one, list | tuple):
+      heap += one
+    elif isinstance(one, Tensor):
+      try:
+        one.numpy()
+      except BadTensor as error:
+        errors.append(error)
+  return errors
+
+
+def small(form, path):
+  if form == 'ours':
+    torch_files.write(path, {'a': np.ones(3), 'b': np.array(3)}, {'step': 1})
+    data = path.read_bytes()
+    path.unlink()
+    return data
+  return saved(
+    {'a': dense(np.ones((2, 3)), '1'), 'b': [dense(np.array(3), '2'), 0.5]},
+    form,
+  )
+
+
+@pytest.mark.parametrize('form', [*FORMS, 'ours'])
+def test_every_cut_is_noticed(path, form):
+  data = small(form, path)
+  path.write_bytes(data)
+  assert use(path) == []
+  for length in range(len(data)):
+    path.write_bytes(data[:length])
+    (error,) = use(path)
+    assert isinstance(error, InputError)
+    assert str(error).isprintable()
+
+
+@pytest.mark.parametrize('form', [*FORMS, 'ours'])
+def test_damage_raises_nothing_else(path, form):
+  rng = np.random.default_rng(3)
+  data = small(form, path)
+  noticed = 0
+  for trial in range(1000):
+    damaged = bytearray(data)
+    count = 1 if trial % 2 else 8
+    for place in rng.integers(0, len(data), count):
+      damaged[place] = rng.integers(0, 256)
+    path.write_bytes(damaged)
+    errors = use(path)
+    for error in errors:
+      assert str(error).isprintable()
+    noticed += bool(errors)
+  assert noticed > 300
+
+
+def with_checksums(data):
+  """A zip file whose checksums are right again, so that the pickle is read."""
+  data = bytearray(data)
+  start = data.index(b'PK\x01\x02')
+  while data[start : start + 4] == b'PK\x01\x02':
+    size, name, extra, note = struct.unpack(
+      '<I4xHHH', data[start + 20 : start + 34]
+    )
+    (header,) = struct.unpack('<I', data[start + 42 : start + 46])
+    lengths = struct.unpack('<HH', data[header + 26 : header + 30])
+    begin = header + 30 + sum(lengths)
+    checksum = struct.pack('<I', zlib.crc32(data[begin : begin + size]))
+    data[start + 16 : start + 20] = data[header + 14 : header + 18] = checksum
+    start += 46 + name + extra + note
+  return bytes(data)
+
+
+@pytest.mark.parametrize('form', ['zip', 'ours'])
+def test_damage_below_right_checksums(path, form):
+  rng = np.random.default_rng(5)
+  data = small(form, path)
+  assert with_checksums(data) == data
+  begin = data.index(b'data.pkl') + len('data.pkl')
+  end = data.index(b'byteorder')
+  noticed = 0
+  for trial in range(500):
+    damaged = bytearray(data)
+    for place in rng.integers(begin, end - 30, 1 + trial % 3):
+      damaged[place] = rng.integers(0, 256)
+    path.write_bytes(with_checksums(damaged))
+    errors = use(path)
+    for error in errors:
+      assert str(error).isprintable()
+    noticed += bool(errors)
+  assert noticed > 100
+
+
+def test_files_without_metadata(path):
+  for form in FORMS:
+    path.write_bytes(saved({}, form))
+    assert torch_files.read_metadata(path) is None
+
+
+@pytest.mark.parametrize(
+  'text', [b'', b'[]', b'{', b'\xff', b'[' * 100_000, b'{"a": ' + b'9' * 5000]
+)
+def test_metadata_that_are_none(path, text):
+  path.write_bytes(zip_of(EMPTY, metadata__json=text))
+  with pytest.raises(InputError, match='metadata.json is no JSON of names'):
+    torch_files.read_metadata(path)
+  assert torch_files.read(path) == {}
+
+
+def test_metadata_of_another_zip_file(path):
+  path.write_bytes(other_zip(a=b'a'))
+  with pytest.raises(InputError, match='not of torch.save'):
+    torch_files.read_metadata(path)
+
+
+def test_names_are_in_full():
+  for name in torch_files._Machine.names:
+    assert '.' in name
+  assert not torch_files._Machine.names <= pickles.Machine.names

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PyTorch's files beside PyTorch: bit for bit, both ways."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from elasticface_jax.errors import InputError
+from elasticface_jax.interop import torch_files
+from elasticface_jax.interop.torch_files import Tensor
+
+torch = pytest.importorskip('torch')
+
+DTYPES = [
+  torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64,
+  torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+]  # fmt: skip
+
+forms = pytest.mark.parametrize('zipped', [True, False])
+
+
+@pytest.fixture
+def path(tmp_path):
+  return tmp_path / 'net.pth'
+
+
+def save(content, path, zipped, **options):
+  torch.save(content, path, _use_new_zipfile_serialization=zipped, **options)
+
+
+def same(found, tensor):
+  """Bit for bit; bfloat16, which torch does not give to NumPy, as integers."""
+  tensor = tensor.detach().contiguous()
+  assert str(found.dtype) == str(tensor.dtype).removeprefix('torch.')
+  assert found.shape == tuple(tensor.shape)
+  assert (
+    found.tobytes() == tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+  )
+
+
+def same_tree(found, tree):
+  if isinstance(tree, torch.Tensor):
+    assert isinstance(found, Tensor)
+    same(found.numpy(), tree)
+  elif isinstance(tree, dict):
+    assert list(found) == list(tree)
+    for key, value in tree.items():
+      same_tree(found[key], value)
+  elif isinstance(tree, list | tuple):
+    assert type(found) is type(tree) and len(found) == len(tree)
+    for one, other in zip(found, tree, strict=True):
+      same_tree(one, other)
+  else:
+    assert found == tree and type(found) is type(tree)
+
+
+def tensors():
+  random = torch.Generator().manual_seed(7)
+  made = {
+    str(dtype): torch.randint(0, 100, (2, 3, 4), generator=random).to(dtype)
+    for dtype in DTYPES
+  }
+  image = torch.rand(2, 3, 5, 7, generator=random)
+  return made | {
+    'scalar': torch.tensor(5),
+    'empty': torch.ones(2, 0, 3),
+    'nan': torch.tensor([float('nan'), -0.0, float('inf'), 1e-45]),
+    'channels last': image.contiguous(memory_format=torch.channels_last),
+    'transposed': image.transpose(1, 3),
+    'slice': image[1:, ::2, 1:3, 4],
+    'row': image[1, 2],
+    'whole': image,
+    'parameter': torch.nn.Parameter(image[0]),
+    'buffer': torch.nn.Parameter(image[0], requires_grad=False),
+  }
+
+
+@forms
+@pytest.mark.parametrize('protocol', [2, 3, 4, 5])
+def test_reads_what_torch_writes(path, zipped, protocol):
+  expected = tensors()
+  save(expected, path, zipped, pickle_protocol=protocol)
+  same_tree(torch_files.read(path), expected)
+
+
+@pytest.mark.parametrize('options', [{}, {'mmap': True}])
+def test_torch_reads_what_is_written(path, options):
+  expected = {k: v.detach().contiguous() for k, v in tensors().items()}
+  save(expected, path, True)
+  arrays = {k: v.numpy() for k, v in torch_files.read(path).items()}
+  ours = path.with_suffix('.ours')
+  torch_files.write(ours, arrays, {'step': 3})
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    found = torch.load(ours, weights_only=True, **options)
+  assert type(found) is type(torch.nn.Linear(1, 1).state_dict())
+  assert list(found) == list(expected)
+  for name, tensor in found.items():
+    assert tensor.is_contiguous() and tensor.device.type == 'cpu'
+    assert tensor.stride() == expected[name].stride()
+    assert not tensor.requires_grad
+    same(arrays[name], tensor)
+    assert tensor.dtype == expected[name].dtype
+    assert torch.equal(tensor.nan_to_num(), expected[name].nan_to_num())
+
+
+def test_torch_reads_large_headers(path, monkeypatch):
+  monkeypatch.setattr(torch_files, '_ZIP64_BYTES', 10)
+  arrays = {'a': np.arange(7.0), 'b': np.ones((2, 2), np.float32)}
+  torch_files.write(path, arrays, {})
+  for options in ({}, {'mmap': True}):
+    found = torch.load(path, weights_only=True, **options)
+    for name, array in arrays.items():
+      same(array, found[name])
+
+
+class Net(torch.nn.Sequential):
+  def __init__(self):
+    super().__init__(
+      torch.nn.Conv2d(3, 4, 3),
+      torch.nn.BatchNorm2d(4),
+      torch.nn.PReLU(4),
+      torch.nn.Flatten(),
+      torch.nn.Linear(36, 8),
+    )
+
+
+def trained():
+  torch.manual_seed(0)
+  net = Net().to(memory_format=torch.channels_last)
+  optimizer = torch.optim.SGD(
+    net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4
+  )
+  scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 1, 8], 0.1)
+  for _ in range(2):
+    optimizer.zero_grad()
+    net(torch.rand(2, 3, 5, 5)).square().sum().backward()
+    optimizer.step()
+    scheduler.step()
+  return net, optimizer, scheduler
+
+
+@forms
+def test_training_checkpoint(path, zipped):
+  net, optimizer, scheduler = trained()
+  adam = torch.optim.AdamW(net.parameters())
+  adam.step()
+  content = {
+    'epoch': 3,
+    'global_step': 100_000,
+    'state_dict': net.state_dict(),
+    'wrapped': torch.nn.DataParallel(net).state_dict(),
+    'optimizer': optimizer.state_dict(),
+    'adam': adam.state_dict(),
+    'scheduler': scheduler.state_dict(),
+    'scaler': {'scale': 2.0**16, '_growth_tracker': 0},
+    'best': np.float64(0.99),
+    'rng': torch.get_rng_state(),
+    'shape': net[0].weight.shape,
+    'none': None,
+  }
+  save(content, path, zipped)
+  found = torch_files.read(path)
+  assert found.pop('shape') == tuple(content.pop('shape'))
+  # What torch calls a Counter is a dict here.
+  milestones = content['scheduler'].pop('milestones')
+  assert found['scheduler'].pop('milestones') == dict(milestones)
+  same_tree(found, content)
+
+
+@forms
+def test_other_values(path, zipped):
+  save(
+    [torch.device('cuda:1'), torch.device('cpu'), torch.float16], path, zipped
+  )
+  assert torch_files.read(path) == ['cuda:1', 'cpu', 'torch.float16']
+
+
+def test_a_module_loads_it_strictly(path):
+  net, *_ = trained()
+  arrays = {k: v.numpy() for k, v in net.state_dict().items()}
+  torch_files.write(path, arrays, {})
+  other = Net()
+  other.load_state_dict(torch.load(path, weights_only=True), strict=True)
+  for name, tensor in other.state_dict().items():
+    same(arrays[name], tensor)
+
+
+@forms
+def test_a_whole_module_is_named(path, zipped):
+  save({'model': torch.nn.Linear(2, 2)}, path, zipped)
+  with pytest.raises(InputError, match='torch.nn.modules.linear.Linear, which'):
+    torch_files.read(path)
+
+
+@forms
+@pytest.mark.parametrize('tensor, name', [
+  (torch.eye(2).to_sparse(), 'torch._utils._rebuild_sparse_tensor'),
+  (torch.ones(2, dtype=torch.complex64), 'torch.ComplexFloatStorage'),
+  (torch.ones(2, device='meta'), '_rebuild_meta_tensor_no_storage'),
+])  # fmt: skip
+def test_other_kinds_of_tensors_are_named(path, zipped, tensor, name):
+  save({'a': tensor}, path, zipped)
+  with pytest.raises(InputError, match=f'asks for .*{name}, which'):
+    torch_files.read(path)
+
+
+def test_expanded_tensors_are_refused(path):
+  save({'a': torch.zeros(1).expand(3)}, path, True)
+  with pytest.raises(torch_files.BadTensor, match='storage of 1 numbers'):
+    torch_files.read(path)['a'].numpy()
+
+
+@pytest.mark.filterwarnings('ignore:.*torch.jit:DeprecationWarning')
+def test_torchscript_is_named(path):
+  traced = torch.jit.trace(torch.nn.Linear(2, 2), torch.rand(3, 2))
+  torch.jit.save(traced, path)
+  with pytest.raises(InputError, match='a TorchScript archive'):
+    torch_files.read(path)

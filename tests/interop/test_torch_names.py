@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PyTorch's names and layouts, without PyTorch."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from elasticface_jax import interop, models
+from elasticface_jax.errors import InputError
+from elasticface_jax.interop import torch_files
+
+
+def random_tree(tree, seed=0):
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda x: rng.uniform(0.5, 1.5, x.shape).astype(np.float32), tree
+  )
+
+
+@pytest.fixture(params=[False, True], ids=['plain', 'se'])
+def backbone(request):
+  return models.build(
+    'iresnet18', width=16, embedding_dim=8, use_se=request.param
+  )
+
+
+@pytest.fixture
+def weights(backbone):
+  like = jax.eval_shape(
+    backbone.init, jax.eval_shape(lambda: jax.random.key(0))
+  )
+  return random_tree(like)
+
+
+@pytest.fixture
+def state_dict(weights):
+  return interop.to_torch(*weights, num_batches_tracked=295_672)
+
+
+def same(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    assert x.dtype == y.dtype and x.shape == y.shape
+    assert x.tobytes() == y.tobytes()
+
+
+def test_round_trip_is_bit_for_bit(weights, state_dict):
+  same(interop.from_torch(state_dict), weights)
+  again = interop.to_torch(
+    *interop.from_torch(state_dict),
+    num_batches_tracked=interop.num_batches_tracked(state_dict),
+  )
+  assert list(again) == list(state_dict)
+  same(again, state_dict)
+
+
+# Counted in the published networks.
+@pytest.mark.parametrize(
+  'name, keys, parameters',
+  [
+    ('iresnet18', 187, 24_025_600),
+    ('iresnet34', 331, 34_139_328),
+    ('iresnet50', 475, 43_590_848),
+    ('iresnet100', 925, 65_156_160),
+    ('iresnet200', 1807, 118_833_920),
+  ],
+)
+@pytest.mark.parametrize('use_se', [False, True])
+def test_numbers_of_the_published_networks(name, keys, parameters, use_se):
+  modules = list(
+    interop.torch_names._modules(
+      stages=models.STAGES[name], width=64, embedding_dim=512, use_se=use_se
+    )
+  )
+  tensors = interop.torch_names._TENSORS
+  counts = trained = 0
+  for _, kind, shape in modules:
+    counts += len(tensors[kind]) + {'norm': 1, 'features': 2}.get(kind, 0)
+    trained += int(np.prod(shape))
+    trained += shape[0] if kind in ('norm', 'fc', 'features') else 0
+  blocks = sum(models.STAGES[name])
+  assert counts == keys + 2 * blocks * use_se
+  gates = sum(
+    b * 2 * (64 << i) ** 2 // 16 for i, b in enumerate(models.STAGES[name])
+  )
+  assert trained == parameters + gates * use_se
+
+
+def test_names_and_layouts(weights, state_dict):
+  params, batch_stats = weights
+  stem = params['conv1']['kernel']  # [3, 3, I, O]
+  np.testing.assert_array_equal(
+    state_dict['conv1.weight'][5, 2], stem[:, :, 2, 5]
+  )
+  assert list(state_dict)[:7] == [
+    'conv1.weight',
+    'bn1.weight',
+    'bn1.bias',
+    'bn1.running_mean',
+    'bn1.running_var',
+    'bn1.num_batches_tracked',
+    'prelu.weight',
+  ]
+  assert list(state_dict)[-7:] == [
+    'fc.weight',
+    'fc.bias',
+    'features.weight',
+    'features.bias',
+    'features.running_mean',
+    'features.running_var',
+    'features.num_batches_tracked',
+  ]
+  assert (state_dict['features.weight'] == 1).all()
+  count = state_dict['features.num_batches_tracked']
+  assert count.dtype == np.int64 and count.shape == () and count == 295_672
+  # A feature map of 7x7 with 128 channels, flattened as either has it.
+  feature_map = np.random.default_rng(1).normal(size=(7, 7, 128))
+  ours = feature_map.reshape(-1) @ params['fc']['kernel']
+  theirs = state_dict['fc.weight'] @ feature_map.transpose(2, 0, 1).reshape(-1)
+  np.testing.assert_allclose(ours, theirs, 1e-5)
+  np.testing.assert_array_equal(
+    state_dict['layer2.1.bn3.running_var'],
+    batch_stats['layer2']['1']['bn3']['var'],
+  )
+
+
+def test_depth_width_and_gate_are_found(backbone, weights, state_dict):
+  params, _ = interop.from_torch(state_dict)
+  model = interop.model_of(params)
+  again = models.build(**model)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  shapes = lambda b: jax.tree.map(
+    lambda x: x.shape, jax.eval_shape(b.init, key)
+  )
+  assert shapes(again) == shapes(backbone)
+
+
+def test_any_wrapping(weights, state_dict):
+  ddp = {f'module.{k}': v for k, v in state_dict.items()}
+  counters = [k for k in state_dict if k.endswith('num_batches_tracked')]
+  head = np.ones((8, 5), np.float32)
+  for wrapped in (
+    ddp,
+    {'state_dict': ddp, 'epoch': 3, 'optimizer': {'state': {0: {'step': 1}}}},
+    {'state_dict_backbone': ddp, 'state_dict_softmax_fc': {'weight': head.T}},
+    {f'model.{k}': v for k, v in state_dict.items()} | {'head.kernel': head},
+    {k: v for k, v in state_dict.items() if k not in counters},
+  ):
+    same(interop.from_torch(wrapped), weights)
+
+
+def test_other_precisions(weights, state_dict):
+  wide = {
+    k: v.astype(np.float64) if v.dtype == np.float32 else v
+    for k, v in state_dict.items()
+  }
+  params, _ = interop.from_torch(wide)
+  assert params['fc']['kernel'].dtype == np.float64
+  assert interop.to_torch(*interop.from_torch(wide))['fc.bias'].dtype == float
+  narrow = {
+    k: v.astype(np.float16) if v.dtype == np.float32 else v
+    for k, v in state_dict.items()
+  }
+  narrow['bn1.bias'] = jax.numpy.bfloat16(state_dict['bn1.bias'])
+  params, _ = interop.from_torch(narrow)
+  assert params['fc']['kernel'].dtype == np.float32
+  np.testing.assert_array_equal(
+    params['bn2']['scale'], narrow['bn2.weight'].astype(np.float32)
+  )
+
+
+def test_files(weights, state_dict, tmp_path):
+  path = tmp_path / 'backbone.pth'
+  torch_files.write(path, state_dict, {})
+  same(interop.from_torch(path), weights)
+  same(interop.from_torch(str(path)), weights)
+
+
+def test_embeddings_are_of_the_same_network(backbone, weights, state_dict):
+  images = np.random.default_rng(2).uniform(-1, 1, (2, 112, 112, 3))
+  images = images.astype(np.float32)
+  first, _ = backbone.apply(*weights, images, train=False)
+  again, _ = backbone.apply(
+    *interop.from_torch(state_dict), images, train=False
+  )
+  np.testing.assert_array_equal(first, again)
+
+
+def changed(state_dict, **changes):
+  """Some keys replaced; None takes one away."""
+  changes = {k.replace('__', '.'): v for k, v in changes.items()}
+  return {k: v for k, v in (state_dict | changes).items() if v is not None}
+
+
+ZEROS = np.zeros((3, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+  'changes, told',
+  [
+    ({'bn2__bias': None}, "no IResNet of PyTorch's: missing 'bn2.bias'$"),
+    (
+      {'bn2__bias': None, 'prelu__weight': None},
+      "missing 'prelu.weight' and 1 more",
+    ),
+    ({'layer2__1__bn4__bias': ZEROS}, "unknown 'layer2.1.bn4.bias'"),
+    (
+      {'bn2__bias': None, 'bn2__beta': ZEROS},
+      "missing 'bn2.bias'; unknown 'bn2.beta'",
+    ),
+    ({'bn1__weight': ZEROS}, r'bn1.weight has shape \[3, 3\], not \[16\]'),
+    (
+      {'fc__weight': np.zeros((8, 9), np.float32)},
+      r'fc.weight has shape \[8, 9\], not \[8, 6272\]',
+    ),
+    ({'conv1__weight': None}, 'conv1.weight is missing'),
+    ({'conv1__weight': ZEROS}, r'conv1.weight has shape \[3, 3\]; .* 4 dims'),
+    ({'epoch': 3}, "unknown 'epoch'"),
+    ({'bn1__weight': 3.0}, r'bn1.weight has shape \[\]'),
+    ({'prelu__weight': np.full(16, np.nan)}, 'prelu.weight holds .* not fin'),
+    ({'features__weight': np.full(8, 2.0)}, 'features.weight is not 1'),
+    ({'layer3__2__bn1__weight': ZEROS}, '2, 2, 3, 2 blocks .* none of iresnet'),
+  ],
+)
+def test_wrong_keys(state_dict, changes, told):
+  with pytest.raises(InputError, match=told) as error:
+    interop.from_torch(changed(state_dict, **changes))
+  assert '\n' not in str(error.value)
+
+
+def test_prefix_is_told(state_dict):
+  ddp = {f'module.{k}': v for k, v in state_dict.items()}
+  del ddp['module.bn1.weight']
+  with pytest.raises(InputError, match=re.escape("'module.bn1.weight'")):
+    interop.from_torch(ddp)
+
+
+def test_other_networks(state_dict, tmp_path):
+  with pytest.raises(InputError, match="no key has layer1.0.*'layers.0.weig"):
+    interop.from_torch({'layers.0.weight': ZEROS})
+  with pytest.raises(InputError, match='no key has layer1.0'):
+    interop.from_torch([1, 2])
+  resnet = {
+    'conv1.weight': np.zeros((64, 3, 7, 7)),
+    'fc.weight': np.zeros((1000, 512)),
+    'fc.bias': np.zeros(1000),
+  } | {
+    f'layer{i}.{j}.conv1.weight': np.zeros((64, 64, 3, 3))
+    for i in range(1, 5)
+    for j in range(2)
+  }
+  with pytest.raises(InputError, match="missing 'bn1.weight' and"):
+    interop.from_torch(resnet)
+  with pytest.raises(InputError, match='2 backbones'):
+    interop.from_torch({'model': state_dict, 'ema': state_dict})
+  path = tmp_path / 'other.pth'
+  torch_files.write(path, {'a.weight': ZEROS}, {})
+  with pytest.raises(InputError, match=re.escape(str(path))):
+    interop.from_torch(path)
+
+
+def test_heads(state_dict, tmp_path):
+  centers = np.random.default_rng(0).normal(size=(7, 8)).astype(np.float32)
+  softmax_fc = {'weight': centers}
+  checkpoint = {
+    'epoch': 1,
+    'state_dict_backbone': {f'module.{k}': v for k, v in state_dict.items()},
+    'state_dict_softmax_fc': softmax_fc,
+  }
+  for head in (
+    {'kernel': centers.T},
+    {'module.kernel': centers.T},
+    softmax_fc,
+    checkpoint,
+    {'state_dict': state_dict | {'head.kernel': centers.T}},
+    centers,
+  ):
+    np.testing.assert_array_equal(interop.head_from_torch(head), centers)
+  paths = []
+  for rank, part in enumerate((centers[:3], centers[3:5], centers[5:])):
+    paths.append(tmp_path / f'checkpoint_gpu_{rank}.pt')
+    torch_files.write(paths[-1], {'weight': part}, {})
+  np.testing.assert_array_equal(interop.head_from_torch(*paths), centers)
+  with pytest.raises(InputError, match=r'\[2, 3, 2\] classes.*order of ranks'):
+    interop.head_from_torch(paths[1], paths[0], paths[2])
+  with pytest.raises(InputError, match=r'embeddings of \[8, 7\]'):
+    interop.head_from_torch(centers, centers.T)
+
+
+@pytest.mark.parametrize(
+  'head, told',
+  [
+    ({}, 'here is none'),
+    ({'kernel': np.zeros(3)}, 'here is none'),
+    ({'kernel': ZEROS, 'weight': ZEROS}, r'several \(kernel, weight\)'),
+    (3, 'here is none'),
+  ],
+)
+def test_no_heads(head, told):
+  with pytest.raises(InputError, match=told):
+    interop.head_from_torch(head)
