@@ -32,6 +32,7 @@ import argparse
 import copy
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -56,6 +57,7 @@ from elasticface_jax.benchmark.recipe import (
 )
 from elasticface_jax.losses import by_name
 
+DTYPES = 'float64', 'float32'
 TOLERANCE = 1e-8  # In float64.
 # Of the backbone's largest momentum: see above.
 LEAST_MOMENTUM = 1e-3
@@ -333,7 +335,10 @@ def golden() -> dict:
   return made
 
 
-DTYPES = 'float64', 'float32'
+def in_lines(content: dict) -> str:
+  """JSON with every list on one line."""
+  text = json.dumps(content, indent=1) + '\n'
+  return re.sub(r'\[[^][]*\]', lambda found: ' '.join(found[0].split()), text)
 
 
 def possible_mistakes(recipe: Recipe) -> list[str]:
@@ -411,7 +416,7 @@ def main(argv=None):
     return 2
   jax.config.update('jax_platforms', 'cpu')
   if flags.write:
-    flags.write.write_text(json.dumps(golden(), indent=1) + '\n')
+    flags.write.write_text(in_lines(golden()))
     return 0
   print(
     f'{flags.model}, width {flags.width}, batch size {flags.batch_size} in '

@@ -9,7 +9,6 @@ five pickles in a row and then the storages (`_use_new_zipfile_serialization`).
 Both are read here, by a machine that executes nothing (`pickles.Machine`).
 """
 
-import contextlib
 import dataclasses
 import io
 import json
@@ -19,7 +18,7 @@ import struct
 import sys
 import weakref
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -28,6 +27,7 @@ import numpy as np
 
 from elasticface_jax import pickles
 from elasticface_jax.errors import InputError
+from elasticface_jax.interop import written
 
 _DTYPES = {
   'torch.FloatStorage': np.dtype(np.float32),
@@ -250,13 +250,13 @@ def write(
   or not there.
 
   Args:
-    path: the file, which must not be there yet.
+    path: of the file; one that is there is replaced.
     state_dict: arrays by name, in order; floats (bfloat16 too), signed
       integers, uint8 or bool.
     metadata: for JSON; torch does not look at it, and `read_metadata` does.
 
   Raises:
-    InputError: if the file exists or cannot be written.
+    InputError: if the file cannot be written.
     TypeError: if PyTorch has no such dtype.
     TypeError, ValueError: if JSON has no such metadata.
   """
@@ -271,7 +271,11 @@ def write(
     },
     'version': b'3\n',
   }
-  with _new_file(Path(path)) as file, zipfile.ZipFile(file, 'w') as archive:
+  with (
+    written.whole(path) as part,
+    open(part, 'wb') as file,
+    zipfile.ZipFile(file, 'w') as archive,
+  ):
     for name, data in members.items():
       _add(file, archive, f'archive/{name}', memoryview(data))
 
@@ -586,20 +590,3 @@ def _add(file: BinaryIO, archive: zipfile.ZipFile, name: str, data: memoryview):
   info.extra = struct.pack('<2sH', b'FB', padding) + b'Z' * padding
   with archive.open(info, 'w', force_zip64=large) as member:
     member.write(data)
-
-
-@contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[BinaryIO]:
-  """Opens a file that gets its name when it is whole."""
-  if os.path.lexists(path):
-    raise InputError(f'{path} exists; give another name, or remove it')
-  part = path.with_name(f'{path.name}.{os.getpid()}.part')
-  try:
-    with open(part, 'wb') as file:
-      yield file
-    os.replace(part, path)
-  except OSError as error:
-    raise InputError(f'{path}: {error.strerror}; nothing is written') from error
-  finally:
-    with contextlib.suppress(OSError):
-      part.unlink()

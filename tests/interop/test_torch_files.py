@@ -275,19 +275,18 @@ def test_storages_are_aligned(path, monkeypatch, large):
     same(found.numpy(), expected[name])
 
 
-def test_nothing_is_overwritten_or_half_written(path, tmp_path, monkeypatch):
+def test_a_file_is_whole_or_the_old_one(path, tmp_path, monkeypatch):
+  torch_files.write(path, {}, {})
   torch_files.write(path, {'a': np.ones(3)}, {})
-  before = path.read_bytes()
-  with pytest.raises(InputError, match='net.pth exists; give another name'):
-    torch_files.write(path, {}, {})
-  assert path.read_bytes() == before
+  assert list(torch_files.read(path)) == ['a']
   with pytest.raises(InputError, match='nowhere/a.pth: No such file'):
     torch_files.write(tmp_path / 'nowhere' / 'a.pth', {}, {})
   full = OSError(28, 'No space left on device')
   monkeypatch.setattr(torch_files, '_add', mock.Mock(side_effect=full))
   with pytest.raises(InputError, match='No space left on device; nothing is'):
-    torch_files.write(tmp_path / 'b.pth', {}, {})
+    torch_files.write(path, {}, {})
   assert list(tmp_path.iterdir()) == [path]
+  assert list(torch_files.read(path)) == ['a']
 
 
 @pytest.mark.parametrize('array', [np.ones(2, 'c8'), np.array(['a']), {}])
