@@ -49,20 +49,24 @@ from elasticface_jax.interop import (
   torch_names,
 )
 from elasticface_jax.models.iresnet import IMAGE_SHAPE
+from elasticface_jax.models.layers import MOMENTUM
 
 TOLERANCE = 1e-4  # Of the largest number in an embedding.
 SECONDS = 0.5  # That a way takes in a round, at least.
 
 
 def make_numbers(backbone):
-  """Parameters and statistics that keep numbers about as large as they are."""
-  params, batch_stats = backbone.init(jax.random.key(0))
-
-  def narrowed(leaf):
-    # Kernels begin wider, for BatchNorm to divide by a batch's own statistics.
-    return leaf * 10 * leaf[..., 0].size ** -0.5 if leaf.ndim == 4 else leaf
-
-  params = jax.tree.map(narrowed, params)
+  """Initial parameters, and the statistics of a batch: as after training."""
+  params, before = backbone.init(jax.random.key(0))
+  rng = np.random.default_rng(1)
+  # Brighter or darker as a whole: noise alone looks alike to a network.
+  means = rng.uniform(-0.5, 0.5, (8, 1, 1, 3))
+  images = means + rng.uniform(-0.5, 0.5, (8, *IMAGE_SHAPE))
+  train = jax.jit(functools.partial(backbone.apply, train=True))
+  _, after = train(params, before, images.astype(np.float32))
+  batch_stats = jax.tree.map(
+    lambda old, new: (new - MOMENTUM * old) / (1 - MOMENTUM), before, after
+  )
   return jax.tree.map(np.asarray, (params, batch_stats))
 
 

@@ -24,6 +24,9 @@ less.
 PyTorch's clip divides by the norm plus 1e-6, ours by the norm. With
 --exact-clip both do: then what is left is rounding.
 
+In float32 rounding grows from step to step, and gradients may jump: where it
+turns the sign of a number next to 0, a PReLU has another slope.
+
 In float64 the check exits with 1 if a quantity, weight or statistic differs by
 more than 1e-8; with mistakes, if one of them makes no such difference.
 """

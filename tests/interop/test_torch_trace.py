@@ -30,8 +30,10 @@ AT_ONCE = {
   'one statistic for all groups',
   'margins paired over the whole batch',
 }
-# Of float32, measured: up to 1e-6 at first, 3e-3 after 20 steps. Ten times it.
-FIRST, GROWTH = 1e-5, 1.6
+# Of float32: about ten times what was measured, with several numbers of threads
+# and versions of jax, in the first step and per step. Rounding grows by half a
+# step; where it turns the sign of what a PReLU sees, gradients jump by 1e-4.
+FIRST, GROWTH = 1e-3, 1.25
 
 
 @pytest.fixture(scope='module')
@@ -94,7 +96,7 @@ def test_mistakes_leave_the_trace(trace, run, groups):
   for name, wrong in mistakes.items():
     ((quantity, values),) = wrong.items()
     apart = trace.relative(ours.steps[quantity], values)
-    assert apart.max() > 1e-4, (name, apart)
+    assert apart.max() > 1000 * TOLERANCES['float64'], (name, apart)
     # The loss is the first to show a weight that an update left wrong.
     first = np.flatnonzero(apart > TOLERANCES['float64'])[0]
     assert first in ((0,) if name in AT_ONCE else (1, 2)), (name, apart)
@@ -107,6 +109,8 @@ def test_float32_as_far_as_rounding_allows(trace, run, groups):
   for name, values in golden(groups)['float32'].items():
     apart = trace.relative(ours.steps[name], values)
     assert (apart < FIRST * GROWTH ** np.arange(20)).all(), (name, apart)
+    if 'gradient' not in name:
+      assert apart[0] < 1e-6, (name, apart[0])
 
 
 @pytest.fixture
