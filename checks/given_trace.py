@@ -25,6 +25,7 @@ from elasticface_jax.benchmark.recipe import (
   WEIGHT_DECAY,
   Recipe,
 )
+from elasticface_jax.benchmark.step import make_layout
 from elasticface_jax.losses import by_name
 from elasticface_jax.training import augment, optimizer, state
 from elasticface_jax.training.step import make_step
@@ -210,15 +211,7 @@ def train(recipe: Recipe, given: Given) -> Trace:
 
 
 def _train(recipe, given):
-  layout = state.Layout(
-    batch_size=recipe.batch_size,
-    group_size=recipe.group_size,
-    num_classes=recipe.num_classes,
-    num_blocks=recipe.num_blocks,
-    subcenters=recipe.subcenters,
-    sample_rate=recipe.sample_rate,
-    mesh=state.make_mesh(1),
-  )
+  layout = make_layout(recipe, state.make_mesh(1))
   loss = GivenMargins(
     by_name.by_name(recipe.loss), given.margins.astype(recipe.dtype)
   )

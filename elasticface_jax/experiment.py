@@ -3,8 +3,6 @@
 
 import functools
 import gc
-import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +14,7 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from elasticface_jax import data, evaluation, models
+from elasticface_jax import data, evaluation, models, whole
 from elasticface_jax.errors import InputError
 from elasticface_jax.evaluation import plots
 from elasticface_jax.losses.by_name import by_name
@@ -286,8 +284,6 @@ def embed(weights: Weights, source: str, out: Path) -> None:
   Raises:
     InputError: if the data or the folder cannot be used.
   """
-  if out.exists() and (not out.is_dir() or any(out.iterdir())):
-    raise InputError(f'--out {out} is in use; give a folder that is not there')
   if not data.is_remote(source) and Path(source).is_file():
     pairs = data.open_pairs(source, num_pairs=0, seed=0)
     num_images, truth = len(pairs.images), {'same': pairs.same}
@@ -303,26 +299,22 @@ def embed(weights: Weights, source: str, out: Path) -> None:
         yield batch.indices, batch.images
 
     batches = read()
-  # Under another name first: a folder of that name is a whole one.
-  partial = out.with_name(out.name + '.partial')
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir(parents=True)
-  embeddings = np.lib.format.open_memmap(
-    partial / 'embeddings.npy',
-    mode='w+',
-    dtype=np.float32,
-    shape=(num_images, weights.model['embedding_dim']),
-  )
-  embed_images = _embedder(weights)
-  for places, images in batches:
-    embeddings[places] = embed_images(images)
-  embeddings.flush()
-  for name, values in truth.items():
-    np.save(partial / f'{name}.npy', values)
-  checkpoint.write_json(
-    partial / 'metadata.json', weights.describe() | {'data': source}
-  )
-  os.replace(partial, out)
+  with whole.folder(out, '--out') as partial:
+    embeddings = np.lib.format.open_memmap(
+      partial / 'embeddings.npy',
+      mode='w+',
+      dtype=np.float32,
+      shape=(num_images, weights.model['embedding_dim']),
+    )
+    embed_images = _embedder(weights)
+    for places, images in batches:
+      embeddings[places] = embed_images(images)
+    embeddings.flush()
+    for name, values in truth.items():
+      np.save(partial / f'{name}.npy', values)
+    checkpoint.write_json(
+      partial / 'metadata.json', weights.describe() | {'data': source}
+    )
 
 
 def _embedder(weights: Weights) -> Callable[[np.ndarray], np.ndarray]:

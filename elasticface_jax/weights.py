@@ -8,8 +8,6 @@ wrong with them.
 import dataclasses
 import functools
 import hashlib
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elasticface_jax import interop, models
+from elasticface_jax import interop, models, whole
 from elasticface_jax.errors import InputError
 from elasticface_jax.interop import onnx_graph, stablehlo, torch_files
 from elasticface_jax.training import checkpoint
@@ -147,9 +145,7 @@ def open_weights(path: Path, step: int | None = None) -> Weights:
     params, batch_stats = interop.from_torch(path)
     shape = interop.model_of(params)
     config = _NO_RECIPE | {'model': shape | _NO_RECIPE['model']}
-    narrow = functools.partial(np.asarray, dtype=np.float32)
-    params, batch_stats = jax.tree.map(narrow, (params, batch_stats))
-    return Weights(path, 0, config, params, batch_stats)
+    return Weights(path, 0, config, *_as_float32((params, batch_stats)))
   if not (path / 'config.json').is_file():
     raise InputError(
       f'{path} is not a run folder (it holds no config.json), nor a file of '
@@ -169,15 +165,11 @@ def convert(file: Path, workdir: Path, *, heads: Sequence[Path]) -> Weights:
     heads: files of the head, one a rank; none to leave it out.
 
   Returns:
-    What the folder holds.
+    What was read.
 
   Raises:
     InputError: if a file is not what it should be, or the folder is in use.
   """
-  if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-    raise InputError(
-      f'--workdir {workdir} is in use; give a folder that is not there yet'
-    )
   given = open_weights(file)
   state = {
     'step': np.zeros((), np.int32),
@@ -192,11 +184,6 @@ def convert(file: Path, workdir: Path, *, heads: Sequence[Path]) -> Weights:
         f'those of {file} have {given.model["embedding_dim"]}'
       )
     state['class_centers'] = centers[None].astype(np.float32)
-  # Under another name first: a folder of that name is a whole one.
-  partial = workdir.with_name(workdir.name + '.partial')
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir(parents=True)
-  checkpoint.write_json(partial / 'config.json', given.config)
   manifest = {
     'starts': [],
     'converted': {
@@ -204,12 +191,13 @@ def convert(file: Path, workdir: Path, *, heads: Sequence[Path]) -> Weights:
       'num_batches_tracked': interop.num_batches_tracked(file),
     },
   }
-  checkpoint.write_json(partial / 'manifest.json', manifest)
-  with checkpoint.Checkpoints(partial, keep=1) as checkpoints:
-    checkpoints.save(0, jax.tree.map(jnp.asarray, state))
-    checkpoints.wait()
-  os.replace(partial, workdir)
-  return open_weights(workdir)
+  with whole.folder(workdir, '--workdir') as partial:
+    checkpoint.write_json(partial / 'config.json', given.config)
+    checkpoint.write_json(partial / 'manifest.json', manifest)
+    with checkpoint.Checkpoints(partial, keep=1) as checkpoints:
+      checkpoints.save(0, jax.tree.map(jnp.asarray, state))
+      checkpoints.wait()
+  return given
 
 
 def export(weights: Weights, out: Path, *, file_format: str) -> None:
@@ -235,11 +223,9 @@ def export(weights: Weights, out: Path, *, file_format: str) -> None:
     return
   # What runs elsewhere computes in float32, whatever trained it.
   backbone = models.build(**weights.model | _NO_RECIPE['model'])
-  numbers = jax.tree.map(
-    functools.partial(np.asarray, dtype=np.float32),
-    (weights.params, weights.batch_stats),
-  )
+  numbers = weights.params, weights.batch_stats
   if file_format == 'onnx':
+    numbers = _as_float32(numbers)
     apply = jax.jit(functools.partial(backbone.apply, train=False))
     onnx_graph.write(
       out,
@@ -249,6 +235,10 @@ def export(weights: Weights, out: Path, *, file_format: str) -> None:
     )
   else:
     stablehlo.write(out, backbone, *numbers, told)
+
+
+def _as_float32(tree: Any) -> Any:
+  return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tree)
 
 
 def _batches_seen(weights: Weights) -> int:

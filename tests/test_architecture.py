@@ -12,12 +12,12 @@ PACKAGE = Path(importlib.util.find_spec('elasticface_jax').origin).parent
 ALLOWED = {
   'losses': set(),
   'models': set(),
-  'data': {'pickles'},
+  'data': {'pickles', 'whole'},
   'evaluation': set(),
   'training': {'losses'},
   'benchmark': {'losses', 'models', 'data', 'training'},
-  'interop': {'models', 'pickles'},
-  'weights': {'models', 'training', 'interop'},
+  'interop': {'models', 'pickles', 'whole'},
+  'weights': {'models', 'training', 'interop', 'whole'},
   'experiment': {
     'losses',
     'models',
@@ -25,11 +25,13 @@ ALLOWED = {
     'evaluation',
     'training',
     'weights',
+    'whole',
   },
   'cli': {'experiment', 'weights', 'data', 'training', 'benchmark'},
   '__main__': {'cli'},
   'errors': set(),
   'pickles': set(),
+  'whole': set(),
   '__init__': set(),
 }
 NOT_LOSSES = {'flax', 'optax', 'tensorflow', 'orbax', 'elasticface_jax.errors'}

@@ -13,20 +13,19 @@ four arrays, stored and not compressed, and no pickle:
 - ``same``: bool, ``[N]``.
 """
 
-import contextlib
 import dataclasses
 import io
 import itertools
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from elasticface_jax import pickles
+from elasticface_jax import pickles, whole
 from elasticface_jax.data import decode
 from elasticface_jax.data.synthetic import synthetic_pairs
 from elasticface_jax.errors import InputError
@@ -173,7 +172,9 @@ def write_pairs(
       '.npz, which is no pickle'
     )
   _check_lengths(path, encoded, same)
-  with _new_file(path) as file:
+  if os.path.lexists(path):
+    raise InputError(f'{path} exists; give another name, or remove it')
+  with whole.file(path) as part, open(part, 'wb') as file:
     write(file, [bytes(one) for one in encoded], [bool(one) for one in same])
 
 
@@ -279,23 +280,6 @@ def _write_npz(file: BinaryIO, encoded: list[bytes], same: list[bool]):
     offsets=np.cumsum([0, *map(len, encoded)], dtype=np.int64),
     same=np.array(same, bool),
   )
-
-
-@contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[BinaryIO]:
-  """Opens a file that gets its name when it is whole."""
-  if os.path.lexists(path):
-    raise InputError(f'{path} exists; give another name, or remove it')
-  part = path.with_name(f'{path.name}.{os.getpid()}.part')
-  try:
-    with open(part, 'wb') as file:
-      yield file
-    os.replace(part, path)
-  except OSError as error:
-    raise InputError(f'{path}: {error.strerror}; nothing is written') from error
-  finally:
-    with contextlib.suppress(OSError):
-      part.unlink()
 
 
 def _decode_any_size(path: Path, row: int, encoded: bytes) -> np.ndarray:

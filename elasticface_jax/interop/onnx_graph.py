@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from elasticface_jax import __version__
+from elasticface_jax import __version__, whole
 from elasticface_jax.errors import InputError
-from elasticface_jax.interop import written
+from elasticface_jax.interop import comparison
 from elasticface_jax.models.iresnet import IMAGE_SHAPE
 from elasticface_jax.models.layers import EPSILON
 
@@ -71,7 +71,7 @@ def write(
   onnx.checker.check_model(model, full_check=True)
   options = onnxruntime.SessionOptions()
   options.log_severity_level = _FATAL
-  with written.whole(path) as part:
+  with whole.file(path) as part:
     part.write_bytes(model.SerializeToString(deterministic=True))
     session = onnxruntime.InferenceSession(
       part, options, providers=['CPUExecutionProvider']
@@ -81,7 +81,7 @@ def write(
       channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
       return session.run([OUTPUT], {INPUT: channels_first})[0]
 
-    written.compare(path, run, embed)
+    comparison.compare(path, run, embed)
 
 
 def _packages():

@@ -33,8 +33,9 @@ import jax
 import numpy as np
 from jax import export
 
+from elasticface_jax import whole
 from elasticface_jax.errors import InputError
-from elasticface_jax.interop import written
+from elasticface_jax.interop import comparison
 from elasticface_jax.models import Backbone
 from elasticface_jax.models.iresnet import IMAGE_SHAPE
 
@@ -84,7 +85,7 @@ def write(
   with jax.enable_x64(False), _without_locations():
     exported = export.export(with_weights, platforms=PLATFORMS)(images)
     content = exported.serialize()
-  with written.whole(path) as part:
+  with whole.file(path) as part:
     part.write_bytes(content)
     with zipfile.ZipFile(part, 'a') as archive:
       # Its time is 1980's, whenever this is.
@@ -92,7 +93,9 @@ def write(
       archive.writestr(member, json.dumps(metadata, indent=2) + '\n')
     loaded = export.deserialize(bytearray(part.read_bytes()))
     expected = jax.jit(embed)
-    written.compare(path, loaded.call, lambda images: expected(numbers, images))
+    comparison.compare(
+      path, loaded.call, lambda images: expected(numbers, images)
+    )
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, Any]:

@@ -9,6 +9,7 @@ five pickles in a row and then the storages (`_use_new_zipfile_serialization`).
 Both are read here, by a machine that executes nothing (`pickles.Machine`).
 """
 
+import abc
 import dataclasses
 import io
 import json
@@ -20,14 +21,13 @@ import weakref
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 
-from elasticface_jax import pickles
+from elasticface_jax import pickles, whole
 from elasticface_jax.errors import InputError
-from elasticface_jax.interop import written
 
 _DTYPES = {
   'torch.FloatStorage': np.dtype(np.float32),
@@ -67,13 +67,22 @@ class BadTensor(ValueError):
   """
 
 
-class _Source(Protocol):
+class _Source(abc.ABC):
   """Where the storages of a file are; it keeps the file open."""
 
   byteorder: str
+  _last = None, b''
 
   def read(self, key: str, num_bytes: int) -> bytes:
     """The bytes of a storage."""
+    # Many tensors may be parts of one storage.
+    if self._last[0] != key:
+      self._last = key, self._fetch(key, num_bytes)
+    return self._last[1]
+
+  @abc.abstractmethod
+  def _fetch(self, key: str, num_bytes: int) -> bytes:
+    """Reads the bytes of a storage from the file."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -272,7 +281,7 @@ def write(
     'version': b'3\n',
   }
   with (
-    written.whole(path) as part,
+    whole.file(path) as part,
     open(part, 'wb') as file,
     zipfile.ZipFile(file, 'w') as archive,
   ):
@@ -393,7 +402,7 @@ def _tensor(storage: _Storage, offset: Any, size: Any, strides: Any) -> Tensor:
   return Tensor(tuple(size), storage.dtype, storage, offset, tuple(strides))
 
 
-class _Archive:
+class _Archive(_Source):
   """The zip format: each storage is a member."""
 
   def __init__(self, path: Path):
@@ -405,7 +414,6 @@ class _Archive:
         f'the zip file is cut off or damaged; {_AGAIN}'
       ) from error
     self._size = path.stat().st_size
-    self._last = None, b''
     tops = [
       name.removesuffix('data.pkl')
       for name in self._zip.namelist()
@@ -447,7 +455,7 @@ class _Archive:
       # A wrong checksum, the end of the file, a header that is no header.
       raise ValueError(f'its {name} is cut off or damaged; {_AGAIN}') from error
 
-  def read(self, key: str, num_bytes: int) -> bytes:
+  def _fetch(self, key: str, num_bytes: int) -> bytes:
     name = f'data/{key}'
     if not self.has(name):
       raise BadTensor(f'is in {name!a}, which is missing; {_AGAIN}')
@@ -456,14 +464,10 @@ class _Archive:
       raise BadTensor(
         f'is in {name!a}, which has {found} bytes, not {num_bytes}; {_AGAIN}'
       )
-    # Many tensors may be parts of one storage.
-    last = self._last
-    if last[0] != key:
-      try:
-        last = self._last = key, self.member(name)
-      except ValueError as error:
-        raise BadTensor(f'is lost: {error}') from error
-    return last[1]
+    try:
+      return self.member(name)
+    except ValueError as error:
+      raise BadTensor(f'is lost: {error}') from error
 
 
 def _read_legacy(path: Path) -> Any:
@@ -484,7 +488,7 @@ def _read_legacy(path: Path) -> Any:
   return content
 
 
-class _Tail:
+class _Tail(_Source):
   """The format before the zip file: storages one after the other."""
 
   byteorder = 'little'  # Whatever the machine was.
@@ -493,7 +497,6 @@ class _Tail:
     self._fd = os.open(path, os.O_RDONLY)
     weakref.finalize(self, os.close, self._fd)
     self._offsets = {}
-    self._last = None, b''
 
   def pread(self, count: int, offset: int) -> bytes:
     """Up to `count` bytes, fewer where the file ends."""
@@ -526,14 +529,10 @@ class _Tail:
           f'{_AGAIN}'
         )
 
-  def read(self, key: str, num_bytes: int) -> bytes:
+  def _fetch(self, key: str, num_bytes: int) -> bytes:
     if key not in self._offsets:
       raise BadTensor(f'is in storage {key!a}, which is missing; {_AGAIN}')
-    # Many tensors may be parts of one storage.
-    last = self._last
-    if last[0] != key:
-      last = self._last = key, self.pread(num_bytes, self._offsets[key])
-    return last[1]
+    return self.pread(num_bytes, self._offsets[key])
 
 
 def _contiguous(name: str, array: np.ndarray) -> np.ndarray:

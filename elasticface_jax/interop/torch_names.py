@@ -43,6 +43,8 @@ _TENSORS = {
 }
 _COUNTER = 'num_batches_tracked'
 _FROZEN = 'features.weight'
+# Of the feature map that fc reads: each of the four stages halves it.
+_SIDE = IMAGE_SHAPE[0] >> 4
 
 
 def from_torch(
@@ -302,10 +304,9 @@ def _model_of_names(
   name: str, prefix: str, tensors: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Arguments of `_modules`, from names and two shapes."""
-  places = {m[0] for k in tensors if (m := re.match(r'layer(\d+)\.\d+\.', k))}
-  stages = tuple(
-    sum(place.startswith(f'layer{i}.') for place in places) for i in range(1, 5)
-  )
+  matches = (re.match(r'layer([1-4])\.(\d+)\.', key) for key in tensors)
+  blocks = {match.groups() for match in matches if match}
+  stages = tuple(sum(i == layer for i, _ in blocks) for layer in '1234')
   _named(name, stages)
   shapes = {}
   for key, ndim in (('conv1.weight', 4), ('fc.weight', 2)):
@@ -371,9 +372,8 @@ def _modules(
         yield block + 'downsample.0', 'conv', (after, before, 1, 1)
         yield block + 'downsample.1', 'norm', (after,)
       before = after
-  side = IMAGE_SHAPE[0] >> len(stages)
   yield 'bn2', 'norm', (before,)
-  yield 'fc', 'fc', (embedding_dim, before * side**2)
+  yield 'fc', 'fc', (embedding_dim, before * _SIDE**2)
   yield 'features', 'features', (embedding_dim,)
 
 
@@ -438,8 +438,7 @@ def _to_ours(weight: np.ndarray, kind: str) -> np.ndarray:
   if kind == 'conv':
     weight = weight.transpose(2, 3, 1, 0)
   elif kind == 'fc':
-    side = IMAGE_SHAPE[0] >> 4
-    weight = weight.reshape(len(weight), -1, side, side)
+    weight = weight.reshape(len(weight), -1, _SIDE, _SIDE)
     weight = weight.transpose(2, 3, 1, 0).reshape(-1, len(weight))
   return np.ascontiguousarray(weight)
 
@@ -448,7 +447,6 @@ def _to_theirs(weight: np.ndarray, kind: str) -> np.ndarray:
   if kind == 'conv':
     return weight.transpose(3, 2, 0, 1)
   if kind == 'fc':
-    side = IMAGE_SHAPE[0] >> 4
-    weight = weight.reshape(side, side, -1, weight.shape[-1])
+    weight = weight.reshape(_SIDE, _SIDE, -1, weight.shape[-1])
     return weight.transpose(3, 2, 0, 1).reshape(weight.shape[-1], -1)
   return weight

@@ -75,6 +75,25 @@ def fill(
   )
 
 
+def on_each(
+  function: Callable[[Tree], Tree], inputs: Tree, trip_count: jax.Array | int
+) -> Tree:
+  """Calls a function on one row after the other, in a loop.
+
+  Args:
+    function: from a row to a row.
+    inputs: ``[count, ...]`` each.
+    trip_count: the same number; traced where bits must not depend on it.
+
+  Returns:
+    ``[count, ...]`` each.
+  """
+  count = jax.tree.leaves(inputs)[0].shape[0]
+  inputs = at_least_two(inputs)
+  outputs = fill(lambda i: function(read(inputs, i)), count, trip_count)
+  return jax.tree.map(lambda x: x[:count], outputs)
+
+
 class EndToEnd:
   """Buffers of rows too large for a second one where one is all there are.
 

@@ -119,13 +119,9 @@ def make_step(
       'group': first_group + jnp.arange(count),
     }
     if freeze:
-      several = rows.at_least_two(inputs)
-      outputs = rows.fill(
-        lambda i: embed_group(state.params, rows.read(several, i))[0],
-        count,
-        group_trips,
+      outputs = rows.on_each(
+        lambda group: embed_group(state.params, group)[0], inputs, group_trips
       )
-      outputs = jax.tree.map(lambda x: x[:count], outputs)
     else:
       outputs, batch_stats, residuals = groups.forward(
         embed_group, state.params, inputs, group_trips
@@ -302,13 +298,10 @@ def make_embed(backbone: Any, mesh: jax.sharding.Mesh):
     return plain + mirrored
 
   def embed(params, batch_stats, images, trip_count):
-    images = rows.at_least_two(images)
-    embeddings = rows.fill(
-      lambda i: embed_row(params, batch_stats, rows.read(images, i)),
-      count,
-      trip_count,
+    embeddings = rows.on_each(
+      lambda row: embed_row(params, batch_stats, row), images, trip_count
     )
-    return devices.gather(embeddings[:count])
+    return devices.gather(embeddings)
 
   compiled = jax.jit(
     jax.shard_map(

@@ -9,9 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from elasticface_jax import losses, models
+from elasticface_jax import interop, losses, models
 from elasticface_jax.benchmark import torch_step
 from elasticface_jax.benchmark.recipe import Recipe
+from elasticface_jax.benchmark.step import make_layout
 from elasticface_jax.errors import InputError
 from elasticface_jax.losses.by_name import by_name
 from elasticface_jax.training import augment, optimizer, state
@@ -41,38 +42,11 @@ def same_draws():
   torch.manual_seed(0)
 
 
-def dotted(tree, prefix=''):
-  for name, value in tree.items():
-    if isinstance(value, dict):
-      yield from dotted(value, f'{prefix}{name}.')
-    else:
-      yield prefix + name, np.asarray(value)
-
-
-def to_torch(params, batch_stats):
-  """Our numbers under PyTorch's names, in its layouts."""
-  names = {'mean': 'running_mean', 'var': 'running_var', 'bias': 'bias'}
-  numbers = {}
-  for name, value in [*dotted(params), *dotted(batch_stats)]:
-    module, _, last = name.rpartition('.')
-    if name == 'fc.kernel':
-      # Rows are height, width, channel; PyTorch has the channel first.
-      value = value.reshape(7, 7, -1, value.shape[1])
-      value = value.transpose(3, 2, 0, 1).reshape(value.shape[3], -1)
-    elif last == 'kernel':
-      value = value.transpose(3, 2, 0, 1)
-    numbers[f'{module}.{names.get(last, "weight")}'] = value
-  return numbers
-
-
 def load(step, ours):
   """Puts our state into PyTorch's step."""
-  numbers = to_torch(ours.params, ours.batch_stats)
+  numbers = interop.to_torch(ours.params, ours.batch_stats)
   given = {n: torch.from_numpy(v.copy()) for n, v in numbers.items()}
-  missing, unexpected = step.network.load_state_dict(given, strict=False)
-  assert not unexpected
-  counters = [n for n in missing if n.endswith('.num_batches_tracked')]
-  assert set(missing) - set(counters) == {'features.weight'}
+  step.network.load_state_dict(given, strict=True)
   with torch.no_grad():
     step.class_centers.copy_(torch.from_numpy(centers_of(ours.class_centers)))
 
@@ -89,15 +63,7 @@ class Ours:
   """Our step, made as the trainer makes it."""
 
   def __init__(self, recipe):
-    layout = state.Layout(
-      batch_size=recipe.batch_size,
-      group_size=recipe.group_size,
-      num_classes=recipe.num_classes,
-      num_blocks=recipe.num_blocks,
-      subcenters=recipe.subcenters,
-      sample_rate=1.0,
-      mesh=state.make_mesh(1),
-    )
+    layout = make_layout(recipe, state.make_mesh(1))
     backbone, loss = models.build(**recipe.model), by_name(recipe.loss)
     sgd = optimizer.momentum_sgd(momentum=0.9, weight_decay=5e-4)
     clipped = optax.chain(optax.clip_by_global_norm(5.0), sgd)
@@ -160,15 +126,18 @@ def test_is_our_step():
       assert measured['backbone_gradient_norm'] > 5
       # In ours pixels and learning rate are float32 numbers, all else float64.
       close(loss, measured['loss'], 1e-6)
-      expected = to_torch(ours.state.params, ours.state.batch_stats)
+      batch_stats = ours.state.batch_stats
+      expected = interop.to_torch(
+        ours.state.params, batch_stats, num_batches_tracked=number + 1
+      )
       for name, value in step.network.state_dict().items():
-        if name in expected:
-          close(value, expected[name], 1e-6, least=1e-6)
+        close(value, expected[name], 1e-6, least=1e-6)
       (trace,) = optax.tree.get_all_with_path(ours.state.backbone_opt, 'trace')
-      for name, value in to_torch(trace[1], {}).items():
+      expected = interop.to_torch(trace[1], batch_stats)
+      for name in parameters.keys() - {'features.weight'}:
         # Hardly anything but rounding comes to a bias that a BatchNorm follows.
         momentum = momentum_of(step, parameters[name])
-        close(momentum, value, 1e-6, least=1e-3)
+        close(momentum, expected[name], 1e-6, least=1e-3)
       close(step.class_centers, centers_of(ours.state.class_centers), 1e-6)
       (trace,) = optax.tree.get_all_with_path(ours.state.head_opt, 'trace')
       close(momentum_of(step, step.class_centers), centers_of(trace[1]), 1e-6)

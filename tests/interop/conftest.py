@@ -72,3 +72,19 @@ class _Embed:
 def make_embed():
   """``make_embed(backbone, params, batch_stats)``: images to embeddings."""
   return _Embed
+
+
+@pytest.fixture(scope='session')
+def agrees(images):
+  """``agrees(found, expected)``: two ways to embed, batch by batch."""
+
+  def check(found, expected):
+    right = expected(images)
+    # Else to be near would be easy.
+    assert right.std(0).min() > 0.01
+    for count in (1, 7, 64):
+      embeddings = found(images[:count])
+      assert embeddings.dtype == np.float32
+      np.testing.assert_allclose(embeddings, right[:count], 0, 1e-4)
+
+  return check

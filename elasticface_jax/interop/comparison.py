@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are whole and right, or not there."""
+"""What a file computes beside what it should."""
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -17,31 +15,6 @@ Embed = Callable[[np.ndarray], np.ndarray]
 # Of the largest number in an embedding, or of 1 if all are smaller.
 TOLERANCE = 1e-4
 BATCHES = (1, 7)
-
-
-@contextlib.contextmanager
-def whole(path: str | os.PathLike) -> Iterator[Path]:
-  """Gives another name to write to; at the end, the file gets its own.
-
-  Args:
-    path: of the file. One that is there is replaced, unless something raises.
-
-  Yields:
-    The name until then, in the same folder.
-
-  Raises:
-    InputError: if the file cannot be written.
-  """
-  path = Path(path)
-  part = path.with_name(f'{path.name}.{os.getpid()}.part')
-  try:
-    yield part
-    os.replace(part, path)
-  except OSError as error:
-    raise InputError(f'{path}: {error.strerror}; nothing is written') from error
-  finally:
-    with contextlib.suppress(OSError):
-      part.unlink()
 
 
 def compare(path: str | os.PathLike, found: Embed, expected: Embed) -> None:
