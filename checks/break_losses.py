@@ -27,7 +27,6 @@ TESTS = [
     'adaptive',
     'softmax',
     'margins',
-    'by_name',
     'blockwise',
   )
 ]
@@ -100,17 +99,17 @@ BREAKS = (
   ('margins', 'truncated_normal(own, *clip', 'truncated_normal(own, -9, 9'),
   ('margins', 'argsort(-jax', 'argsort(jax'),
   # Block by block.
-  ('blockwise', 'labels - (first_block + i)', 'labels - (first_block - i)'),
-  ('blockwise', 'jnp.where(places < 0, size, places)', 'places'),
+  ('blockwise', 'labels - first_class', 'labels + first_class'),
+  ('blockwise', 'jnp.where(places < 0, len(rows), places)', 'places'),
   ('blockwise', 'to_largest = head.scale *', 'to_largest = 2 * head.scale *'),
   ('blockwise', 'head.scale * (largest - target)', '(largest - target)'),
   ('blockwise', 'target_vjp(-head.scale', 'target_vjp(head.scale'),
-  ('blockwise', 'others_vjp(other_gradients', 'others_vjp(2 * other_gradients'),
+  ('blockwise', 'cotangents.to_largest[:, None] *', 'jnp.exp(0.1) *'),
   ('blockwise', 'nearest_vjp(\n', '(lambda x: (x,))(\n'),
   ('blockwise', 'hide(cosines).max(axis=1)', 'largest'),
-  ('blockwise', 'target_gradients * cotangents', 'target_gradients'),
-  ('blockwise', 'largest_probability * cotangents', 'largest_probability'),
-  ('blockwise', 'tuple(g * cotangents', 'tuple(g'),
+  ('blockwise', 'target_gradients * weights', 'target_gradients'),
+  ('blockwise', 'largest_gradients * weights', 'largest_gradients'),
+  ('blockwise', 'tuple(g * weights', 'tuple(g'),
   ('blockwise', 'numbers >= head.num_classes', 'numbers > head.num_classes'),
 )
 

@@ -8,6 +8,7 @@ machine, with every version of jax and torch. Needs no torch.
 Letters: T steps, B samples, C classes, D embedding size.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 from unittest import mock
@@ -18,17 +19,9 @@ import numpy as np
 import optax
 
 from elasticface_jax import interop, models
-from elasticface_jax.benchmark.recipe import (
-  CLIP_NORM,
-  LR,
-  MOMENTUM,
-  WEIGHT_DECAY,
-  Recipe,
-)
-from elasticface_jax.benchmark.step import make_layout
-from elasticface_jax.losses import by_name
-from elasticface_jax.training import augment, optimizer, state
-from elasticface_jax.training.step import make_step
+from elasticface_jax.benchmark.recipe import Recipe
+from elasticface_jax.benchmark.step import make_task
+from elasticface_jax.training import augment, loss, state
 
 # Of the flips, which the step draws itself: bits of integers, alike everywhere.
 SEED = 0
@@ -176,32 +169,23 @@ class GivenMargins:
   Its state counts the steps.
   """
 
-  def __init__(self, loss: by_name.MarginLoss, margins: np.ndarray):
-    self._loss = loss
+  def __init__(self, named: loss.MarginLoss, margins: np.ndarray):
+    self._named = named
     self._margins = margins
-    self.head = loss.head
-    self.margin_names = loss.margin_names
+    self.head = named.head
+    self.margin_names = named.margin_names
 
   def init(self):
     return jnp.zeros((), jnp.int32)
 
-  def make(self, given: by_name.Given) -> by_name.Made:
-    margins = jnp.asarray(self._margins)[given.state]
-    drawn = lambda *args, **numbers: margins
-    with mock.patch.object(by_name, 'sample_margins', drawn):
-      made = self._loss.make(given)
+  def make(self, given: loss.Given) -> loss.Made:
+    def drawn(key, shape, *, first_sample, **hyperparameters):
+      margins = jnp.asarray(self._margins)[given.state]
+      return jax.lax.dynamic_slice_in_dim(margins, first_sample, shape[0])
+
+    with mock.patch.object(loss, 'sample_margins', drawn):
+      made = self._named.make(given)
     return made._replace(state=given.state + 1)
-
-
-def learning_rate(recipe: Recipe) -> optax.Schedule:
-  """The recipe's rate, scaled with the batch."""
-  return optimizer.learning_rate(
-    base=LR,
-    batch_size=recipe.batch_size,
-    warmup_steps=0,
-    decay_steps=(),
-    decay_factor=1.0,
-  )
 
 
 def train(recipe: Recipe, given: Given) -> Trace:
@@ -211,22 +195,10 @@ def train(recipe: Recipe, given: Given) -> Trace:
 
 
 def _train(recipe, given):
-  layout = make_layout(recipe, state.make_mesh(1))
-  loss = GivenMargins(
-    by_name.by_name(recipe.loss), given.margins.astype(recipe.dtype)
-  )
-  # As `experiment.train` makes them.
-  sgd = optimizer.momentum_sgd(momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
-  clipped = optax.chain(optax.clip_by_global_norm(CLIP_NORM), sgd)
-  step = make_step(
-    models.build(**recipe.model),
-    loss,
-    clipped,
-    sgd,
-    learning_rate(recipe),
-    layout,
-    flip=recipe.flip,
-  )
+  task = make_task(recipe, state.make_mesh(1))
+  layout = task.layout
+  margins = given.margins.astype(recipe.dtype)
+  task = dataclasses.replace(task, loss=GivenMargins(task.loss, margins))
   start = jax.tree.map(lambda x: jnp.asarray(x, recipe.dtype), given[:3])
   padding = layout.num_blocks * layout.block_size - layout.num_classes
   blocks = jnp.pad(start[2], ((0, padding), (0, 0))).reshape(
@@ -236,16 +208,16 @@ def _train(recipe, given):
     step=jnp.zeros((), jnp.int32),
     params=start[0],
     batch_stats=start[1],
-    backbone_opt=clipped.init(start[0]),
+    backbone_opt=task.backbone_tx.init(start[0]),
     class_centers=blocks,
-    head_opt=sgd.init(blocks),
-    loss_state=loss.init(),
+    head_opt=task.head_tx.init(blocks),
+    loss_state=task.loss.init(),
   )
   current = jax.device_put(current, state.shardings(layout.mesh))
   steps = {name: [] for name in QUANTITIES}
   for images, labels in zip(given.images, given.labels, strict=True):
     batch = layout.put(images), layout.put(labels)
-    current, measured = step(current, *batch, state.make_keys(SEED))
+    current, measured = task.step(current, *batch, state.make_keys(SEED))
     measured['statistics_norm'] = norm(jax.tree.leaves(current.batch_stats))
     for name, values in steps.items():
       values.append(float(measured[name]))

@@ -14,11 +14,12 @@ Columns, in MB for each device:
     class centres and the gradient of the embeddings.
   logits: the matrix [B, C] / n, which a head without blocks holds.
 
-Exits with 0 if the state is spread evenly and not copied, temporary memory is
-that of a block whatever the devices, and no larger array is in the program.
-Choose `head.num_blocks` by the same sum: with c = C / num_blocks classes a
-block, temporary memory is about 4 * c * (3 * B + 6 * D) bytes; at least two
-blocks a device, as one alone is copied.
+Exits with 0 if the state is sharded evenly and not copied, temporary memory is
+that of a block whatever the devices (and of the classes drawn, where they are a
+sample), and no larger array is in the program. Choose `head.num_blocks` by the
+same sum: with c = C / num_blocks classes a block, temporary memory is about
+4 * c * (3 * B + 6 * D) bytes; at least two blocks a device, as one alone is
+copied.
 """
 
 import argparse
@@ -30,9 +31,10 @@ import jax
 import jax.numpy as jnp
 
 from elasticface_jax import models
+from elasticface_jax.benchmark.recipe import Recipe
+from elasticface_jax.benchmark.step import make_task
 from elasticface_jax.losses import sampling
-from elasticface_jax.losses.by_name import by_name
-from elasticface_jax.training import optimizer, state, step
+from elasticface_jax.training import state
 
 BATCH, GROUP, DIM = 512, 64, 512
 DEVICES = (1, 2, 4, 8)
@@ -75,49 +77,20 @@ def compile_step(
   num_classes: int, num_blocks: int, sample_rate: float, devices: int
 ) -> Case:
   """Compiles a training step for arrays that do not exist."""
-  mesh = state.make_mesh(devices)
-  layout = state.Layout(
+  recipe = Recipe(
     batch_size=BATCH,
     group_size=GROUP,
     num_classes=num_classes,
     num_blocks=num_blocks,
-    subcenters=1,
     sample_rate=sample_rate,
-    mesh=mesh,
   )
-  loss = by_name(
-    {
-      'name': 'elastic_arcface',
-      'scale': 64.0,
-      'margin': 0.5,
-      'margin_std': 0.05,
-      'clip': (),
-      'gradient': 'exact',
-    }
-  )
-  backbone = one_vector()
-  sgd = optimizer.momentum_sgd(momentum=0.9, weight_decay=5e-4)
-  do = step.make_step(backbone, loss, sgd, sgd, lambda _: 0.1, layout, flip=0.5)
-
-  keys = jax.eval_shape(state.make_keys, 0)
-  init = jax.jit(
-    lambda key: state.init(key, backbone, loss, sgd, sgd, layout),
-    out_shardings=state.shardings(mesh),
-  )
-  shape = (layout.num_groups, GROUP)
-  spread = layout.spread()
-  arguments = (
-    init.eval_shape(keys['init']),
-    jax.ShapeDtypeStruct((*shape, 2, 2, 3), jnp.uint8, sharding=spread),
-    jax.ShapeDtypeStruct(shape, jnp.int32, sharding=spread),
-    keys,
-  )
-  compiled = do.func.lower(*do.args, *arguments).compile()
-  return Case(num_classes, num_blocks, sample_rate, devices, compiled)
+  mesh = state.make_mesh(devices)
+  compiled = make_task(recipe, mesh, backbone=one_vector()).lower((2, 2, 3))
+  return Case(num_classes, num_blocks, sample_rate, devices, compiled.compile())
 
 
 def check(case: Case) -> str:
-  """Holds a step's memory against what it should be.
+  """Compares a step's memory with what it should be.
 
   Args:
     case: the step.
@@ -135,7 +108,7 @@ def check(case: Case) -> str:
   taken = min(size, max(int(shares.max()), BATCH))
 
   # Class centres and momentum; the rest is a vector and the batch.
-  centers = (blocks, size, DIM)
+  centers, sampled = (blocks, size, DIM), (blocks, taken, DIM)
   state_bytes = 2 * 4 * math.prod(centers)
   small = 2**16
   assert state_bytes <= memory.argument_size_in_bytes <= state_bytes + small
@@ -148,9 +121,12 @@ def check(case: Case) -> str:
     + BATCH * DIM * (math.log2(case.num_blocks) + 6)
     # Three numbers of each sample and block, here and gathered.
     + 2 * 3 * BATCH * (case.num_blocks + blocks)
-    # Drawing: scores, places, and what was taken in each block.
-    + (8 * size + 4 * blocks * taken if case.sample_rate < 1 else 0)
   )
+  if case.sample_rate < 1:
+    # Drawing: scores, places, and what was taken in each block. The centres
+    # drawn and their momentum are read once, before the turns.
+    allowed += 4 * (8 * size + 4 * blocks * taken)
+    allowed += 4 * 2 * math.prod(sampled)
   temporary = memory.temp_size_in_bytes
   assert temporary <= allowed, (
     f'{temporary / 1e6:,.0f} MB of temporary memory, not {allowed / 1e6:,.0f}'
@@ -161,7 +137,8 @@ def check(case: Case) -> str:
   enough = max(enough, taken * max(BATCH, DIM))
   shapes = re.findall(r'\w\[([\d,]+)\]', case.compiled.as_text())
   shapes = {tuple(map(int, shape.split(','))) for shape in shapes}
-  largest = max(shapes - {centers}, key=math.prod)
+  whole = {centers, (blocks * size, DIM), sampled}
+  largest = max(shapes - whole, key=math.prod)
   assert math.prod(largest) <= enough, f'an array of {largest}'
 
   logits = 4 * BATCH * case.num_classes // case.devices

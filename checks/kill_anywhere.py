@@ -13,17 +13,14 @@ fingerprint.
 
 import argparse
 import json
-import os
 import random
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from train_command import train_command
+from train_command import NARROW, fingerprint, finish, log_of, start
 
 from elasticface_jax.training import metrics
 
@@ -31,19 +28,7 @@ DEVICES = (1, 2, 4)  # Of the run; with two processes, at least 2.
 MOMENTS = ('start', 'step', 'save', 'evaluation')
 PATIENCE = 300  # Seconds that a moment is waited for.
 
-CONFIG = {
-  'group_size': 4,
-  'data.batch_size': 16,
-  'data.synthetic.num_images': 64,
-  'data.synthetic.num_classes': 20,
-  'model.width': 2,
-  'model.embedding_dim': 16,
-  'head.num_blocks': 8,
-  'log_every': 1,
-  'eval_every': 2,
-  'checkpoint_every': 2,
-  'eval.synthetic_pairs': 100,
-}
+CONFIG = NARROW | {'eval_every': 2, 'eval.synthetic_pairs': 100}
 
 
 class Run:
@@ -51,32 +36,11 @@ class Run:
 
   def __init__(self, workdir, steps, devices, processes):
     self.workdir = workdir
-    self.log = workdir.with_suffix('.log')
-    command = train_command(workdir, CONFIG | {'total_steps': steps})
-    meeting = []
-    if processes > 1:
-      with socket.socket() as s:
-        s.bind(('', 0))
-        meeting += ['--coordinator', f'127.0.0.1:{s.getsockname()[1]}']
-      meeting += ['--processes', str(processes), '--process']
-    cache = {
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '--xla_force_host_platform_device_count='
-      f'{devices // processes}',
-      # Every restart compiles: from the second time on, from here.
-      'JAX_COMPILATION_CACHE_DIR': str(workdir.parent / 'compiled'),
-      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
-    }
-    with self.log.open('a') as log:
-      self.processes = [
-        subprocess.Popen(
-          command + (meeting and [*meeting, str(i)]),
-          env=os.environ | cache,
-          stdout=log,
-          stderr=log,
-        )
-        for i in range(processes)
-      ]
+    self.log = log_of(workdir)
+    changes = CONFIG | {'total_steps': steps}
+    self.processes = start(
+      workdir, changes, devices=devices, processes=processes
+    )
 
   def step(self):
     rows = metrics.read(self.workdir)
@@ -125,16 +89,7 @@ class Run:
       process.wait(timeout=PATIENCE)
 
   def finish(self):
-    codes = [process.wait() for process in self.processes]
-    if any(codes):
-      raise SystemExit(f'a start ended with {codes}; see {self.log}')
-
-
-def fingerprint(workdir):
-  command = [sys.executable, '-m', 'elasticface_jax', 'fingerprint', workdir]
-  return subprocess.run(
-    command, check=True, capture_output=True, text=True
-  ).stdout.strip()
+    finish(self.workdir, self.processes)
 
 
 def newest(workdir):

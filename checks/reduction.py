@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from elasticface_jax.losses.trees import tree_sum_everywhere
+from elasticface_jax.exact.trees import tree_all_reduce
 from elasticface_jax.training import state
 
 
@@ -47,7 +47,7 @@ def main():
     )
 
   ways = {
-    'tree': compiled(functools.partial(tree_sum_everywhere, devices=devices)),
+    'tree': compiled(functools.partial(tree_all_reduce, devices=devices)),
     'all-reduce': compiled(lambda x: jax.lax.psum(x[0], state.AXIS)),
   }
   parts = jax.jit(

@@ -58,7 +58,9 @@ from elasticface_jax.benchmark.recipe import (
   WEIGHT_DECAY,
   Recipe,
 )
-from elasticface_jax.losses import by_name
+from elasticface_jax.benchmark.step import make_task, thin_backbone
+from elasticface_jax.training import state
+from elasticface_jax.training.loss import by_name
 
 DTYPES = 'float64', 'float32'
 TOLERANCE = 1e-8  # In float64.
@@ -125,7 +127,9 @@ def train(
     for rank in ranks:
       _bias_variances(rank)
 
-  rate = float(given_trace.learning_rate(recipe)(0))
+  thin = thin_backbone(recipe.embedding_dim)
+  task = make_task(recipe, state.make_mesh(1), backbone=thin)
+  rate = float(task.rate(0))
   decays = [WEIGHT_DECAY] * len(trained)
   if mistake == 'BatchNorm without weight decay':
     norms = _batch_norm_parameters(network)
@@ -144,7 +148,7 @@ def train(
     lr=rate,
     momentum=MOMENTUM,
   )
-  loss_of = by_name.by_name(recipe.loss)
+  loss_of = by_name(recipe.loss)
   steps = {name: [] for name in QUANTITIES}
   for images, labels, margins, flips in zip(*given[3:], strict=True):
     images = np.where(flips[:, None, None, None], images[:, :, ::-1], images)

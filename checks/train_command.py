@@ -1,16 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command that trains a variant of the quickstart."""
+"""Processes that train a variant of the quickstart, and what they leave."""
 
+import os
+import socket
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 QUICKSTART = Path(__file__).parents[1] / 'configs' / 'quickstart.py'
+# IResNet-10 with every kind of layer, but narrow: compiles in seconds.
+NARROW = {
+  'group_size': 4,
+  'data.batch_size': 16,
+  'data.synthetic.num_images': 64,
+  'data.synthetic.num_classes': 20,
+  'model.width': 2,
+  'model.embedding_dim': 16,
+  'head.num_blocks': 8,
+  'log_every': 1,
+  'checkpoint_every': 2,
+}
 
 
 def train_command(workdir: Path, changes: Mapping[str, Any]) -> list[str]:
-  """Arguments of a process.
+  """Returns the arguments of a process.
 
   Args:
     workdir: the run folder.
@@ -26,3 +41,70 @@ def train_command(workdir: Path, changes: Mapping[str, Any]) -> list[str]:
     *('--workdir', str(workdir)),
     *(f'--config.{name}={value}' for name, value in changes.items()),
   ]
+
+
+def start(
+  workdir: Path,
+  changes: Mapping[str, Any],
+  *,
+  devices: int,
+  processes: int = 1,
+) -> list[subprocess.Popen]:
+  """Starts a run on CPU devices.
+
+  Args:
+    workdir: the run folder; ``WORKDIR.log`` beside it takes what is printed.
+    changes: config fields, by dotted name.
+    devices: of all processes together.
+    processes: how many share them.
+
+  Returns:
+    The processes.
+  """
+  command = train_command(workdir, changes)
+  meeting = []
+  if processes > 1:
+    with socket.socket() as s:
+      s.bind(('', 0))
+      meeting += ['--coordinator', f'127.0.0.1:{s.getsockname()[1]}']
+    meeting += ['--processes', str(processes), '--process']
+  environment = {
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': '--xla_force_host_platform_device_count='
+    f'{devices // processes}',
+    # Every start compiles: from the second time on, from here.
+    'JAX_COMPILATION_CACHE_DIR': str(workdir.parent / 'compiled'),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
+  }
+  with log_of(workdir).open('a') as log:
+    return [
+      subprocess.Popen(
+        command + (meeting and [*meeting, str(i)]),
+        env=os.environ | environment,
+        stdout=log,
+        stderr=log,
+      )
+      for i in range(processes)
+    ]
+
+
+def log_of(workdir: Path) -> Path:
+  """Returns the file that takes what a run prints."""
+  return workdir.with_name(workdir.name + '.log')
+
+
+def finish(workdir: Path, started: list[subprocess.Popen]) -> None:
+  """Waits for the end of a run; ends this program if it failed."""
+  codes = [process.wait() for process in started]
+  if any(codes):
+    log = log_of(workdir)
+    last = log.read_text().splitlines()[-3:]
+    raise SystemExit(f'{workdir.name} ended with {codes}: {last}')
+
+
+def fingerprint(workdir: Path) -> str:
+  """Returns the fingerprint of a run's newest checkpoint."""
+  command = [sys.executable, '-m', 'elasticface_jax', 'fingerprint', workdir]
+  return subprocess.run(
+    command, check=True, capture_output=True, text=True
+  ).stdout.strip()

@@ -43,6 +43,7 @@ def get_config(arg=''):
     num_blocks=8,  # Blocks of classes; devices divide it.
     subcenters=1,  # Centres of each class; the nearest counts.
     sample_rate=1.0,  # Share of a block's classes in a step; 1 for all.
+    precision='highest',  # Of its products; or 'high', 'default' (README).
   )
   c.start = dict(
     checkpoint='',  # Run folder or .pth whose backbone to begin with, or ''.
@@ -87,5 +88,6 @@ def get_config(arg=''):
   c.eval = dict(
     pairs=('synthetic',),  # Or paths of insightface .bin files.
     synthetic_pairs=600,  # How many 'synthetic' draws.
+    rows=16,  # Images that go through the network together.
   )
   return c

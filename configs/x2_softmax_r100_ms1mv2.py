@@ -47,6 +47,7 @@ def get_config(arg=''):
     num_blocks=16,  # Blocks of classes; devices divide it.
     subcenters=1,  # Centres of each class; the nearest counts.
     sample_rate=1.0,  # Share of a block's classes in a step; 1 for all.
+    precision='highest',  # Of its products; or 'high', 'default' (README).
   )
   c.start = dict(
     checkpoint='',  # Run folder or .pth whose backbone to begin with, or ''.
@@ -85,6 +86,7 @@ def get_config(arg=''):
       'data/cfp_fp.bin',
     ),
     synthetic_pairs=100,  # How many 'synthetic' draws.
+    rows=128,  # Images that go through the network together.
   )
 
   if arg == 'smoke':  # Every part of it, small and without data.

@@ -10,23 +10,21 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from elasticface_jax import data, evaluation, models, whole
 from elasticface_jax.errors import InputError
 from elasticface_jax.evaluation import plots
-from elasticface_jax.losses.by_name import by_name
 from elasticface_jax.training import (
   checkpoint,
   loop,
   metrics,
-  optimizer,
   processes,
   state,
-  step,
 )
+from elasticface_jax.training.embed import make_embed
+from elasticface_jax.training.task import from_config
 from elasticface_jax.weights import Weights, open_weights
 
 # Images that `embed` reads at a time.
@@ -67,31 +65,10 @@ def train(config: Mapping, workdir: Path) -> dict[str, Any] | None:
     c.data.source, **c.data.synthetic, seed=c.seed, cache=workdir
   )
   backbone = models.build(**c.model)
-  loss = _named_loss(c.loss)
-  layout = state.Layout(
-    batch_size=c.data.batch_size,
-    group_size=c.group_size,
-    num_classes=source.num_classes,
-    num_blocks=c.head.num_blocks,
-    subcenters=c.head.subcenters,
-    sample_rate=c.head.sample_rate,
-    mesh=state.make_mesh(),
-  )
-  sgd = optimizer.momentum_sgd(
-    momentum=c.optim.momentum, weight_decay=c.optim.weight_decay
-  )
-  backbone_tx = optax.chain(
-    optax.clip_by_global_norm(c.optim.backbone_clip_norm), sgd
-  )
-  rate = optimizer.learning_rate(
-    base=c.optim.lr,
-    batch_size=c.data.batch_size,
-    warmup_steps=c.optim.warmup_steps,
-    decay_steps=c.optim.decay_steps,
-    decay_factor=c.optim.decay_factor,
-  )
-  # On all devices of all processes, which device_put cannot do for keys.
-  keys = jax.jit(state.make_keys, out_shardings=layout.copied())(c.seed)
+  task = from_config(c, backbone, source.num_classes, state.make_mesh())
+  layout = task.layout
+  keys = task.make_keys(c.seed)
+  make_embeddings = make_embed(backbone, layout.mesh, rows=c.eval.rows)
   pair_sets = _open_pairs(c.eval, c.eval.pairs, c.seed)
   # A run that has begun does not look at them again.
   start = None if checkpoint.is_begun(workdir) else _open_start(c)
@@ -105,7 +82,7 @@ def train(config: Mapping, workdir: Path) -> dict[str, Any] | None:
   )
   processes.say(
     f'{source.num_images:,} images of {source.num_classes:,} classes, '
-    f'{c.model.name}, {loss}, {layout.num_groups} groups and '
+    f'{c.model.name}, {task.loss}, {layout.num_groups} groups and '
     f'{layout.num_blocks} blocks on {layout.mesh.size} {_device_name()}'
   )
   if data.is_remote(c.data.source) and not c.data.window:
@@ -113,18 +90,9 @@ def train(config: Mapping, workdir: Path) -> dict[str, Any] | None:
       'data.source is not on a disk: a shuffle of all images reads a megabyte '
       'for each; copy it to one, or set data.window=65536'
     )
-  init = functools.partial(
-    state.init,
-    backbone=backbone,
-    loss=loss,
-    backbone_tx=backbone_tx,
-    head_tx=sgd,
-    layout=layout,
-  )
-  shardings = state.shardings(layout.mesh)
   with checkpoint.Checkpoints(workdir, keep=c.keep_checkpoints) as checkpoints:
     if checkpoints.latest_step is None:
-      train_state = jax.jit(init, out_shardings=shardings)(keys['init'])
+      train_state = task.init(keys['init'])
       if start:
         train_state = state.take_over(
           train_state,
@@ -135,8 +103,9 @@ def train(config: Mapping, workdir: Path) -> dict[str, Any] | None:
         )
         processes.say(f'beginning with {start.path}, step {start.step}')
     else:
-      like = jax.eval_shape(init, keys['init'])
-      train_state = checkpoints.restore(like, shardings)
+      train_state = checkpoints.restore(
+        task.abstract_state(), state.shardings(layout.mesh)
+      )
       processes.say(
         f'going on from step {checkpoints.latest_step} in {workdir}'
       )
@@ -147,7 +116,6 @@ def train(config: Mapping, workdir: Path) -> dict[str, Any] | None:
       'batch_size': c.data.batch_size,
       'window': c.data.window,
     }
-    make_embeddings = step.make_embed(backbone, layout.mesh)
     last = {}
 
     def evaluate(current):
@@ -165,16 +133,7 @@ def train(config: Mapping, workdir: Path) -> dict[str, Any] | None:
     train_state = loop.train(
       workdir=workdir,
       state=train_state,
-      step_fn=step.make_step(
-        backbone,
-        loss,
-        backbone_tx,
-        sgd,
-        rate,
-        layout,
-        flip=c.augment.flip,
-        freeze=c.start.freeze,
-      ),
+      step_fn=task.step,
       keys=keys,
       batches=lambda first: data.batches(
         source,
@@ -318,13 +277,14 @@ def embed(weights: Weights, source: str, out: Path) -> None:
 
 
 def _embedder(weights: Weights) -> Callable[[np.ndarray], np.ndarray]:
-  """`step.make_embed` with weights that are on the devices once for all."""
+  """Makes `make_embed` with weights that are on the devices once for all."""
   mesh = state.make_mesh()
   placed = jax.device_put(
     (weights.params, weights.batch_stats), NamedSharding(mesh, P())
   )
   backbone = models.build(**weights.model)
-  return functools.partial(step.make_embed(backbone, mesh), *placed)
+  rows = weights.config['eval']['rows']
+  return functools.partial(make_embed(backbone, mesh, rows=rows), *placed)
 
 
 def _open_start(c: Mapping) -> Weights | None:
@@ -354,13 +314,6 @@ def _open_pairs(fields: Mapping, specs: Sequence[str], seed: int) -> list:
         'each other: rename a file'
       )
   return opened
-
-
-def _named_loss(fields: Mapping):
-  try:
-    return by_name(fields)
-  except ValueError as error:
-    raise InputError(f'config.{error}') from error
 
 
 def _device_name() -> str:

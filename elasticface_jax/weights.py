@@ -27,8 +27,9 @@ SHAPE_FIELDS = ('name', 'width', 'embedding_dim', 'use_se')
 # What a recipe would say: PyTorch's files have none.
 _NO_RECIPE = {
   'model': {'dropout': 0.0, 'dtype': 'float32', 'remat': False},
-  # Of pairs drawn for `evaluate --pairs synthetic`.
-  'eval': {'pairs': [], 'synthetic_pairs': 600},
+  # Pairs are those drawn for `evaluate --pairs synthetic`; `rows` of run
+  # folders that are older than the field were so many.
+  'eval': {'pairs': [], 'synthetic_pairs': 600, 'rows': 16},
   'seed': 0,
 }
 
@@ -152,6 +153,7 @@ def open_weights(path: Path, step: int | None = None) -> Weights:
       "PyTorch's; give the --workdir of a training run, or a .pth"
     )
   config = checkpoint.read_json(path / 'config.json')
+  config['eval'] = _NO_RECIPE['eval'] | config['eval']
   step, saved = checkpoint.read(path, step, ('params', 'batch_stats'))
   return Weights(path, step, config, saved['params'], saved['batch_stats'])
 

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from elasticface_jax import cli, data
-from elasticface_jax.losses.by_name import by_name
+from elasticface_jax.errors import InputError
+from elasticface_jax.training.loss import by_name
 
 CONFIGS = sorted((Path(__file__).parents[1] / 'configs').glob('*.py'))
 QUICKSTART = CONFIGS[0].with_name('quickstart.py')
@@ -301,7 +302,7 @@ def test_every_loss_has_a_recipe_for_ms1mv2():
     if 'ms1mv2' in path.stem
   }
   quickstart = cli.load_config(str(QUICKSTART), ())
-  with pytest.raises(ValueError, match='use one of ') as error:
+  with pytest.raises(InputError, match='use one of ') as error:
     by_name(quickstart.loss.to_dict() | {'name': 'no loss'})
   known = set(str(error.value).split('use one of ')[1].split(', '))
   assert names == known - {'normface'}

@@ -71,6 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='blocks of classes, 16; of the first number of classes',
   )
   recipe.add_argument('--sample-rate', type=float, metavar='R')
+  recipe.add_argument(
+    '--precision',
+    choices=('highest', 'high', 'default'),
+    help="of the head's products; highest",
+  )
   recipe.add_argument('--loss', metavar='NAME', help='such as arcface')
 
   how = parser.add_argument_group('how')
@@ -178,6 +183,7 @@ def make_recipe(args: argparse.Namespace, config: Mapping[str, Any] | None):
     'num_classes': args.num_classes and args.num_classes[0],
     'num_blocks': args.num_blocks,
     'sample_rate': args.sample_rate,
+    'precision': args.precision,
     'model': base.model | _given(args, _MODEL_FLAGS),
     'loss': base.loss | ({'name': args.loss} if args.loss else {}),
   }
@@ -248,8 +254,7 @@ def _parts(args, config, mesh, left_out) -> Iterator[tuple[str, Any]]:
       args.num_classes or (recipe.num_classes, *_NUM_CLASSES[1:]),
     )
     for one in heads:
-      step.make_layout(one, mesh)
-      step.named_loss(one)
+      step.make_task(one, mesh, backbone=step.thin_backbone(1))
   return _measure(args, recipe, mesh, wanted, heads, alone.batch_size)
 
 

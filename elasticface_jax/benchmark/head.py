@@ -22,13 +22,14 @@ from jax.sharding import PartitionSpec as P
 from elasticface_jax.benchmark import device, flops, timing
 from elasticface_jax.benchmark.recipe import Recipe
 from elasticface_jax.benchmark.step import Run, thin_backbone
-from elasticface_jax.losses import rows, sampling
+from elasticface_jax.exact import loops
+from elasticface_jax.losses import sampling
 from elasticface_jax.losses.logits import normalize
 from elasticface_jax.training import optimizer
 from elasticface_jax.training.state import AXIS
 
 HEAD, PRODUCTS, UPDATE = 'head', 'products', 'update'
-_PRODUCTS = 4  # With the logits computed twice.
+_PRODUCTS = 5  # With the logits computed three times.
 _RATE = 1e-6  # Of the update alone, so that it changes little.
 
 
@@ -76,7 +77,7 @@ def measure(
   # Compared with nothing, so it takes no turns; and it takes the run's state.
   spent |= timing.in_turn({UPDATE: _update(run)}, **turns)
   median = {name: timing.spread(t)['median'] for name, t in spent.items()}
-  kind = 'float32', 'highest'
+  kind = 'float32', recipe.precision
   bandwidth = mesh.size * device.copy_bytes_per_second(mesh.devices.flat[0])
   moved = update_bytes(run)
   return {
@@ -189,18 +190,18 @@ def _spread(run: Run, function, in_specs, out_specs, **jit):
 
 
 def _products(run: Run):
-  """The four products of each block, in loops as the head's, and no more.
+  """Makes the five products of each block, in loops as the head's, alone.
 
   What each gives is overwritten by the next block's, so nothing but products
   reads and writes memory, and none of them is left out.
   """
   recipe, count = run.recipe, _slots(run)
   dim = recipe.embedding_dim
-  product = functools.partial(jax.lax.dot_general, precision='highest')
+  product = functools.partial(jax.lax.dot_general, precision=recipe.precision)
   over = lambda a, b: (((a,), (b,)), ((), ()))
 
   def multiply(centers, embeddings, trip_count):
-    centers = rows.at_least_two(centers)
+    centers = loops.with_spare(centers)
 
     def block(i):
       start, size = (i, 0, 0), (1, count, centers.shape[2])
@@ -210,25 +211,32 @@ def _products(run: Run):
       del logits
       return product(embeddings, block(i), over(1, 1))
 
-    def backward(i, carry):
-      _, parts, _ = carry
+    def to_embeddings(i, carry):
+      _, parts = carry
       centers = block(i)
       logits = product(embeddings, centers, over(1, 1))
-      parts += product(logits, centers, over(1, 0))
-      return logits, parts, product(logits, embeddings, over(0, 0))
+      return logits, parts + product(logits, centers, over(1, 0))
+
+    def to_centers(i, carry):
+      del carry
+      logits = product(embeddings, block(i), over(1, 1))
+      return logits, product(logits, embeddings, over(0, 0))
 
     width = count * recipe.subcenters
     logits = jnp.zeros((recipe.batch_size, width), jnp.float32)
-    logits = jax.lax.fori_loop(0, trip_count, forward, logits)
-    carry = logits, jnp.zeros_like(embeddings), jnp.zeros((width, dim))
-    carry = jax.lax.fori_loop(0, trip_count, backward, carry)
-    return jax.tree.map(lambda x: x[None], (logits, carry))
+    passes = (
+      (forward, logits),
+      (to_embeddings, (logits, jnp.zeros_like(embeddings))),
+      (to_centers, (logits, jnp.zeros((width, dim)))),
+    )
+    made = [jax.lax.fori_loop(0, trip_count, *one) for one in passes]
+    return jax.tree.map(lambda x: x[None], made)
 
   do = _spread(run, multiply, (P(AXIS), P(), P()), P(AXIS))
   shape = recipe.batch_size, dim
   embeddings = normalize(jax.random.normal(jax.random.key(0), shape))
-  embeddings = jax.device_put(embeddings, run.layout.copied())
-  trip_count = run.layout.trip_counts()[1]
+  embeddings = jax.device_put(embeddings, run.layout.replicated())
+  trip_count = run.layout.trip_counts().blocks
 
   def once():
     jax.block_until_ready(do(run.state.class_centers, embeddings, trip_count))

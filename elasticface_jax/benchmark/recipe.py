@@ -43,7 +43,33 @@ class Recipe:
   num_blocks: int = 16
   subcenters: int = 1
   sample_rate: float = 1.0
+  precision: str = 'highest'  # Of the head's products.
   flip: float = 0.5
+
+  def as_config(self) -> dict[str, Any]:
+    """Returns the fields of a config that `task.from_config` takes."""
+    return {
+      'data': {'batch_size': self.batch_size},
+      'group_size': self.group_size,
+      'augment': {'flip': self.flip},
+      'head': {
+        'num_blocks': self.num_blocks,
+        'subcenters': self.subcenters,
+        'sample_rate': self.sample_rate,
+        'precision': self.precision,
+      },
+      'start': {'freeze': False},
+      'loss': self.loss,
+      'optim': {
+        'lr': LR,
+        'warmup_steps': 0,
+        'decay_steps': (),
+        'decay_factor': 1.0,
+        'momentum': MOMENTUM,
+        'weight_decay': WEIGHT_DECAY,
+        'backbone_clip_norm': CLIP_NORM,
+      },
+    }
 
   @property
   def embedding_dim(self) -> int:
@@ -74,6 +100,7 @@ def from_config(config: Mapping[str, Any]) -> Recipe:
       num_blocks=config['head']['num_blocks'],
       subcenters=config['head']['subcenters'],
       sample_rate=config['head']['sample_rate'],
+      precision=config['head']['precision'],
       flip=config['augment']['flip'],
     )
   except KeyError as error:

@@ -10,21 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from elasticface_jax import models
 from elasticface_jax.benchmark import device, flops, timing, torch_step
 from elasticface_jax.benchmark.missing import needs
-from elasticface_jax.benchmark.recipe import (
-  CLIP_NORM,
-  LR,
-  MOMENTUM,
-  WEIGHT_DECAY,
-  Recipe,
-)
+from elasticface_jax.benchmark.recipe import Recipe
 from elasticface_jax.errors import InputError
-from elasticface_jax.losses.by_name import MarginLoss, by_name
-from elasticface_jax.training import optimizer, state, step
+from elasticface_jax.training import state, task
 
 OURS, MERGED = 'ours', 'merged'
 _PIXELS = 2
@@ -37,12 +29,11 @@ class Run:
 
   Attributes:
     recipe: what it is a step of.
-    layout: on which devices, and how cut.
-    backbone: the network.
+    task: the same, assembled for the devices.
     compile_seconds: of the compiler alone.
     trace_seconds: of Python before it.
     compiled: the program.
-    step_fn: as `training.step.make_step` returns it.
+    step_fn: the program as a `task.Task` has it.
     state: where the steps so far have led.
     keys: random streams of the steps.
     host_batch: images and labels, as the input gives them.
@@ -68,31 +59,9 @@ class Run:
       InputError: if the recipe does not fit together, or on these devices.
     """
     self.recipe = recipe
-    self.layout = make_layout(recipe, mesh)
-    loss = named_loss(recipe)
-    self.backbone = backbone or models.build(**recipe.model)
-    sgd = optimizer.momentum_sgd(momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
-    backbone_tx = optax.chain(optax.clip_by_global_norm(CLIP_NORM), sgd)
-    rate = optimizer.learning_rate(
-      base=LR,
-      batch_size=recipe.batch_size,
-      warmup_steps=0,
-      decay_steps=(),
-      decay_factor=1.0,
-    )
-    copied = self.layout.copied()
-    self.keys = jax.jit(state.make_keys, out_shardings=copied)(0)
-    init = functools.partial(
-      state.init,
-      backbone=self.backbone,
-      loss=loss,
-      backbone_tx=backbone_tx,
-      head_tx=sgd,
-      layout=self.layout,
-    )
-    self.state = jax.jit(init, out_shardings=state.shardings(mesh))(
-      self.keys['init']
-    )
+    self.task = make_task(recipe, mesh, backbone=backbone)
+    self.keys = self.task.make_keys(0)
+    self.state = self.task.init(self.keys['init'])
     rng = np.random.default_rng(0)
     shape = recipe.batch_size, image_size, image_size, 3
     self.host_batch = (
@@ -100,24 +69,18 @@ class Run:
       rng.integers(recipe.num_classes, size=shape[:1], dtype=np.int32),
     )
     self._batch = tuple(map(self.layout.put, self.host_batch))
-    train_step = step.make_step(
-      self.backbone,
-      loss,
-      backbone_tx,
-      sgd,
-      rate,
-      self.layout,
-      flip=recipe.flip,
-    )
     start = time.perf_counter()
-    lowered = train_step.func.lower(
-      *train_step.args, self.state, *self._batch, self.keys
-    )
+    lowered = self.task.lower((image_size, image_size, 3))
     traced = time.perf_counter()
     self.compiled = lowered.compile()
     self.trace_seconds = traced - start
     self.compile_seconds = time.perf_counter() - traced
-    self.step_fn = functools.partial(self.compiled, *train_step.args)
+    self.step_fn = functools.partial(self.compiled, self.layout.trip_counts())
+
+  @property
+  def layout(self) -> state.Layout:
+    """How the step is cut, and on which devices."""
+    return self.task.layout
 
   def dispatch(self) -> dict[str, jax.Array]:
     """Does one step, waits for nothing, and gives what it measures."""
@@ -167,9 +130,7 @@ def check(
     InputError: if the recipe does not fit together, or on these devices, or
       there is nothing to compare with.
   """
-  layout = make_layout(recipe, mesh)
-  named_loss(recipe)
-  models.build(**recipe.model)
+  layout = make_task(recipe, mesh).layout
   if 'merged' in against and layout.num_groups == mesh.size:
     raise InputError(
       f'group_size={recipe.group_size} is all that a device has of a batch, '
@@ -187,25 +148,19 @@ def check(
     torch_step.check(recipe)
 
 
-def make_layout(recipe: Recipe, mesh: jax.sharding.Mesh) -> state.Layout:
-  """How a recipe's step is cut; or what does not fit together."""
-  return state.Layout(
-    batch_size=recipe.batch_size,
-    group_size=recipe.group_size,
-    num_classes=recipe.num_classes,
-    num_blocks=recipe.num_blocks,
-    subcenters=recipe.subcenters,
-    sample_rate=recipe.sample_rate,
-    mesh=mesh,
+def make_task(
+  recipe: Recipe,
+  mesh: jax.sharding.Mesh,
+  *,
+  backbone: models.Backbone | None = None,
+) -> task.Task:
+  """Assembles a recipe's step, with another network than its own if given."""
+  return task.from_config(
+    recipe.as_config(),
+    backbone or models.build(**recipe.model),
+    recipe.num_classes,
+    mesh,
   )
-
-
-def named_loss(recipe: Recipe) -> MarginLoss:
-  """A recipe's loss; or what is wrong with it."""
-  try:
-    return by_name(recipe.loss)
-  except ValueError as error:
-    raise InputError(f'config.{error}') from error
 
 
 def measure(
@@ -239,7 +194,7 @@ def measure(
     ways |= torch_step.make_ways(recipe, torch_device)
   spent = timing.in_turn(ways, rounds=rounds, seconds=seconds)
 
-  flop = flops.step(run.backbone, recipe)
+  flop = flops.step(run.task.backbone, recipe)
   kinds = _by_kind(recipe, flop)
   rows = {}
   for name, times in spent.items():
@@ -264,11 +219,11 @@ def measure(
 
 
 def _by_kind(recipe: Recipe, flop: Mapping[str, int]) -> dict:
-  """FLOPs by dtype and precision; the head's products are float32 always."""
+  """Sorts FLOPs by dtype and precision; the head's are float32 always."""
   wide = jnp.promote_types(recipe.dtype, jnp.float32).name
   return {
     (recipe.dtype, None): flop['backbone'],
-    (wide, 'highest'): flop['head'],
+    (wide, recipe.precision): flop['head'],
   }
 
 

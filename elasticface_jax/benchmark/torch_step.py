@@ -34,9 +34,9 @@ from elasticface_jax.benchmark.recipe import (
   Recipe,
 )
 from elasticface_jax.errors import InputError, first_line
-from elasticface_jax.losses.by_name import MarginLoss, by_name
 from elasticface_jax.models import STAGES
 from elasticface_jax.models.iresnet import IMAGE_SHAPE, SE_REDUCTION
+from elasticface_jax.training.loss import MarginLoss, by_name
 
 LOSSES = (
   'normface',

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from elasticface_jax.exact.trees import tree_sum
 from elasticface_jax.losses.logits import (
   check_floating,
   checked,
@@ -26,7 +27,6 @@ from elasticface_jax.losses.logits import (
   promote,
 )
 from elasticface_jax.losses.softmax import margin_softmax
-from elasticface_jax.losses.trees import tree_sum
 
 # AdaFace: lengths are taken as no less and no more, and a standard deviation
 # is never quite 0.

@@ -2,24 +2,24 @@
 r"""Margin softmax over blocks of classes: the matrix ``[B, C]`` never exists.
 
 The classes are cut into blocks of equal size, the last padded. Logits exist
-only as ``[B, C / num_blocks]``, one block at a time:
+only as ``[B, C / num_blocks]``, one block at a time. All that is done with them
+are two functions of one block:
 
-1. `block_targets` finds each sample's cosine with its own class, in the block
-   that has it; that is ``B * D`` products and no logits.
-2. `block_statistics` makes a block's logits and keeps three numbers a sample of
-   all other classes: the largest cosine, and of the cosines as the loss changes
-   them the largest and the sum of exponentials.
-3. `margin_softmax` puts the blocks together, changes the target logit by its
-   margin, and has the loss and all that the gradient needs, in ``[B]``.
-4. `block_gradients` makes a block's logits again, and from them the gradient
-   of its class centres, which it hands to ``update`` at once, and the block's
-   part of the gradient of the embeddings.
+- `block_statistics` makes a block's logits and keeps three numbers a sample of
+  all other classes: the largest cosine, and of the cosines as the loss changes
+  them the largest and the sum of exponentials.
+- `block_cotangents` makes a block's logits again, and from them the gradient
+  of the cosines, whose products with the class centres and the embeddings are
+  the gradients of the embeddings and of the class centres.
 
-Steps 2 and 4 go over all classes of a block or over a sample of them: which,
-`sampling` says. "All others" are then all others of the sample.
+Round these stand `target_cosines_of`, which finds each sample's cosine with its
+own class by ``B * D`` products and no logits, and `join_blocks`, which puts the
+statistics of all blocks together, changes the target logit by its margin, and
+has the loss and all that the gradient needs, in ``[B]``.
 
-`blockwise_margin_softmax` is these four on one device. The training step runs
-the same four on its share of the blocks of every device.
+`blockwise_margin_softmax` is these four on one device, in two passes over the
+blocks. The training step (`training.turn`) runs the same four for one group of
+samples after another on the blocks of every device.
 
 The targets come first, so that margins may depend on them (the pairing of the
 '+' losses), and so may the change of every other cosine (CurricularFace). What
@@ -34,13 +34,13 @@ sub-centres of a class, in most losses one.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from elasticface_jax.losses import rows
+from elasticface_jax.exact import loops
+from elasticface_jax.exact.trees import RunningTree, tree_sum
 from elasticface_jax.losses.changes import (
   KINDS,
   Margin,
@@ -54,12 +54,23 @@ from elasticface_jax.losses.logits import (
   normalize,
   promote,
 )
-from elasticface_jax.losses.sampling import AllClasses, Sample
-from elasticface_jax.losses.trees import RunningTree, tree_sum
+
+# Of the products of embeddings and class centres. What each costs in accuracy
+# is in BENCHMARKS.md.
+PRECISIONS = 'highest', 'high', 'default'
+
+
+class Samples(NamedTuple):
+  """What the blocks need to know of each sample."""
+
+  unit_embeddings: jax.Array  # Of norm 1, [B, D].
+  labels: jax.Array  # Integer in [0, C), [B].
+  target_cosines: jax.Array  # Before the margin, [B].
+  margins: tuple[jax.Array, ...]  # Those of the head's kind, [B] each.
 
 
 class BlockStatistics(NamedTuple):
-  """What is kept of other classes' logits of each block, ``[k, B]`` each."""
+  """What is kept of other classes' logits in a block, ``[B]`` each."""
 
   largest_cosine: jax.Array
   largest: jax.Array  # Of the cosines as the loss changes them.
@@ -67,16 +78,23 @@ class BlockStatistics(NamedTuple):
 
 
 class MarginSoftmax(NamedTuple):
-  """The loss and its parts, ``[B]`` each."""
+  """The loss and the parts of its gradient, ``[B]`` each."""
 
   loss: jax.Array  # In nats.
-  target_cosines: jax.Array  # Before the margin.
-  margins: tuple[jax.Array, ...]
   largest_cosine: jax.Array  # With another class, as it is.
   largest_other: jax.Array  # The same, as the loss changes it.
-  largest_probability: jax.Array  # Of that class.
-  target_gradients: jax.Array  # d loss / d target cosine.
-  margin_gradients: tuple[jax.Array, ...]  # d loss / d margin.
+  # d loss / d target cosine, d that changed cosine, and d each margin.
+  target_gradients: jax.Array
+  largest_gradients: jax.Array
+  margin_gradients: tuple[jax.Array, ...]
+
+
+class Cotangents(NamedTuple):
+  """What the gradients of all cosines follow from, ``[B]`` each."""
+
+  largest_other: jax.Array  # As in `MarginSoftmax`.
+  to_target: jax.Array  # d objective / d target cosine.
+  to_largest: jax.Array  # d objective / d largest changed cosine.
 
 
 class Head(NamedTuple):
@@ -86,11 +104,12 @@ class Head(NamedTuple):
   scale: float
   kind: str = 'arc'  # A name in `changes.KINDS`.
   gradient: str = 'exact'  # Of the target; see `change_target`.
+  precision: str = 'highest'  # A name in `PRECISIONS`.
 
   def target(
     self, cosines: jax.Array, margins: tuple[jax.Array, ...]
   ) -> jax.Array:
-    """The target's cosine after its margin, ``[B]``."""
+    """Computes the target's cosine after its margin, ``[B]``."""
     return change_target(
       cosines, margins, kind=self.kind, gradient=self.gradient
     )
@@ -101,7 +120,7 @@ class Head(NamedTuple):
     target_cosines: jax.Array,
     margins: tuple[jax.Array, ...],
   ) -> jax.Array:
-    """Other classes' cosines ``[B, s]``, as the loss changes them."""
+    """Computes other classes' cosines ``[B, s]`` as the loss changes them."""
     return change_others(cosines, target_cosines, margins, kind=self.kind)
 
 
@@ -113,15 +132,30 @@ def to_blocks(class_centers: jax.Array, num_blocks: int) -> jax.Array:
   return padded.reshape(num_blocks, size, class_centers.shape[1])
 
 
-def _product(a: jax.Array, b: jax.Array, dims: tuple) -> jax.Array:
-  """Matrix product over `dims` in full float32: accelerators default lower."""
+def product(
+  a: jax.Array, b: jax.Array, dims: tuple[int, int], precision: str
+) -> jax.Array:
+  """Multiplies matrices, summing over dim ``dims[0]`` of a, ``dims[1]`` of b.
+
+  Accelerators multiply float32 matrices in bfloat16 or TF32 unless told
+  otherwise.
+
+  Args:
+    a: at least float32, two dims.
+    b: likewise.
+    dims: those summed over.
+    precision: a name in `PRECISIONS`.
+
+  Returns:
+    The other dim of a, and that of b.
+  """
   return jax.lax.dot_general(
-    a, b, ((dims[:1], dims[1:]), ((), ())), precision='highest'
+    a, b, ((dims[:1], dims[1:]), ((), ())), precision=precision
   )
 
 
-def _unit_rows(centers, dim):
-  """Class centres ``[s, u D]`` to unit sub-centres ``[s u, D]``."""
+def unit_centers(centers: jax.Array, dim: int) -> jax.Array:
+  """Normalises class centres ``[s, u D]`` to sub-centres ``[s u, D]``."""
   return normalize(centers.reshape(-1, dim))
 
 
@@ -134,92 +168,63 @@ def _hide(cosines, labels, numbers, head):
   return is_target, lambda x: jnp.where(hidden, nothing, x)
 
 
-def block_targets(
+def target_cosines_of(
   unit_embeddings: jax.Array,
   centers: jax.Array,
   labels: jax.Array,
   *,
-  first_block: jax.Array | int = 0,
-  trip_count: jax.Array | int | None = None,
+  first_class: jax.Array | int = 0,
 ) -> jax.Array:
-  """Finds the target cosines that this device's blocks have.
+  """Computes the target cosines of the classes whose centres are given.
 
   Args:
     unit_embeddings: of norm 1, ``[B, D]``.
     centers: class centres of any norm, ``[k, c, u D]``.
     labels: class of each sample, integer in ``[0, C)``, ``[B]``.
-    first_block: number of this device's first block.
-    trip_count: k; traced where bits must not depend on it (see `rows`).
+    first_class: number of the first of these classes.
 
   Returns:
-    Cosines, ``[k, B]``; 0 where the class is in another block. The sum over
-    all K blocks has one term that is not 0, so any order will do.
+    Cosines, ``[B]``; 0 where the class is another. Reads B rows of the centres
+    and no more.
   """
-  count, size, _ = centers.shape
   num_samples, dim = unit_embeddings.shape
-  centers = rows.at_least_two(centers)
-
-  def block_of(i):
-    places = labels - (first_block + i) * size
-    # Negative places would count from the end.
-    places = jnp.where(places < 0, size, places)
-    own = centers.at[i, places].get(mode='fill', fill_value=0)
-    unit_own = _unit_rows(own, dim).reshape(num_samples, -1, dim)
-    return jnp.sum(unit_embeddings[:, None] * unit_own, axis=2).max(axis=1)
-
-  return rows.fill(block_of, count, trip_count)[:count]
+  rows = centers.reshape(-1, centers.shape[-1])
+  places = labels - first_class
+  # Negative places would count from the end.
+  places = jnp.where(places < 0, len(rows), places)
+  own = rows.at[places].get(mode='fill', fill_value=0)
+  unit_own = unit_centers(own, dim).reshape(num_samples, -1, dim)
+  return jnp.sum(unit_embeddings[:, None] * unit_own, axis=2).max(axis=1)
 
 
 def block_statistics(
-  unit_embeddings: jax.Array,
-  centers: jax.Array,
-  labels: jax.Array,
-  target_cosines: jax.Array,
-  margins: tuple[jax.Array, ...],
-  head: Head,
-  *,
-  classes: AllClasses | Sample,
-  trip_count: jax.Array | int | None = None,
+  samples: Samples, unit_centers: jax.Array, numbers: jax.Array, head: Head
 ) -> BlockStatistics:
-  """Goes over this device's blocks once, forward.
+  """Goes over a block forward.
 
   Args:
-    unit_embeddings: of norm 1, ``[B, D]``.
-    centers: class centres of any norm, ``[k, c, u D]``.
-    labels: class of each sample, integer in ``[0, C)``, ``[B]``.
-    target_cosines: before the margin, ``[B]``.
-    margins: those of the head's kind, ``[B]`` each.
+    samples: B of them.
+    unit_centers: sub-centres of norm 1, ``[s u, D]``.
+    numbers: of the classes; C and more for padding, ``[s]``.
     head: the softmax.
-    classes: those that take part.
-    trip_count: k; traced where bits must not depend on it (see `rows`).
 
   Returns:
-    Statistics of the k blocks, ``[k, B]`` each.
+    Statistics of the block.
   """
-  count = centers.shape[0]
-  dim = unit_embeddings.shape[1]
-  subcenters = centers.shape[2] // dim
-  centers = rows.at_least_two(centers)
-
-  def block_of(i):
-    unit_centers = _unit_rows(classes.read(centers, i), dim)
-    each = _product(unit_embeddings, unit_centers, (1, 1))
-    cosines = nearest(each, subcenters)
-    _, hide = _hide(cosines, labels, classes.numbers(i), head)
-    others = hide(head.others(cosines, target_cosines, margins))
-    largest = others.max(axis=1)
-    exponents = head.scale * (others - largest[:, None])
-    return BlockStatistics(
-      largest_cosine=hide(cosines).max(axis=1),
-      largest=largest,
-      total=jnp.exp(exponents).sum(axis=1),
-    )
-
-  statistics = rows.fill(block_of, count, trip_count)
-  return jax.tree.map(lambda x: x[:count], statistics)
+  each = product(samples.unit_embeddings, unit_centers, (1, 1), head.precision)
+  cosines = nearest(each, len(unit_centers) // len(numbers))
+  _, hide = _hide(cosines, samples.labels, numbers, head)
+  others = hide(head.others(cosines, samples.target_cosines, samples.margins))
+  largest = others.max(axis=1)
+  exponents = head.scale * (others - largest[:, None])
+  return BlockStatistics(
+    largest_cosine=hide(cosines).max(axis=1),
+    largest=largest,
+    total=jnp.exp(exponents).sum(axis=1),
+  )
 
 
-def margin_softmax(
+def join_blocks(
   statistics: BlockStatistics,
   target_cosines: jax.Array,
   margins: tuple[jax.Array, ...],
@@ -250,98 +255,58 @@ def margin_softmax(
   to_cosine, to_margins = target_vjp(-head.scale * others)
   return MarginSoftmax(
     loss=jax.nn.softplus(excess),
-    target_cosines=target_cosines,
-    margins=margins,
     largest_cosine=statistics.largest_cosine.max(axis=0),
     largest_other=largest,
-    largest_probability=others / total,
     target_gradients=to_cosine,
+    largest_gradients=head.scale * (others / total),
     margin_gradients=to_margins,
   )
 
 
-def block_gradients(
-  unit_embeddings: jax.Array,
-  slots: Any,
-  labels: jax.Array,
-  softmax: MarginSoftmax,
-  cotangents: jax.Array,
+def weigh(softmax: MarginSoftmax, weights: jax.Array) -> Cotangents:
+  """Weighs the gradients of the losses by d objective / d loss, ``[B]``."""
+  return Cotangents(
+    softmax.largest_other,
+    softmax.target_gradients * weights,
+    softmax.largest_gradients * weights,
+  )
+
+
+def block_cotangents(
+  samples: Samples,
+  cotangents: Cotangents,
+  unit_centers: jax.Array,
+  numbers: jax.Array,
   head: Head,
-  *,
-  centers: Callable[[Any], jax.Array],
-  update: Callable[[Any, jax.Array], Any],
-  classes: AllClasses | Sample,
-  trip_count: jax.Array | int | None = None,
-) -> tuple[jax.Array, Any, jax.Array]:
-  """Goes over this device's blocks once, backward.
+) -> jax.Array:
+  """Goes over a block again, for the gradient of its cosines.
 
   Args:
-    unit_embeddings: of norm 1, ``[B, D]``.
-    slots: pytree of what is kept for each class, ``[k, c, ...]`` each: the
-      class centres, in training their momentum too.
-    labels: class of each sample, ``[B]``.
-    softmax: what `margin_softmax` returned for the same embeddings.
-    cotangents: d objective / d loss, ``[B]``.
+    samples: as for `block_statistics`.
+    cotangents: of the softmax over all blocks.
+    unit_centers: as for `block_statistics`.
+    numbers: likewise.
     head: the softmax.
-    centers: finds the class centres ``[s, u D]`` in one block's slots.
-    update: gives one block's new slots from its slots and the gradient
-      ``[s, u D]`` of its centres. It runs inside the loop, so gradients of all
-      classes are never held at once.
-    classes: those that take part; slots of others are left alone.
-    trip_count: k; traced where bits must not depend on it (see `rows`).
 
   Returns:
-    The gradient of the unit embeddings as `RunningTree` leaves the blocks'
-    parts of it, ``[o, B, D]``, where o is the largest odd divisor of k; the
-    new slots; and the square of the norm of each block's gradient, ``[k]``.
+    d objective / d cosine of each embedding with each sub-centre,
+    ``[B, s u]``. Its product with the unit sub-centres is the block's part of
+    the gradient of the unit embeddings; its transpose with the unit embeddings
+    is the gradient of the unit sub-centres.
   """
-  count = jax.tree.leaves(slots)[0].shape[0]
-  dim = unit_embeddings.shape[1]
-  target_gradients = softmax.target_gradients * cotangents
-  other_gradients = head.scale * softmax.largest_probability * cotangents
-
-  def body(i, carry):
-    block, tree, slots, squares = carry
-    block_centers = centers(block)
-    unit_centers, unit_vjp = jax.vjp(
-      lambda x: _unit_rows(x, dim), block_centers
-    )
-    each = _product(unit_embeddings, unit_centers, (1, 1))
-    subcenters = block_centers.shape[1] // dim
-    cosines, nearest_vjp = jax.vjp(lambda x: nearest(x, subcenters), each)
-    changed, others_vjp = jax.vjp(
-      lambda x: head.others(x, softmax.target_cosines, softmax.margins), cosines
-    )
-    is_target, hide = _hide(cosines, labels, classes.numbers(i), head)
-    exponents = head.scale * (hide(changed) - softmax.largest_other[:, None])
-    (to_others,) = others_vjp(other_gradients[:, None] * jnp.exp(exponents))
-    (to_each,) = nearest_vjp(
-      jnp.where(is_target, target_gradients[:, None], to_others)
-    )
-    part = _product(to_each, unit_centers, (1, 0))
-    (gradient,) = unit_vjp(_product(to_each, unit_embeddings, (0, 0)))
-    slots = classes.write(slots, i, update(block, gradient))
-    return (
-      classes.read(slots, i + 1),
-      tree.add(i, part),
-      slots,
-      rows.write(squares, i, jnp.vdot(gradient, gradient)),
-    )
-
-  number = jax.ShapeDtypeStruct((), unit_embeddings.dtype)
-  trip_count = count if trip_count is None else trip_count
-  slots = rows.at_least_two(slots)
-  carry = (
-    # A block is read one turn ahead. Read where it is used, XLA would fuse the
-    # reading of one buffer into the writing of another, and then copy all
-    # blocks in every turn to keep them apart.
-    classes.read(slots, 0),
-    RunningTree.start(count, trip_count, unit_embeddings),
-    slots,
-    rows.empty(count, number),
+  each = product(samples.unit_embeddings, unit_centers, (1, 1), head.precision)
+  subcenters = len(unit_centers) // len(numbers)
+  cosines, nearest_vjp = jax.vjp(lambda x: nearest(x, subcenters), each)
+  changed, others_vjp = jax.vjp(
+    lambda x: head.others(x, samples.target_cosines, samples.margins), cosines
   )
-  _, tree, *carry = jax.lax.fori_loop(0, trip_count, body, carry)
-  return tree.sums(count), *jax.tree.map(lambda x: x[:count], carry)
+  is_target, hide = _hide(cosines, samples.labels, numbers, head)
+  exponents = head.scale * (hide(changed) - cotangents.largest_other[:, None])
+  (to_others,) = others_vjp(cotangents.to_largest[:, None] * jnp.exp(exponents))
+  (to_each,) = nearest_vjp(
+    jnp.where(is_target, cotangents.to_target[:, None], to_others)
+  )
+  return to_each
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -349,37 +314,50 @@ def _blockwise(unit_embeddings, blocks, labels, margins, head):
   return _forward(unit_embeddings, blocks, labels, margins, head)[0]
 
 
+def _numbers(i, blocks):
+  size = blocks.shape[1]
+  return i * size + jnp.arange(size, dtype=jnp.int32)
+
+
 def _forward(unit_embeddings, blocks, labels, margins, head):
-  targets = block_targets(unit_embeddings, blocks, labels).sum(axis=0)
-  statistics = block_statistics(
-    unit_embeddings,
-    blocks,
-    labels,
-    targets,
-    margins,
-    head,
-    classes=AllClasses(0, blocks.shape[1]),
-  )
-  softmax = margin_softmax(statistics, targets, margins, head)
-  return softmax.loss, (unit_embeddings, blocks, labels, softmax)
+  targets = target_cosines_of(unit_embeddings, blocks, labels)
+  samples = Samples(unit_embeddings, labels, targets, margins)
+  dim = unit_embeddings.shape[1]
+
+  def statistics_of(i):
+    centers = unit_centers(loops.read(blocks, i), dim)
+    return block_statistics(samples, centers, _numbers(i, blocks), head)
+
+  statistics = loops.stack(statistics_of, len(blocks))
+  softmax = join_blocks(statistics, targets, margins, head)
+  return softmax.loss, (samples, blocks, softmax)
 
 
-def _backward(head, residuals, cotangents):
-  unit_embeddings, blocks, labels, softmax = residuals
-  # The slots are the centres themselves; each is overwritten by its gradient.
-  parts, gradients, _ = block_gradients(
-    unit_embeddings,
-    blocks,
-    labels,
-    softmax,
-    cotangents,
-    head,
-    centers=lambda block: block,
-    update=lambda block, gradient: gradient,
-    classes=AllClasses(0, blocks.shape[1]),
-  )
-  to_margins = tuple(g * cotangents for g in softmax.margin_gradients)
-  return tree_sum(parts), gradients, None, to_margins
+def _backward(head, residuals, weights):
+  samples, blocks, softmax = residuals
+  cotangents = weigh(softmax, weights)
+  dim = samples.unit_embeddings.shape[1]
+
+  def body(i, carry):
+    centers, tree, blocks = carry
+    unit, unit_vjp = jax.vjp(lambda x: unit_centers(x, dim), centers)
+    to_each = block_cotangents(
+      samples, cotangents, unit, _numbers(i, blocks), head
+    )
+    part = product(to_each, unit, (1, 0), head.precision)
+    to_unit = product(to_each, samples.unit_embeddings, (0, 0), head.precision)
+    # Centres that are done give their place to their gradient.
+    blocks = loops.write(blocks, i, *unit_vjp(to_unit))
+    # Read one block ahead. Read where it is used, XLA would fuse reading and
+    # writing of the buffer, and copy all of it in every trip.
+    return loops.read(blocks, i + 1), tree.add(i, part), blocks
+
+  count = len(blocks)
+  tree = RunningTree.start(count, count, samples.unit_embeddings)
+  carry = loops.read(blocks, 0), tree, blocks
+  _, tree, gradients = jax.lax.fori_loop(0, count, body, carry)
+  to_margins = tuple(g * weights for g in softmax.margin_gradients)
+  return tree_sum(tree.sums(count)), gradients, None, to_margins
 
 
 _blockwise.defvjp(_forward, _backward)
@@ -388,7 +366,7 @@ _blockwise.defvjp(_forward, _backward)
 def _checked(
   embeddings: jax.Array, class_centers: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Unit embeddings, class centres ``[C, u D]``, labels; or what is wrong."""
+  """Returns unit embeddings, class centres ``[C, u D]`` and labels."""
   embeddings = jnp.asarray(embeddings)
   class_centers = jnp.asarray(class_centers)
   labels = jnp.asarray(labels)
@@ -448,7 +426,7 @@ def target_cosines(
   unit_embeddings, class_centers, labels = _checked(
     embeddings, class_centers, labels
   )
-  return block_targets(unit_embeddings, class_centers[None], labels)[0]
+  return target_cosines_of(unit_embeddings, class_centers[None], labels)
 
 
 def blockwise_margin_softmax(

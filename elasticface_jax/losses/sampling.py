@@ -6,9 +6,9 @@ little. Partial FC leaves most of them out: each step draws some of the classes
 of every block, those of the batch itself always among them. The softmax runs
 over the classes drawn, and no other class centre is read, moved or decayed.
 
-`AllClasses` and `Sample` are the two answers, with the same methods: the class
-`numbers` of a block, and how to `read` and `write` their rows of buffers
-``[k, c, ...]``.
+`AllClasses` and `Sample` are the two answers, with the same methods: `take`
+cuts the classes that take part out of buffers ``[k, c, ...]``, once a step;
+`numbers` says which they are; `put` brings them back.
 
 Letters: B samples, C classes, K blocks in all, k blocks on this device, c
 classes a block, s classes of a block that take part.
@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elasticface_jax.losses import rows
+from elasticface_jax.exact import loops
 
 Tree = Any  # A pytree of arrays.
 
@@ -43,42 +43,66 @@ class AllClasses(NamedTuple):
   block_size: int  # c
 
   def numbers(self, index: jax.Array) -> jax.Array:
-    """Class numbers of block `index` of this device; C and more: padding."""
+    """Returns the classes of block `index` of this device, C and more padding.
+
+    Args:
+      index: of the block, from 0 on each device.
+
+    Returns:
+      int32 ``[s]``.
+    """
     first = (self.first_block + index) * self.block_size
     return first + jnp.arange(self.block_size, dtype=jnp.int32)
 
-  def read(self, buffers: Tree, index: jax.Array) -> Tree:
-    """The rows of a block's classes, ``[s, ...]`` each."""
-    return rows.read(buffers, index)
+  def take(self, buffers: Tree, trip_count: jax.Array) -> Tree:
+    """Returns the buffers themselves, with a spare slot if they have one.
 
-  def write(self, buffers: Tree, index: jax.Array, values: Tree) -> Tree:
-    """The buffers with these rows replaced."""
-    return rows.write(buffers, index, values)
+    Args:
+      buffers: ``[k, c, ...]`` each.
+      trip_count: k, as a traced int32.
+
+    Returns:
+      ``[max(k, 2), s, ...]`` each (see `loops`).
+    """
+    del trip_count
+    return loops.with_spare(buffers)
+
+  def put(self, buffers: Tree, slots: Tree, trip_count: jax.Array) -> Tree:
+    """Returns the buffers with what `take` gave replaced by `slots`."""
+    del trip_count
+    return jax.tree.map(lambda x, s: s[: len(x)], buffers, slots)
 
 
 class Sample(NamedTuple):
   """Some classes of every block, in rising order.
 
   Blocks may have more slots than classes drawn: the last ones are of no
-  class. These read zeros, and what is written to them is dropped. There are at
-  least two rows, as `rows` wants it.
+  class. These read zeros, and what is put there is dropped.
   """
 
   places: jax.Array  # In the block; c and more: no class. int32 [k, s]
   classes: jax.Array  # Class numbers; C: no class. int32 [k, s]
 
   def numbers(self, index: jax.Array) -> jax.Array:
-    """Class numbers of block `index` of this device."""
-    return rows.read(self.classes, index)
+    """Returns the classes of block `index` of this device."""
+    return loops.read(self.classes, index)
 
-  def read(self, buffers: Tree, index: jax.Array) -> Tree:
-    """The rows of a block's classes, ``[s, ...]`` each."""
-    return rows.read_places(buffers, index, rows.read(self.places, index))
+  def take(self, buffers: Tree, trip_count: jax.Array) -> Tree:
+    """Copies the entries of the sampled classes; costs that much memory."""
 
-  def write(self, buffers: Tree, index: jax.Array, values: Tree) -> Tree:
-    """The buffers with these rows replaced."""
-    places = rows.read(self.places, index)
-    return rows.write_places(buffers, index, places, values)
+    def block_of(i):
+      return loops.read_entries(buffers, i, loops.read(self.places, i))
+
+    return loops.with_spare(loops.stack(block_of, len(self.places), trip_count))
+
+  def put(self, buffers: Tree, slots: Tree, trip_count: jax.Array) -> Tree:
+    """Returns the buffers with those entries replaced, in place in a jit."""
+
+    def body(i, buffers):
+      places = loops.read(self.places, i)
+      return loops.write_entries(buffers, i, places, loops.read(slots, i))
+
+    return jax.lax.fori_loop(0, trip_count, body, buffers)
 
 
 def counts(num_classes: int, num_blocks: int, sample_rate: float) -> np.ndarray:
@@ -133,7 +157,7 @@ def draw(
     sample_rate: share of a block's classes, in (0, 1].
     count: k, blocks on this device.
     first_block: number of the first of these.
-    trip_count: k; traced where bits must not depend on it (see `rows`).
+    trip_count: k; traced where bits must not depend on it (see `loops`).
 
   Returns:
     The classes of the k blocks. The number of slots s is the larger of the
@@ -166,4 +190,4 @@ def draw(
     classes = jnp.where(places < size, first + places, num_classes)
     return Sample(places, classes)
 
-  return rows.fill(sample_of, count, trip_count)
+  return loops.stack(sample_of, count, trip_count)

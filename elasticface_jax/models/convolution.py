@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions that are fast in a training step on every platform.
+"""Convolutions whose gradients are fast inside a loop on a CPU too.
 
-XLA knows to match a convolution and the gradients of `jax.vjp` with the
-vendor's kernels on GPUs and TPUs. Its CPU compiler has fast kernels for the
-convolution alone. It brings gradients into that form only in the outermost
-computation; the training step runs the backbone inside a loop, where they
-would fall back to plain loops, 10 to 60 times slower (jax 0.10.2 and 0.11.2).
-So on a CPU gradients, and what Winograd's tiles make faster, are those of
-`cpu_convolution`.
+XLA matches a convolution and the gradients of `jax.vjp` with the vendor's
+kernels on GPUs and TPUs. Its CPU compiler has fast kernels for convolutions in
+one layout (batch, height, width, channel), and brings gradients into it only in
+the outermost computation. The training step runs the backbone inside a loop,
+where the same gradients fall back to plain loops, 10 to 60 times slower (jax
+0.10.2 and 0.11.2). So for a CPU the gradients are written in that layout here.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
-from jax import export
 
-from elasticface_jax.models import cpu_convolution as cpu
+_LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
 
 def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
@@ -42,18 +40,20 @@ def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
   return _convolve(x, kernel, stride)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolve(x, kernel, stride):
-  if export.is_symbolic_dim(x.shape[0]):
-    # A program for any number of images, to be exported: tiles are made some
-    # images at a time, which takes a known number.
-    return cpu.plain(x, kernel, stride)
-  return jax.lax.platform_dependent(
+def _plain(x, kernel, *, stride=1, padding=((1, 1), (1, 1)), dilation=1):
+  return jax.lax.conv_general_dilated(
     x,
     kernel,
-    cpu=functools.partial(cpu.convolve, stride=stride),
-    default=functools.partial(cpu.plain, stride=stride),
+    (stride, stride),
+    padding,
+    rhs_dilation=(dilation, dilation),
+    dimension_numbers=_LAYOUT,
   )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve(x, kernel, stride):
+  return _plain(x, kernel, stride=stride)
 
 
 def _forward(x, kernel, stride):
@@ -61,16 +61,85 @@ def _forward(x, kernel, stride):
 
 
 def _backward(stride, residuals, gradient):
-  def by_vjp(x, kernel, gradient):
-    plain = functools.partial(cpu.plain, stride=stride)
-    return jax.vjp(plain, x, kernel)[1](gradient)
-
   return jax.lax.platform_dependent(
     *residuals,
     gradient,
-    cpu=functools.partial(cpu.gradients, stride=stride),
-    default=by_vjp,
+    cpu=functools.partial(gradients_in_layout, stride=stride),
+    default=functools.partial(gradients_by_vjp, stride=stride),
   )
 
 
 _convolve.defvjp(_forward, _backward)
+
+
+def gradients_by_vjp(
+  x: jax.Array, kernel: jax.Array, gradient: jax.Array, *, stride: int
+) -> tuple[jax.Array, jax.Array]:
+  """Computes the gradients as accelerators do.
+
+  Args:
+    x: as for `convolve`.
+    kernel: 3x3.
+    gradient: by the output.
+    stride: 1 or 2.
+
+  Returns:
+    Gradients by the input and by the kernel.
+  """
+  plain = functools.partial(_plain, stride=stride)
+  return jax.vjp(plain, x, kernel)[1](gradient)
+
+
+def gradients_in_layout(
+  x: jax.Array, kernel: jax.Array, gradient: jax.Array, *, stride: int
+) -> tuple[jax.Array, jax.Array]:
+  """Computes the same gradients as convolutions in the CPU's layout."""
+  to_input = _to_input if stride == 1 else _to_input_of_stride_2
+  return to_input(kernel, gradient), _to_kernel(x, gradient, stride)
+
+
+def _to_input(kernel, gradient):
+  """Convolves with the kernel turned round and its channels exchanged."""
+  return _plain(gradient, kernel[::-1, ::-1].swapaxes(2, 3))
+
+
+def _to_input_of_stride_2(kernel, gradient):
+  """Computes the gradient by the input without dilating that by the output.
+
+  An even row 2i saw tap 1 of output i; an odd row 2i + 1 saw tap 2 of output
+  i and tap 0 of output i + 1; columns alike. So the four parities are four
+  sets of channels of one 2x2 convolution, interleaved afterwards.
+  """
+  taps = {(0, 0): 1, (1, 0): 2, (1, 1): 0}  # (parity, output - i): tap
+
+  def tap(row, column, p, q):
+    if (p, row) in taps and (q, column) in taps:
+      return kernel[taps[p, row], taps[q, column]].T
+    return jnp.zeros_like(kernel[0, 0].T)
+
+  two = (0, 1)
+
+  def all_parities(row, column):
+    return jnp.concatenate(
+      [tap(row, column, p, q) for p in two for q in two], axis=1
+    )
+
+  together = jnp.stack(
+    [jnp.stack([all_parities(r, c) for c in two]) for r in two]
+  )
+  parities = _plain(gradient, together, padding=((0, 1), (0, 1)))
+  b, h, w, _ = parities.shape
+  parities = parities.reshape(b, h, w, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5)
+  return parities.reshape(b, 2 * h, 2 * w, -1)
+
+
+def _to_kernel(x, gradient, stride):
+  """Convolves the images with the gradient, summed over the batch."""
+  kernel = _plain(
+    x.transpose(3, 1, 2, 0),
+    gradient.transpose(1, 2, 0, 3),
+    # At stride 2 the last row of padding was never read.
+    padding=((1, 2 - stride),) * 2,
+    dilation=stride,
+  )
+  return kernel.transpose(1, 2, 0, 3)

@@ -363,6 +363,11 @@ def claim(
       'start.checkpoint': start_fingerprint or '',
       '--workdir': str(workdir),
       'the software': json.dumps(here['versions']),
+      # Trip counts follow from config and devices; loops with collectives in
+      # them need the same everywhere.
+      'the kind or number of devices': json.dumps(
+        [here['device_kind'], here['devices']]
+      ),
     }
   )
   try:
@@ -372,7 +377,6 @@ def claim(
       f'--workdir {workdir}: cannot make this folder ({error.strerror}); give '
       'one that can be written'
     ) from error
-  flat = _flat(config)
   path = workdir / 'config.json'
   manifest_path = workdir / 'manifest.json'
   starts = []
@@ -385,31 +389,9 @@ def claim(
       )
     starts = manifest['starts']
   if path.exists():
-    before = _flat(read_json(path))
-    differing = [
-      f'{field} was {before.get(field)!r}, is {flat.get(field)!r}'
-      for field in sorted(before.keys() | flat.keys())
-      if before.get(field) != flat.get(field) and not _is_free(field)
-    ]
-    if differing:
-      raise InputError(
-        f'{workdir} belongs to another config: {"; ".join(differing)}; use '
-        'that config, or a new --workdir'
-      )
+    _check_config(workdir, _flat(read_json(path)), _flat(config))
   if starts:
-    first = starts[0]['data_fingerprint']
-    if first != data_fingerprint:
-      raise InputError(
-        f'{workdir} was trained on other data: its fingerprint was {first}, '
-        f'that of data.source is {data_fingerprint}; give the data it was '
-        'trained on, or a new --workdir'
-      )
-    first = starts[0]['start_fingerprint']
-    if start_fingerprint not in (None, first):
-      raise InputError(
-        f'{workdir} began with other weights: their fingerprint was {first}, '
-        f'that of start.checkpoint is {start_fingerprint}; give a new --workdir'
-      )
+    _check_origin(workdir, starts[0], data_fingerprint, start_fingerprint)
   starts.append(
     {
       'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
@@ -422,6 +404,42 @@ def claim(
   if processes.is_first():
     write_json(manifest_path, {'starts': starts})
     write_json(path, config)
+
+
+def _check_config(workdir: Path, before: Mapping, now: Mapping) -> None:
+  """Raises an InputError that names the fields in which configs differ."""
+  differing = [
+    f'{field} was {before.get(field)!r}, is {now.get(field)!r}'
+    for field in sorted(before.keys() | now.keys())
+    if before.get(field) != now.get(field) and not _is_free(field)
+  ]
+  if differing:
+    raise InputError(
+      f'{workdir} belongs to another config: {"; ".join(differing)}; use '
+      'that config, or a new --workdir'
+    )
+
+
+def _check_origin(
+  workdir: Path,
+  first_start: Mapping,
+  data_fingerprint: str,
+  start_fingerprint: str | None,
+) -> None:
+  """Raises an InputError if a run began with other data or weights."""
+  first = first_start['data_fingerprint']
+  if first != data_fingerprint:
+    raise InputError(
+      f'{workdir} was trained on other data: its fingerprint was {first}, '
+      f'that of data.source is {data_fingerprint}; give the data it was '
+      'trained on, or a new --workdir'
+    )
+  first = first_start['start_fingerprint']
+  if start_fingerprint not in (None, first):
+    raise InputError(
+      f'{workdir} began with other weights: their fingerprint was {first}, '
+      f'that of start.checkpoint is {start_fingerprint}; give a new --workdir'
+    )
 
 
 def environment() -> dict[str, Any]:

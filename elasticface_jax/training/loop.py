@@ -42,8 +42,8 @@ def train(
   Args:
     workdir: where metrics go.
     state: where to start; consumed.
-    step_fn: from `make_step`.
-    keys: from `make_keys`.
+    step_fn: the `step` of a `Task`.
+    keys: from its `make_keys`.
     batches: gives this process's part of the batches from a step on, in
       order: images uint8 ``[b, H, W, 3]``, labels int32 ``[b]``.
     batch_indices: which images the whole batch of a step holds, ``[B]``.
@@ -89,13 +89,9 @@ def train(
         f'± {100 * result["accuracy_std"]:.2f}'
       )
 
-  if processes.is_first():
-    writer = metrics.Writer(workdir, first_step=first, total_steps=total_steps)
-  else:
-    writer = metrics.Silence()
   with (
     stopping.listener() as listener,
-    writer as log,
+    _writer(workdir, first, total_steps) as log,
     contextlib.closing(batches(first)) as feed,
   ):
     if first == 0 and eval_every:
@@ -125,6 +121,13 @@ def train(
         raise stopping.Stopped(stop, step)
     checkpoints.wait()
   return state
+
+
+def _writer(workdir: Path, first: int, total_steps: int):
+  """Opens the metrics of a run; in all processes but the first, nothing."""
+  if processes.is_first():
+    return metrics.Writer(workdir, first_step=first, total_steps=total_steps)
+  return metrics.Silence()
 
 
 def _not_finite(

@@ -52,28 +52,7 @@ def start(
   Raises:
     InputError: if the three do not fit together, or not all processes come.
   """
-  given = {
-    '--coordinator': coordinator,
-    '--processes': processes,
-    '--process': process,
-  }
-  missing = [flag for flag, value in given.items() if value is None]
-  by_flags = len(missing) < len(given)
-  if by_flags and missing:
-    raise InputError(
-      f'{" and ".join(missing)} missing: --coordinator, --processes and '
-      '--process go together'
-    )
-  if by_flags:
-    if not 0 <= process < processes:
-      raise InputError(
-        f'--process={process} must be from 0 to {processes - 1}, one less '
-        f'than --processes={processes}'
-      )
-    if not coordinator.rpartition(':')[2].isdigit():
-      raise InputError(
-        f'--coordinator={coordinator} must be HOST:PORT of process 0'
-      )
+  by_flags = _check_flags(coordinator, processes, process)
   # In a Kubernetes pod that is no part of a TPU slice, jax would ask the
   # cluster, which an ordinary pod may not do.
   is_pod = 'KUBERNETES_SERVICE_HOST' in os.environ
@@ -114,6 +93,35 @@ def start(
   finally:
     waiting.cancel()
   return True
+
+
+def _check_flags(
+  coordinator: str | None, processes: int | None, process: int | None
+) -> bool:
+  """Tells whether flags say where to meet; raises an InputError if in part."""
+  given = {
+    '--coordinator': coordinator,
+    '--processes': processes,
+    '--process': process,
+  }
+  missing = [flag for flag, value in given.items() if value is None]
+  by_flags = len(missing) < len(given)
+  if by_flags and missing:
+    raise InputError(
+      f'{" and ".join(missing)} missing: --coordinator, --processes and '
+      '--process go together'
+    )
+  if by_flags:
+    if not 0 <= process < processes:
+      raise InputError(
+        f'--process={process} must be from 0 to {processes - 1}, one less '
+        f'than --processes={processes}'
+      )
+    if not coordinator.rpartition(':')[2].isdigit():
+      raise InputError(
+        f'--coordinator={coordinator} must be HOST:PORT of process 0'
+      )
+  return by_flags
 
 
 def is_first() -> bool:

@@ -2,7 +2,7 @@
 """The train state: global arrays, and where on the mesh they live."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,13 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from elasticface_jax.errors import InputError
-from elasticface_jax.losses import rows
-from elasticface_jax.losses.trees import Devices
+from elasticface_jax.exact import loops
+from elasticface_jax.exact.trees import Devices
 
 AXIS = 'devices'
+
+# More rows make the products of the head no faster, and cost memory.
+HEAD_ROWS = 1024
 
 # The random streams of a run; each use folds in the step. Order matters: the
 # root key is split by position. New ones go to the end: that moves no other.
@@ -36,6 +39,15 @@ class TrainState:
   class_centers: Any  # [K, c, u D], u sub-centres of a class, most often 1.
   head_opt: Any  # Momentum of the class centres, [K, c, u D].
   loss_state: Any  # Of the loss; an empty tuple for most.
+
+
+class TripCounts(NamedTuple):
+  """How often the loops of a step run: arguments of it (see `exact.loops`)."""
+
+  turns: Any  # Groups of a device, g.
+  blocks: Any  # Blocks of a device, k.
+  devices: Any  # Groups of a turn: one of each device, n.
+  once: Any  # 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,21 +115,31 @@ class Layout:
     return self.num_blocks // self.mesh.size
 
   @property
+  def head_rows(self) -> int:
+    """Samples whose logits with a block are held at once for its gradient.
+
+    As many groups as divide the batch and are at most `HEAD_ROWS` samples.
+    """
+    most = max(1, HEAD_ROWS // self.group_size)
+    counts = range(1, min(most, self.num_groups) + 1)
+    return self.group_size * max(n for n in counts if self.num_groups % n == 0)
+
+  @property
   def devices(self) -> Devices:
     """The mesh axis, as the sums want it."""
     return Devices(AXIS, self.mesh.size)
 
-  def spread(self) -> NamedSharding:
+  def sharded(self) -> NamedSharding:
     """Sharding of arrays whose first dim is groups or blocks."""
     return NamedSharding(self.mesh, P(AXIS))
 
-  def copied(self) -> NamedSharding:
-    """Sharding of arrays that every device has whole."""
+  def replicated(self) -> NamedSharding:
+    """Sharding of arrays that every device has in full."""
     return NamedSharding(self.mesh, P())
 
   def local_samples(self) -> np.ndarray:
     """Which samples of a batch belong to this process's groups, int64."""
-    share = self.spread().addressable_devices_indices_map((self.num_groups,))
+    share = self.sharded().addressable_devices_indices_map((self.num_groups,))
     groups = np.concatenate(
       sorted(
         (np.arange(self.num_groups)[place] for place in share.values()),
@@ -134,21 +156,28 @@ class Layout:
       samples: those of `local_samples`, ``[b, ...]``.
 
     Returns:
-      All samples, spread by groups, ``[G, S, ...]``.
+      All samples, sharded by groups, ``[G, S, ...]``.
     """
     rest = samples.shape[1:]
     return jax.make_array_from_process_local_data(
-      self.spread(),
+      self.sharded(),
       samples.reshape(-1, self.group_size, *rest),
       (self.num_groups, self.group_size, *rest),
     )
 
-  def trip_counts(self) -> tuple[np.ndarray, np.ndarray]:
-    """Groups and blocks of a device: arguments of the step (`losses.rows`)."""
-    return (
-      np.asarray(self.num_groups // self.mesh.size, np.int32),
-      np.asarray(self.local_blocks, np.int32),
+  def trip_counts(self) -> TripCounts:
+    """Returns the trip counts of the step.
+
+    They are the same in all processes, which loops with collectives inside
+    rely on: `checkpoint.claim` compares what they follow from.
+    """
+    counts = (
+      self.num_groups // self.mesh.size,
+      self.local_blocks,
+      self.mesh.size,
+      1,
     )
+    return TripCounts(*(np.asarray(count, np.int32) for count in counts))
 
 
 def make_mesh(count: int | None = None) -> jax.sharding.Mesh:
@@ -166,7 +195,7 @@ def make_keys(seed: int) -> dict[str, jax.Array]:
 
 
 def specs() -> TrainState:
-  """What is replicated and what is spread, as a prefix of the state."""
+  """Partition specs of the state, as a prefix of it."""
   return TrainState(
     step=P(),
     params=P(),
@@ -179,7 +208,7 @@ def specs() -> TrainState:
 
 
 def shardings(mesh: jax.sharding.Mesh) -> TrainState:
-  """The same as shardings on a mesh."""
+  """`specs` as NamedShardings on a mesh."""
   return jax.tree.map(
     lambda s: NamedSharding(mesh, s),
     specs(),
@@ -214,7 +243,7 @@ def init(
       numbers = (first + i) * size + jnp.arange(size)
       return jax.vmap(draw_center, (None, 0))(key, numbers)
 
-    return rows.fill(draw_block, count, trip_count)[:count]
+    return loops.stack(draw_block, count, trip_count)
 
   centers = jax.shard_map(
     draw,
@@ -222,7 +251,7 @@ def init(
     in_specs=(P(), P()),
     out_specs=P(AXIS),
     check_vma=False,
-  )(head_key, layout.trip_counts()[1])
+  )(head_key, layout.trip_counts().blocks)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,

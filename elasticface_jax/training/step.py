@@ -2,334 +2,217 @@
 """One training step over groups of samples and blocks of classes.
 
 The bits of its result depend on the state, the batch and the keys, and not on
-the number of devices. What it takes is told in `losses.rows` (loops) and
-`losses.trees` (sums); the order of the story:
+the number of devices. What that takes is explained in `exact.loops` and
+`exact.trees`. A step is
 
-1. every device runs its groups forward,
-2. all embeddings and their lengths go everywhere (``B * (D + 1)`` numbers),
-3. every device finds the target cosines of the classes it has; these go
-   everywhere, and every device has the margins of all samples,
-4. every device makes its blocks' logits and keeps three numbers a sample,
-5. all of these go everywhere, and every device has the loss of all samples,
-6. every device makes its blocks' logits again, updates its class centres, and
-   has its blocks' parts of the gradient of the embeddings,
-7. their sum goes back to the device that has the group,
-8. every device runs its groups backward,
-9. the sum over all groups goes everywhere, and every device updates its copy
-   of the backbone.
+- a draw of what is drawn for the whole batch,
+- a loop of turns (`turn.run`), in each of which every device takes one of its
+  groups forward, through the head, and back,
+- an update of the class centres, of the backbone and of the loss's state
+  (`update`),
+- what is measured.
 
-Letters: B samples in G groups of S, g groups here; D embedding size; K blocks
-of classes, k here.
+Letters: B samples in G groups of S, g groups on this device.
 """
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from jax.sharding import PartitionSpec as P
 
-from elasticface_jax.losses import blockwise, rows, sampling
-from elasticface_jax.losses.by_name import Given
-from elasticface_jax.losses.logits import normalize, norms
-from elasticface_jax.losses.trees import (
-  Devices,
-  tree_sum,
-  tree_sum_everywhere,
-  tree_sum_scatter,
-)
-from elasticface_jax.training import augment, groups
-from elasticface_jax.training.state import AXIS, Layout, specs
+from elasticface_jax.exact import loops
+from elasticface_jax.exact.trees import RunningTree, tree_sum
+from elasticface_jax.losses import sampling
+from elasticface_jax.training import augment, turn, update
+from elasticface_jax.training.state import AXIS, TrainState, TripCounts, specs
 
-# Images that go through the network at a time in verification, and how many
-# such rows all devices together take at least.
-EMBED_ROW = 16
-EMBED_ROWS = 8
+if TYPE_CHECKING:
+  from elasticface_jax.training.task import Task
 
 
-def make_step(
-  backbone: Any,
-  loss: Any,
-  backbone_tx: optax.GradientTransformation,
-  head_tx: optax.GradientTransformation,
-  rate: optax.Schedule,
-  layout: Layout,
-  *,
-  flip: float,
-  freeze: bool = False,
-):
-  """Makes the compiled training step.
+def make_step(task: 'Task') -> Callable:
+  """Makes the jitted training step.
 
   Args:
-    backbone: a `models.Backbone`.
-    loss: a `losses.MarginLoss`.
-    backbone_tx: gives the backbone's update, without the rate.
-    head_tx: the same for the class centres; runs on one block at a time.
-    rate: learning rate from the step.
-    layout: how the step is cut.
-    flip: probability of a horizontal flip.
-    freeze: whether to train the class centres alone. The backbone then is as
-      in evaluation, running statistics and all, and stays.
+    task: what is trained, and how.
 
   Returns:
-    ``step(state, images, labels, keys) -> (state, measured)``. Images uint8
-    ``[G, S, H, W, 3]`` and labels int32 ``[G, S]`` are spread over the
-    devices by groups; keys are those of `state.make_keys`. The state given is
-    consumed. Measured: a dict of scalars, replicated. It is a
-    `functools.partial` of a jitted function, which
-    ``step.func.lower(*step.args, state, ...)`` compiles ahead.
+    ``step(trips, state, images, labels, keys) -> (state, measured)``, with
+    trips from ``layout.trip_counts()``, images uint8 ``[G, S, H, W, 3]`` and
+    labels int32 ``[G, S]`` sharded over the devices by groups, keys those of
+    `state.make_keys`. The state given is consumed. Measured: a dict of
+    scalars, replicated.
   """
-  devices = layout.devices
-  batch_size = layout.batch_size
-  head = loss.head(layout.num_classes)
-
-  def step(trip_counts, state, images, labels, keys):
-    group_trips, block_trips = trip_counts
-    count = images.shape[0]
-    first_group = devices.index() * count
-    keys = {
-      name: jax.random.fold_in(key, state.step) for name, key in keys.items()
-    }
-
-    def own(samples):
-      """What this device's groups have of a value for each sample."""
-      grouped = samples.reshape(-1, layout.group_size)
-      return jax.lax.dynamic_slice_in_dim(grouped, first_group, count)
-
-    # 1. Images to embeddings, group by group.
-    drawn = augment.draw(keys['augment'], batch_size, flip=flip)
-
-    def embed_group(params, inputs):
-      embeddings, batch_stats = backbone.apply(
-        params,
-        state.batch_stats,
-        augment.apply(inputs['images'], inputs['drawn']),
-        train=not freeze,
-        key=jax.random.fold_in(keys['dropout'], inputs['group']),
-      )
-      outputs = {'unit': normalize(embeddings), 'norm': norms(embeddings)}
-      return outputs, groups.flatten(batch_stats)
-
-    inputs = {
-      'images': images,
-      'drawn': jax.tree.map(own, drawn),
-      'group': first_group + jnp.arange(count),
-    }
-    if freeze:
-      outputs = rows.on_each(
-        lambda group: embed_group(state.params, group)[0], inputs, group_trips
-      )
-    else:
-      outputs, batch_stats, residuals = groups.forward(
-        embed_group, state.params, inputs, group_trips
-      )
-
-    # 2. and 3. Embeddings to margins.
-    embeddings = devices.gather(outputs['unit']).reshape(batch_size, -1)
-    labels = devices.gather(labels).reshape(batch_size)
-    first_block = devices.index() * layout.local_blocks
-    targets = blockwise.block_targets(
-      embeddings,
-      state.class_centers,
-      labels,
-      first_block=first_block,
-      trip_count=block_trips,
-    )
-    targets = devices.gather(targets).sum(axis=0)
-
-    def make_margins(norms):
-      made = loss.make(
-        Given(
-          keys['margins'], targets, norms, state.loss_state, layout.group_size
-        )
-      )
-      return (made.margins, made.regularizer), made.state
-
-    gathered_norms = devices.gather(outputs['norm']).reshape(batch_size)
-    (margins, regularizer), margins_vjp, loss_state = jax.vjp(
-      make_margins, gathered_norms, has_aux=True
-    )
-
-    # 4. and 5. Margins to losses, block by block.
-    classes = _choose_classes(
-      keys['sampling'], labels, first_block, block_trips, layout
-    )
-    blocks = {'classes': classes, 'trip_count': block_trips}
-    statistics = blockwise.block_statistics(
-      embeddings, state.class_centers, labels, targets, margins, head, **blocks
-    )
-    softmax = blockwise.margin_softmax(
-      jax.tree.map(devices.gather, statistics), targets, margins, head
-    )
-
-    # 6. The objective is the mean over the batch.
-    weights = jnp.full(batch_size, 1 / batch_size, embeddings.dtype)
-    learning_rate = rate(state.step)
-
-    def descend(params, opt, gradients, tx):
-      updates, opt = tx.update(gradients, opt, params)
-      params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
-      return params, opt
-
-    parts, (class_centers, head_opt), squares = blockwise.block_gradients(
-      embeddings,
-      (state.class_centers, state.head_opt),
-      labels,
-      softmax,
-      weights,
-      head,
-      centers=lambda slots: slots[0],
-      update=lambda slots, gradient: descend(*slots, gradient, head_tx),
-      **blocks,
-    )
-
-    # 7. to 9. Back through the groups.
-    backbone_parts = {}
-    gradient_norm = jnp.zeros(())
-    if not freeze:
-      to_margins = tuple(g * weights for g in softmax.margin_gradients)
-      (to_norms,) = margins_vjp((to_margins, weights))
-      to_unit = tree_sum_scatter(parts, devices)
-      cotangents = {
-        'unit': to_unit.reshape(count, layout.group_size, -1),
-        'norm': own(to_norms),
-      }
-      gradients = groups.backward(residuals, cotangents, group_trips)
-      gradient = groups.unflatten(
-        tree_sum_everywhere(gradients, devices), state.params
-      )
-      gradient_norm = optax.tree.norm(gradient)
-      params, backbone_opt = descend(
-        state.params, state.backbone_opt, gradient, backbone_tx
-      )
-      mean_stats = tree_sum_everywhere(batch_stats, devices) / layout.num_groups
-      backbone_parts = {
-        'params': params,
-        'batch_stats': groups.unflatten(mean_stats, state.batch_stats),
-        'backbone_opt': backbone_opt,
-      }
-
-    measured = {
-      'loss': (softmax.loss + regularizer).mean(),
-      # Without the margin: with it, training accuracy reads as 0 for long.
-      # Among the classes of this step: with fewer of them it reads higher.
-      'accuracy': (targets > softmax.largest_cosine).mean(dtype=jnp.float32),
-      'target_angle': jnp.arccos(jnp.clip(targets, -1, 1)).mean(),
-      'embedding_norm': gathered_norms.mean(),
-      'backbone_gradient_norm': gradient_norm,
-      'head_gradient_norm': jnp.sqrt(tree_sum(devices.gather(squares))),
-      'learning_rate': jnp.asarray(learning_rate, jnp.float32),
-    }
-    for name, margin in zip(loss.margin_names, margins, strict=True):
-      measured |= {f'{name}_mean': margin.mean(), f'{name}_std': margin.std()}
-    state = dataclasses.replace(
-      state,
-      step=state.step + 1,
-      class_centers=class_centers,
-      head_opt=head_opt,
-      loss_state=loss_state,
-      **backbone_parts,
-    )
-    return state, measured
-
-  spread_step = jax.shard_map(
-    step,
-    mesh=layout.mesh,
-    in_specs=(P(), specs(), P(AXIS), P(AXIS), P()),
-    out_specs=(specs(), P()),
-    check_vma=False,
+  return jax.jit(
+    jax.shard_map(
+      functools.partial(_step, task),
+      mesh=task.layout.mesh,
+      in_specs=(P(), specs(), P(AXIS), P(AXIS), P()),
+      out_specs=(specs(), P()),
+      check_vma=False,
+    ),
+    donate_argnums=1,
   )
-  # Trip counts are no constants: known ones would be unrolled.
-  return functools.partial(
-    jax.jit(spread_step, donate_argnums=1), layout.trip_counts()
+
+
+def _step(
+  task: 'Task',
+  trips: TripCounts,
+  state: TrainState,
+  images: jax.Array,
+  labels: jax.Array,
+  keys: dict[str, jax.Array],
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """Does one step on one device's share of it."""
+  devices = task.layout.devices
+  keys = {n: jax.random.fold_in(key, state.step) for n, key in keys.items()}
+  labels = devices.gather(labels)  # [G, S]
+  classes = _choose_classes(task, keys['sampling'], labels, trips)
+  slots = state.class_centers, state.head_opt
+  taken = classes.take(slots, trips.blocks)
+
+  groups, sums = _turns(
+    task,
+    turn.Shared(
+      state=state,
+      keys=keys,
+      images=loops.with_spare(images),
+      labels=_by_turn(task, labels),
+      flips=_draw_flips(task, keys['augment']),
+      classes=classes,
+      centers=taken[0],
+      trips=trips,
+    ),
   )
+  groups = jax.tree.map(devices.gather, groups)  # [G, S, ...]
+  samples, cotangents = jax.tree.map(
+    lambda x: x.reshape(-1, *x.shape[2:]), (groups.samples, groups.cotangents)
+  )
+
+  learning_rate = task.rate(state.step)
+  taken, squares = update.class_centers(
+    task, taken, classes, samples, cotangents, learning_rate, trips
+  )
+  class_centers, head_opt = classes.put(slots, taken, trips.blocks)
+  moved, gradient_norm = {}, jnp.zeros(())
+  if not task.freeze:
+    moved, gradient_norm = update.backbone(
+      task, state, sums, learning_rate, trips
+    )
+  loss_state, measured = loops.isolate(
+    lambda given: _measure(task, *given),
+    (groups, devices.gather(squares)),
+    trips.once,
+  )
+  measured['backbone_gradient_norm'] = gradient_norm
+  measured['learning_rate'] = jnp.asarray(learning_rate, jnp.float32)
+  state = dataclasses.replace(
+    state,
+    step=state.step + 1,
+    class_centers=class_centers,
+    head_opt=head_opt,
+    loss_state=loss_state,
+    **moved,
+  )
+  return state, measured
+
+
+def _turns(task: 'Task', shared: turn.Shared) -> tuple[turn.Group, Any]:
+  """Runs the loop of turns.
+
+  Returns:
+    What is kept of this device's groups, ``[g, ...]`` each; and the sums over
+    them as `RunningTree` leaves them.
+  """
+  count = task.layout.num_groups // task.layout.mesh.size
+  state = shared.state
+  like = {'gradient': state.params, 'batch_stats': state.batch_stats}
+
+  def body(r, carry):
+    groups, tree = carry
+    group, parts = turn.run(task, shared, r)
+    return loops.write(groups, r, group), tree.add(r, parts)
+
+  carry = (
+    loops.empty(count, turn.shape_of_group(task, state)),
+    RunningTree.start(count, shared.trips.turns, {} if task.freeze else like),
+  )
+  # Names of scopes are those of trip counts, for profiles and for checks.
+  with jax.named_scope('turns'):
+    groups, tree = jax.lax.fori_loop(0, shared.trips.turns, body, carry)
+  return jax.tree.map(lambda x: x[:count], groups), tree.sums(count)
+
+
+def _by_turn(task: 'Task', labels: jax.Array) -> jax.Array:
+  """Sorts ``[G, S]`` by turns: the groups of each, ``[g, n, S]``."""
+  by_device = labels.reshape(task.layout.mesh.size, -1, labels.shape[1])
+  return by_device.swapaxes(0, 1)
+
+
+def _draw_flips(task: 'Task', key: jax.Array) -> jax.Array:
+  """Draws which images of the batch are mirrored, bool ``[G, S]``."""
+  layout = task.layout
+  drawn = augment.draw(key, layout.batch_size, flip=task.flip)
+  return drawn['flip'].reshape(-1, layout.group_size)
 
 
 def _choose_classes(
-  key: jax.Array,
-  labels: jax.Array,
-  first_block: jax.Array,
-  trip_count: jax.Array,
-  layout: Layout,
+  task: 'Task', key: jax.Array, labels: jax.Array, trips: TripCounts
 ) -> sampling.AllClasses | sampling.Sample:
-  """The classes of this device's blocks that a step is about."""
+  """Chooses the classes of this device's blocks that a step is about."""
+  layout = task.layout
+  first_block = layout.devices.index() * layout.local_blocks
   if layout.sample_rate == 1:
     return sampling.AllClasses(first_block, layout.block_size)
   return sampling.draw(
     key,
-    labels,
+    labels.reshape(-1),
     num_classes=layout.num_classes,
     num_blocks=layout.num_blocks,
     sample_rate=layout.sample_rate,
     count=layout.local_blocks,
     first_block=first_block,
-    trip_count=trip_count,
+    trip_count=trips.blocks,
   )
 
 
-def make_embed(backbone: Any, mesh: jax.sharding.Mesh):
-  """Makes the compiled embedding of images, as verification wants it.
-
-  The bits do not depend on the number of devices: images go through the
-  network in rows of a fixed size, one row after the other.
+def _measure(
+  task: 'Task', groups: turn.Group, squares: jax.Array
+) -> tuple[Any, dict[str, jax.Array]]:
+  """Sums up the groups of a step.
 
   Args:
-    backbone: a `models.Backbone`.
-    mesh: its devices share the images.
+    task: what is trained, and how.
+    groups: all of the batch, ``[G, ...]`` each.
+    squares: of the norms of all blocks' gradients, ``[K]``.
 
   Returns:
-    ``embed(params, batch_stats, images) -> embeddings``: uint8
-    ``[M, H, W, 3]`` to float32 numpy ``[M, D]``: the sum of the embeddings of
-    the image and of its mirror image, not normalised. Every process gives all
-    images and gets all embeddings.
+    The loss's next state, the mean of what each group would make of it; and
+    what is measured.
   """
-  devices = Devices(AXIS, mesh.size)
-  count = -(-EMBED_ROWS // mesh.size)  # Rows of a device at a time.
-
-  def embed_row(params, batch_stats, images):
-    images = augment.scale(images)
-    plain, _ = backbone.apply(params, batch_stats, images, train=False)
-    mirrored, _ = backbone.apply(
-      params, batch_stats, images[:, :, ::-1], train=False
-    )
-    return plain + mirrored
-
-  def embed(params, batch_stats, images, trip_count):
-    embeddings = rows.on_each(
-      lambda row: embed_row(params, batch_stats, row), images, trip_count
-    )
-    return devices.gather(embeddings)
-
-  compiled = jax.jit(
-    jax.shard_map(
-      embed,
-      mesh=mesh,
-      in_specs=(P(), P(), P(AXIS), P()),
-      out_specs=P(),
-      check_vma=False,
-    )
+  loss_state = jax.tree.map(
+    lambda x: (tree_sum(x) / len(x)).astype(x.dtype), groups.loss_state
   )
-  shape = (count * mesh.size, EMBED_ROW)
-  size = shape[0] * shape[1]
-  spread = jax.sharding.NamedSharding(mesh, P(AXIS))
-  trip_count = np.asarray(count, np.int32)
-
-  def embed_all(params, batch_stats, images):
-    chunks = []
-    for start in range(0, len(images), size):
-      chunk = images[start : start + size]
-      padded = np.zeros((size, *chunk.shape[1:]), chunk.dtype)
-      padded[: len(chunk)] = chunk
-      padded = padded.reshape(*shape, *chunk.shape[1:])
-      given = jax.make_array_from_callback(
-        padded.shape, spread, padded.__getitem__
-      )
-      embeddings = compiled(params, batch_stats, given, trip_count)
-      embeddings = np.asarray(embeddings).reshape(size, -1)
-      chunks.append(embeddings[: len(chunk)])
-    return np.concatenate(chunks)
-
-  return embed_all
+  flat = jax.tree.map(
+    lambda x: x.reshape(-1), groups._replace(samples=(), loss_state=())
+  )
+  targets = groups.samples.target_cosines.reshape(-1)
+  measured = {
+    'loss': flat.loss.mean(),
+    # Without the margin: with it, training accuracy reads as 0 for long.
+    # Among the classes of this step: with fewer of them it reads higher.
+    'accuracy': (targets > flat.largest_cosine).mean(dtype=jnp.float32),
+    'target_angle': jnp.arccos(jnp.clip(targets, -1, 1)).mean(),
+    'embedding_norm': flat.norms.mean(),
+    'head_gradient_norm': jnp.sqrt(tree_sum(squares)),
+  }
+  for name, margin in zip(
+    task.loss.margin_names, groups.samples.margins, strict=True
+  ):
+    margin = margin.reshape(-1)
+    measured |= {f'{name}_mean': margin.mean(), f'{name}_std': margin.std()}
+  return loss_state, measured

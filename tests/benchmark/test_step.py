@@ -3,19 +3,21 @@
 
 import dataclasses
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 import pytest
 
+from elasticface_jax import cli
 from elasticface_jax.benchmark import device, loop, step, timing
 from elasticface_jax.benchmark.missing import MissingPackage
 from elasticface_jax.benchmark.recipe import Recipe
 from elasticface_jax.errors import InputError
-from elasticface_jax.losses.by_name import by_name
-from elasticface_jax.training import optimizer, state
-from elasticface_jax.training.step import make_step
+from elasticface_jax.training import state, task
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+PAPER = CONFIGS / 'elastic_arc_r100_ms1mv2.py'
 
 RECIPE = Recipe(
   model={'name': 'iresnet10', 'embedding_dim': 16, 'dtype': 'float32'},
@@ -40,24 +42,24 @@ def run():
   )
 
 
-def trainers_step(layout):
-  """Made as `experiment.train` makes it."""
-  backbone, loss = step.thin_backbone(16), by_name(RECIPE.loss)
-  sgd = optimizer.momentum_sgd(momentum=0.9, weight_decay=5e-4)
-  clipped = optax.chain(optax.clip_by_global_norm(5.0), sgd)
-  rate = lambda _: 0.1 * layout.batch_size / 512
-  made = make_step(backbone, loss, clipped, sgd, rate, layout, flip=0.5)
-  init = lambda key: state.init(key, backbone, loss, clipped, sgd, layout)
-  return made, jax.jit(init, out_shardings=state.shardings(layout.mesh))
+def trainers_task(layout):
+  """Assembled from a recipe of configs/, as `experiment.train` does."""
+  config = cli.load_config(str(PAPER), ()).to_dict()
+  config['data']['batch_size'] = layout.batch_size
+  config['group_size'] = layout.group_size
+  config['head']['num_blocks'] = layout.num_blocks
+  backbone = step.thin_backbone(16)
+  return task.from_config(config, backbone, layout.num_classes, layout.mesh)
 
 
 def test_is_the_trainers_step(run):
-  do, init = trainers_step(run.layout)
+  trainers = trainers_task(run.layout)
   images, labels = map(run.layout.put, run.host_batch)
   keys = state.make_keys(0)
-  expected, _ = do(init(keys['init']), images, labels, keys)
+  expected, _ = trainers.step(trainers.init(keys['init']), images, labels, keys)
   keys = state.make_keys(0)
-  found, _ = run.step_fn(init(keys['init']), images, labels, run.keys)
+  start = trainers.init(keys['init'])
+  found, _ = run.step_fn(start, images, labels, run.keys)
   jax.tree.map(np.testing.assert_array_equal, expected, found)
 
 

@@ -12,11 +12,10 @@ import pytest
 from elasticface_jax import interop, losses, models
 from elasticface_jax.benchmark import torch_step
 from elasticface_jax.benchmark.recipe import Recipe
-from elasticface_jax.benchmark.step import make_layout
+from elasticface_jax.benchmark.step import make_task
 from elasticface_jax.errors import InputError
-from elasticface_jax.losses.by_name import by_name
-from elasticface_jax.training import augment, optimizer, state
-from elasticface_jax.training.step import make_step
+from elasticface_jax.training import augment, state
+from elasticface_jax.training.loss import by_name
 
 torch = pytest.importorskip('torch')
 
@@ -63,25 +62,18 @@ class Ours:
   """Our step, made as the trainer makes it."""
 
   def __init__(self, recipe):
-    layout = make_layout(recipe, state.make_mesh(1))
-    backbone, loss = models.build(**recipe.model), by_name(recipe.loss)
-    sgd = optimizer.momentum_sgd(momentum=0.9, weight_decay=5e-4)
-    clipped = optax.chain(optax.clip_by_global_norm(5.0), sgd)
-    rate = lambda _: 0.1 * recipe.batch_size / 512
-    parts = backbone, loss, clipped, sgd
-    self._do = make_step(*parts, rate, layout, flip=recipe.flip)
-    self.put = layout.put
-    self.loss = loss
-    key = state.make_keys(0)['init']
-    init = lambda key: state.init(key, *parts, layout)
-    self.state = jax.jit(init, out_shardings=state.shardings(layout.mesh))(key)
+    self._task = make_task(recipe, state.make_mesh(1))
+    self.put = self._task.layout.put
+    self.loss = self._task.loss
+    self.state = self._task.init(state.make_keys(0)['init'])
     # Class centres are drawn in float32.
     float64 = lambda x: x.astype(float) if x.dtype == jnp.float32 else x
     self.state = jax.tree.map(float64, self.state)
 
   def __call__(self, images, labels):
     batch = map(self.put, (images, labels))
-    self.state, measured = self._do(self.state, *batch, state.make_keys(0))
+    keys = state.make_keys(0)
+    self.state, measured = self._task.step(self.state, *batch, keys)
     return measured
 
   def drawn(self, step, count, flip):

@@ -14,14 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, PartitionSpec
 
 from elasticface_jax import losses
 from elasticface_jax.losses import blockwise
 from elasticface_jax.losses.changes import KINDS
-from elasticface_jax.losses.sampling import AllClasses
 from elasticface_jax.losses.softmax import margin_softmax
-from elasticface_jax.losses.trees import Devices, tree_sum_scatter
 
 # Of each margin of each kind, the mean over the samples and the spread.
 MARGINS = {
@@ -566,35 +563,34 @@ def test_what_is_kept_of_the_softmax():
 
   @jax.jit
   def run(embeddings, blocks, labels, margins):
-    targets = blockwise.block_targets(embeddings, blocks, labels)
-    last = blockwise.block_targets(
-      embeddings, blocks[2:4], labels, first_block=2
-    )
-    statistics = blockwise.block_statistics(
-      embeddings,
-      blocks,
-      labels,
-      targets.sum(axis=0),
-      margins,
-      head,
-      classes=AllClasses(0, 2),
-    )
-    softmax = blockwise.margin_softmax(
-      statistics, targets.sum(axis=0), margins, head
-    )
+    targets_of = blockwise.target_cosines_of
+    targets = targets_of(embeddings, blocks, labels)
+    last = targets_of(embeddings, blocks[2:4], labels, first_class=4)
+    samples = blockwise.Samples(embeddings, labels, targets, margins)
+    statistics = [
+      blockwise.block_statistics(
+        samples,
+        blockwise.unit_centers(block, embeddings.shape[1]),
+        2 * i + jnp.arange(2),
+        head,
+      )
+      for i, block in enumerate(blocks)
+    ]
+    statistics = jax.tree.map(lambda *x: jnp.stack(x), *statistics)
+    softmax = blockwise.join_blocks(statistics, targets, margins, head)
     return targets, last, statistics, softmax
 
   blocks = blockwise.to_blocks(centers, 6)
   labels = labels.astype(np.int32)
-  by_block, last, statistics, softmax = run(
+  targets, last, statistics, softmax = run(
     unit(embeddings), blocks, labels, (m, t)
   )
   each = np.arange(12)
   target = cosines[each, labels]
-  is_here = labels // 2 == np.arange(6)[:, None]
-  np.testing.assert_allclose(by_block, is_here * target, atol=1e-6)
-  np.testing.assert_array_equal(by_block == 0, ~is_here)
-  np.testing.assert_array_equal(last, by_block[2:4])
+  is_here = (labels >= 4) & (labels < 8)
+  assert 0 < is_here.sum() < 12
+  np.testing.assert_allclose(targets, target, atol=1e-6)
+  np.testing.assert_array_equal(last, np.where(is_here, targets, 0))
   assert {x.shape for x in statistics} == {(6, 12)}
 
   theta = np.arccos(target)
@@ -616,155 +612,18 @@ def test_what_is_kept_of_the_softmax():
   assert np.any(others.argmax(axis=1) != nearest.argmax(axis=1))
   miss = 1 - probabilities[each, labels]
   for got, want in [
-    (softmax.target_cosines, target),
-    (softmax.margins[0], m),
-    (softmax.margins[1], t),
     (softmax.largest_cosine, nearest.max(axis=1)),
     (softmax.largest_other, others.max(axis=1)),
-    (softmax.largest_probability, probabilities[each, others.argmax(axis=1)]),
+    (
+      softmax.largest_gradients,
+      20 * probabilities[each, others.argmax(axis=1)],
+    ),
     (softmax.target_gradients, -20 * miss * slope),
     (softmax.margin_gradients[0], -20 * miss * to_margin),
     (softmax.margin_gradients[1], np.zeros(12)),
     (softmax.loss, -np.log(probabilities[each, labels])),
   ]:
     np.testing.assert_allclose(got, want, rtol=2e-4, atol=1e-6)
-
-
-def make_margins(kind, targets, key):
-  drawn = losses.sample_margins(key, targets.shape, mean=0.5, std=0.05)
-  if kind == 'arc':
-    return (drawn,)
-  # Their mean is a sum over the batch, and must not tell the devices either.
-  (_, t), _ = losses.curricularface_margins(
-    targets, losses.CurricularFaceState(jnp.float32(0.3)), ema_rate=0.5
-  )
-  return drawn, jnp.broadcast_to(t, targets.shape)
-
-
-@functools.cache
-def on_devices(count, kind, subcenters):
-  """One step of the head on `count` devices, cut as the training step is."""
-  embeddings, centers, labels, _, _ = batch(16, 61, 16, subcenters=subcenters)
-  blocks = np.asarray(blockwise.to_blocks(centers.reshape(61, -1), 8))
-  head = blockwise.Head(num_classes=61, scale=64.0, kind=kind)
-  devices = Devices('devices', count)
-  mesh = jax.make_mesh(
-    (count,),
-    ('devices',),
-    axis_types=(AxisType.Auto,),
-    devices=jax.devices()[:count],
-  )
-
-  def step(embeddings, blocks, labels, key, trip_count):
-    slots = {'centers': blocks, 'gradient': jnp.zeros_like(blocks)}
-    first_block = devices.index() * blocks.shape[0]
-    where = {'classes': AllClasses(first_block, 8), 'trip_count': trip_count}
-    embeddings = devices.gather(embeddings)
-    labels = devices.gather(labels)
-    targets = blockwise.block_targets(
-      embeddings,
-      blocks,
-      labels,
-      first_block=first_block,
-      trip_count=trip_count,
-    )
-    targets = devices.gather(targets).sum(axis=0)
-    margins = make_margins(kind, targets, key)
-    statistics = blockwise.block_statistics(
-      embeddings, blocks, labels, targets, margins, head, **where
-    )
-    softmax = blockwise.margin_softmax(
-      jax.tree.map(devices.gather, statistics), targets, margins, head
-    )
-
-    def descend(slots, gradient):
-      moved = slots['centers'] - 0.1 * (gradient + 0.01 * slots['centers'])
-      return {'centers': moved, 'gradient': gradient}
-
-    parts, slots, squares = blockwise.block_gradients(
-      embeddings,
-      slots,
-      labels,
-      softmax,
-      jnp.full(16, 1 / 16),
-      head,
-      centers=lambda slots: slots['centers'],
-      update=descend,
-      **where,
-    )
-    results = {'gradient': tree_sum_scatter(parts, devices), 'squares': squares}
-    return softmax, slots | {'embeddings': results}
-
-  P = PartitionSpec
-  run = jax.shard_map(
-    step,
-    mesh=mesh,
-    in_specs=(P('devices'), P('devices'), P('devices'), P(), P()),
-    out_specs=(P(), P('devices')),
-    check_vma=False,
-  )
-  trip_count = np.asarray(8 // count, np.int32)
-  arrays = unit(embeddings), blocks, labels, jax.random.key(3), trip_count
-  compiled = jax.jit(run).lower(*arrays).compile()
-  softmax, results = compiled(*arrays)
-  results = jax.tree.map(np.asarray, {'softmax': softmax} | results)
-  return results, compiled.as_text()
-
-
-HEADS = [('arc', None), ('curricular', 3)]
-
-
-@pytest.mark.parametrize('kind, subcenters', HEADS)
-@pytest.mark.parametrize('count', [2, 4, 8])
-def test_the_bits_do_not_tell_the_number_of_devices(count, kind, subcenters):
-  got, program = on_devices(count, kind, subcenters)
-  want, program_of_one = on_devices(1, kind, subcenters)
-  jax.tree.map(np.testing.assert_array_equal, got, want)
-  # Nor does the program: one block is a loop too, and read out of a buffer.
-  parts = ['while', 'dynamic-slice']
-  if kind == 'curricular':
-    # In other kinds two of the buffers are the same, and XLA may drop one.
-    parts.append('dynamic-update-slice')
-  for part in parts:
-    uses = [x.count(f' {part}(') for x in (program, program_of_one)]
-    assert uses[0] == uses[1] > 1, part
-
-
-@pytest.mark.parametrize('kind, subcenters', HEADS)
-def test_the_sharded_head_is_the_dense_loss(kind, subcenters):
-  got, _ = on_devices(8, kind, subcenters)
-  embeddings, centers, labels, _, _ = batch(16, 61, 16, subcenters=subcenters)
-  softmax = got['softmax']
-  drawn = losses.sample_margins(jax.random.key(3), (16,), mean=0.5, std=0.05)
-  np.testing.assert_allclose(softmax.margins[0], drawn, rtol=1e-6)
-  for t in softmax.margins[1:]:
-    np.testing.assert_allclose(
-      t, 0.5 * softmax.target_cosines.mean() + 0.15, rtol=1e-5
-    )
-  arrays = unit(embeddings), centers, labels, softmax.margins
-  weights = np.full(16, 1 / 16, np.float32)
-  want = run_wide((*arrays, weights), kind=kind)
-  # Here the gradient of the unit embeddings, there of any: without the part
-  # along them.
-  gradient = got['embeddings']['gradient']
-  along = np.sum(arrays[0] * gradient, axis=1, keepdims=True)
-  across = gradient - arrays[0] * along
-  rows = centers.reshape(61, -1)
-  gradient = got['gradient'].reshape(64, -1)
-  want[2] = want[2].reshape(rows.shape)
-  check([softmax.loss, across, gradient[:61]], want, 5e-6)
-  np.testing.assert_array_equal(gradient[61:], np.zeros((3, rows.shape[1])))
-  np.testing.assert_allclose(
-    got['embeddings']['squares'],
-    np.square(gradient).reshape(8, -1).sum(axis=1),
-    rtol=1e-5,
-  )
-  np.testing.assert_allclose(
-    got['centers'].reshape(64, -1)[:61],
-    rows - 0.1 * (gradient[:61] + 0.01 * rows),
-    rtol=1e-5,
-    atol=1e-6,
-  )
 
 
 # Memory.

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elasticface_jax import losses
+from elasticface_jax.exact import loops
+from elasticface_jax.exact.trees import tree_sum
 from elasticface_jax.losses import blockwise, sampling
 from elasticface_jax.losses.sampling import AllClasses
 
@@ -64,7 +65,7 @@ def test_who_is_drawn(classes, blocks, size, rate):
     sample = draw(classes, blocks, labels, rate, jax.random.key(seed))
     slots = min(c, max(math.ceil(Fraction(str(rate)) * c), size))
     assert sample.places.shape == sample.classes.shape
-    assert sample.places.shape == (max(blocks, 2), slots)
+    assert sample.places.shape == (blocks, slots)
     assert sample.places.dtype == sample.classes.dtype == np.int32
     for b in range(blocks):
       block = set(range(b * c, min((b + 1) * c, classes)))
@@ -148,7 +149,7 @@ def test_a_draw_follows_from_key_and_block_alone():
     for first in range(0, 6, count):
       part = part_of(key, labels, first, count)
       for x, y in zip(part, whole, strict=True):
-        np.testing.assert_array_equal(x[:count], y[first : first + count])
+        np.testing.assert_array_equal(x, y[first : first + count])
 
 
 # The softmax over a sample.
@@ -183,20 +184,52 @@ def problem(
   )
 
 
+def over_blocks(
+  embeddings, slots, labels, margins, cotangents, classes, *, head, update
+):
+  """Loss, gradient of the embeddings, new slots and squares of each block."""
+  centers = slots['centers']
+  count, dim = len(centers), embeddings.shape[1]
+  targets = blockwise.target_cosines_of(embeddings, centers, labels)
+  samples = blockwise.Samples(embeddings, labels, targets, margins)
+  taken = classes.take(slots, count)
+  unit_centers = lambda x: blockwise.unit_centers(x, dim)
+
+  def statistics_of(i):
+    unit = unit_centers(loops.read(taken['centers'], i))
+    return blockwise.block_statistics(samples, unit, classes.numbers(i), head)
+
+  statistics = loops.stack(statistics_of, count)
+  softmax = blockwise.join_blocks(statistics, targets, margins, head)
+  cotangents = blockwise.weigh(softmax, cotangents)
+
+  def body(i, carry):
+    block, taken, parts = carry
+    unit, unit_vjp = jax.vjp(unit_centers, block['centers'])
+    to_each = blockwise.block_cotangents(
+      samples, cotangents, unit, classes.numbers(i), head
+    )
+    to_unit = blockwise.product(to_each, embeddings, (0, 0), 'highest')
+    (gradient,) = unit_vjp(to_unit)
+    taken = loops.write(taken, i, update(block, gradient))
+    part = blockwise.product(to_each, unit, (1, 0), 'highest')
+    parts = loops.write(parts, i, (part, jnp.vdot(gradient, gradient)))
+    return loops.read(taken, i + 1), taken, parts
+
+  shapes = embeddings, jax.ShapeDtypeStruct((), embeddings.dtype)
+  carry = loops.read(taken, 0), taken, loops.empty(count, shapes)
+  _, taken, parts = jax.lax.fori_loop(0, count, body, carry)
+  to_embeddings, squares = jax.tree.map(lambda x: x[:count], parts)
+  slots = classes.put(slots, taken, count)
+  return softmax.loss, tree_sum(to_embeddings), slots, squares
+
+
 def descend(
   embeddings, centers, labels, margins, cotangents, sample, *, head, chosen=None
 ):
-  """Loss, gradient of the embeddings, and what becomes of the slots."""
-  count, size = centers.shape[:2]
-  where = {'classes': chosen(size) if chosen else sample, 'trip_count': count}
-  targets = blockwise.block_targets(embeddings, centers, labels).sum(axis=0)
-  statistics = blockwise.block_statistics(
-    embeddings, centers, labels, targets, margins, head, **where
-  )
-  softmax = blockwise.margin_softmax(statistics, targets, margins, head)
+  """`over_blocks` with an update that leaves nothing without a reason."""
 
   def update(slots, gradient):
-    # As with momentum and weight decay: nothing stays without a reason.
     momentum = 0.9 * slots['momentum'] + gradient + 0.1 * slots['centers']
     return {
       'centers': slots['centers'] - momentum,
@@ -204,22 +237,22 @@ def descend(
       'gradient': gradient,
     }
 
-  sums, slots, squares = blockwise.block_gradients(
+  slots = {
+    'centers': centers,
+    'momentum': centers + 1,
+    'gradient': jnp.full_like(centers, -7),
+  }
+  classes = chosen(centers.shape[1]) if chosen else sample
+  return over_blocks(
     embeddings,
-    {
-      'centers': centers,
-      'momentum': centers + 1,
-      'gradient': jnp.full_like(centers, -7),
-    },
+    slots,
     labels,
-    softmax,
+    margins,
     cotangents,
-    head,
-    centers=lambda slots: slots['centers'],
+    classes,
+    head=head,
     update=update,
-    **where,
   )
-  return softmax.loss, losses.trees.tree_sum(sums), slots, squares
 
 
 # Against NumPy what counts is the mathematics, not how well it is compiled.
@@ -327,31 +360,23 @@ def test_no_more_than_the_sample_is_copied_or_multiplied():
   classes, blocks, size, dim = 65_536, 4, 16, 64
   shape = jax.ShapeDtypeStruct
 
-  def step(embeddings, slots, labels, sample, trip_count):
-    head = blockwise.Head(classes, 64.0)
-    where = {'classes': sample, 'trip_count': trip_count}
-    targets = blockwise.block_targets(
-      embeddings, slots[0], labels, trip_count=trip_count
-    ).sum(axis=0)
-    margins = (jnp.zeros_like(targets),)
-    statistics = blockwise.block_statistics(
-      embeddings, slots[0], labels, targets, margins, head, **where
-    )
-    softmax = blockwise.margin_softmax(statistics, targets, margins, head)
-    _, slots, _ = blockwise.block_gradients(
+  def step(embeddings, slots, labels, sample):
+    _, _, slots, _ = over_blocks(
       embeddings,
       slots,
       labels,
-      softmax,
+      (jnp.zeros(size),),
       jnp.ones(size),
-      head,
-      centers=lambda slots: slots[0],
-      update=lambda slots, g: (slots[0] - g, slots[1] + g),
-      **where,
+      sample,
+      head=blockwise.Head(classes, 64.0),
+      update=lambda slots, g: {
+        'centers': slots['centers'] - g,
+        'momentum': slots['momentum'] + g,
+      },
     )
     return slots
 
-  slots = 2 * (shape((blocks, classes // blocks, dim), jnp.float32),)
+  centers = shape((blocks, classes // blocks, dim), jnp.float32)
   sample = jax.eval_shape(
     drawer(classes, blocks, 0.1),
     jax.random.key(0),
@@ -363,15 +388,15 @@ def test_no_more_than_the_sample_is_copied_or_multiplied():
     jax.jit(step, donate_argnums=1)
     .lower(
       shape((size, dim), jnp.float32),
-      slots,
+      {'centers': centers, 'momentum': centers},
       shape((size,), jnp.int32),
       sample,
-      shape((), jnp.int32),
     )
     .compile()
   )
   one = 4 * sample.places.shape[1] * dim  # Bytes of a block's sampled centres.
   memory = compiled.memory_analysis()
   assert memory.alias_size_in_bytes == 2 * 4 * classes * dim
-  # Less than one block of centres, of which there are four and their momentum.
-  assert memory.temp_size_in_bytes < 9 * one < 4 * classes * dim / blocks
+  # The sample of all blocks' centres and momentum, and what a block takes.
+  most = (2 * blocks + 9) * one
+  assert memory.temp_size_in_bytes < most < 4 * classes * dim

@@ -59,7 +59,7 @@ def test_one_process_has_all_samples_and_agrees_with_itself(cpu_mesh):
   np.testing.assert_array_equal(layout.local_samples(), np.arange(24))
   samples = np.arange(48).reshape(24, 2)
   whole = layout.put(samples)
-  assert whole.shape == (8, 3, 2) and whole.sharding == layout.spread()
+  assert whole.shape == (8, 3, 2) and whole.sharding == layout.sharded()
   np.testing.assert_array_equal(np.asarray(whole).reshape(24, 2), samples)
   processes.check_agreement(config='a', data='b')
 

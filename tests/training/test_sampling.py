@@ -6,14 +6,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from elasticface_jax import models
 from elasticface_jax.errors import InputError
 from elasticface_jax.losses import sampling
-from elasticface_jax.losses.by_name import by_name
-from elasticface_jax.training import optimizer, state, step
+from elasticface_jax.training import state, step
+
+from . import tasks
 
 # One group and one block a device on 8; 21 classes a block, 18 in the last.
 GROUPS, GROUP_SIZE, CLASSES, BLOCKS = 8, 2, 165, 8
@@ -40,10 +40,16 @@ class Projection:
 PROJECTION = Projection()
 
 
-def layout_of(n, sample_rate):
-  mesh = state.make_mesh(n)
-  return state.Layout(
-    BATCH, GROUP_SIZE, CLASSES, BLOCKS, 1, sample_rate=sample_rate, mesh=mesh
+def make_task(n, sample_rate, backbone=PROJECTION):
+  return tasks.make_task(
+    backbone,
+    n,
+    batch_size=BATCH,
+    group_size=GROUP_SIZE,
+    num_classes=CLASSES,
+    num_blocks=BLOCKS,
+    sample_rate=sample_rate,
+    clip=0.5,
   )
 
 
@@ -58,46 +64,14 @@ def batches():
 @functools.cache
 def run(n, sample_rate, backbone=PROJECTION):
   """Three steps on n devices: states as numpy, and what was measured."""
-  layout = layout_of(n, sample_rate)
-  loss = by_name(
-    {
-      'name': 'elastic_arcface',
-      'scale': 16.0,
-      'margin': 0.5,
-      'margin_std': 0.05,
-      'clip': (),
-      'gradient': 'exact',
-    }
-  )
-  keys = state.make_keys(SEED)
-  sgd = optimizer.momentum_sgd(momentum=0.9, weight_decay=5e-4)
-  backbone_tx = optax.chain(optax.clip_by_global_norm(0.5), sgd)
-  current = jax.jit(
-    lambda key: state.init(key, backbone, loss, backbone_tx, sgd, layout),
-    out_shardings=state.shardings(layout.mesh),
-  )(keys['init'])
-  do = step.make_step(
-    backbone, loss, backbone_tx, sgd, lambda _: 0.1, layout, flip=0.5
-  )
-  states, measured = [jax.tree.map(np.array, current)], []
-  for images, labels in zip(*batches(), strict=True):
-    put = jax.device_put((images, labels), layout.spread())
-    current, numbers = do(current, *put, keys)
-    states.append(jax.tree.map(np.array, current))
-    measured.append(jax.tree.map(float, numbers))
-  return states, measured
-
-
-def same_bits(a, b):
-  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-    assert x.tobytes() == y.tobytes()
+  return tasks.run(make_task(n, sample_rate, backbone), batches(), SEED)
 
 
 def test_bits_do_not_depend_on_devices():
   states, measured = run(2, 0.1)
   for n in (1, 4, 8):
     others, numbers = run(n, 0.1)
-    same_bits(others, states)
+    tasks.same_bits(others, states)
     assert numbers == measured
 
 
@@ -107,7 +81,7 @@ def test_nor_do_they_with_a_real_backbone():
   states, measured = run(2, 0.1, backbone)
   for n in (1, 4, 8):
     others, numbers = run(n, 0.1, backbone)
-    same_bits(others, states)
+    tasks.same_bits(others, states)
     assert numbers == measured
 
 
@@ -146,24 +120,24 @@ def test_rate_1_is_all_classes_to_the_bit(monkeypatch):
   plain = run(2, 1.0)
   draws = []
 
-  def choose(key, labels, first_block, trip_count, layout):
-    count = BLOCKS // layout.mesh.size
-    draws.append(count)
+  def choose(task, key, labels, trips):
+    layout = task.layout
+    draws.append(layout.local_blocks)
     return sampling.draw(
       key,
-      labels,
+      labels.reshape(-1),
       num_classes=CLASSES,
       num_blocks=BLOCKS,
       sample_rate=1.0,
-      count=count,
-      first_block=first_block,
-      trip_count=trip_count,
+      count=layout.local_blocks,
+      first_block=layout.devices.index() * layout.local_blocks,
+      trip_count=trips.blocks,
     )
 
   monkeypatch.setattr(step, '_choose_classes', choose)
   sampled = run.__wrapped__(2, 1.0)
   assert draws
-  same_bits(sampled[0], plain[0])
+  tasks.same_bits(sampled[0], plain[0])
   assert sampled[1] == plain[1]
   # And another softmax than that over a tenth of them.
   assert run(2, 0.1)[1][0]['loss'] < plain[1][0]['loss'] - 0.5
@@ -182,4 +156,4 @@ def test_the_new_stream_moves_no_other():
 @pytest.mark.parametrize('rate', [0.0, -0.1, 1.5, float('nan')])
 def test_a_rate_that_cannot_be_is_refused(rate):
   with pytest.raises(InputError, match=rf'head.sample_rate={rate} must be in'):
-    layout_of(1, rate)
+    make_task(1, rate)

@@ -13,8 +13,9 @@ import pytest
 from elasticface_jax import cli, experiment, interop, losses, models, weights
 from elasticface_jax.errors import InputError
 from elasticface_jax.interop import torch_files
-from elasticface_jax.losses.by_name import by_name
-from elasticface_jax.training import checkpoint, optimizer, state, step
+from elasticface_jax.training import checkpoint, state
+
+from . import tasks
 
 FITS = {
   'model__dropout': 0.0,
@@ -153,18 +154,6 @@ def test_other_weights_in_the_same_folder(tmp_path):
     claim('b')
 
 
-def layout_of(devices):
-  return state.Layout(
-    batch_size=24,
-    group_size=3,
-    num_classes=21,
-    num_blocks=8,
-    subcenters=1,
-    sample_rate=1.0,
-    mesh=state.make_mesh(devices),
-  )
-
-
 SCALED = 16.0
 RATE, DECAY, MOMENTUM = 0.5, 5e-4, 0.9
 
@@ -184,30 +173,33 @@ def linear():
 
 def frozen_steps(devices, centers):
   """Centres after two steps of a frozen run, and what was measured."""
-  layout = layout_of(devices)
-  loss = by_name(
-    {'name': 'arcface', 'scale': SCALED, 'margin': 0.5, 'gradient': 'exact'}
+  task = tasks.make_task(
+    linear(),
+    devices,
+    batch_size=24,
+    group_size=3,
+    num_classes=21,
+    loss=tasks.ARCFACE | {'name': 'arcface', 'scale': SCALED},
+    rate=RATE,
+    momentum=MOMENTUM,
+    weight_decay=DECAY,
+    flip=0.0,
+    freeze=True,
   )
-  sgd = optimizer.momentum_sgd(momentum=MOMENTUM, weight_decay=DECAY)
-  keys = state.make_keys(0)
-  current = jax.jit(
-    lambda key: state.init(key, linear(), loss, sgd, sgd, layout),
-    out_shardings=state.shardings(layout.mesh),
-  )(keys['init'])
+  layout = task.layout
+  keys = task.make_keys(0)
+  current = task.init(keys['init'])
   rng = np.random.default_rng(0)
   taken = {
     'params': rng.normal(size=(12, 8)),
     'batch_stats': np.full((), 0.75, np.float32),
   }
   current = state.take_over(current, layout, **taken, class_centers=centers)
-  do = step.make_step(
-    linear(), loss, sgd, sgd, lambda _: RATE, layout, flip=0.0, freeze=True
-  )
   images = rng.integers(0, 256, (8, 3, 2, 2, 3), dtype=np.uint8)
   labels = rng.integers(0, 21, (8, 3), dtype=np.int32)
-  put = jax.device_put((images, labels), layout.spread())
+  put = jax.device_put((images, labels), layout.sharded())
   for _ in range(2):
-    current, measured = do(current, *put, keys)
+    current, measured = task.step(current, *put, keys)
   for name, value in taken.items():
     np.testing.assert_array_equal(
       getattr(current, name), value.astype(np.float32)

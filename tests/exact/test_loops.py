@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of loop buffers, and what the compiler makes of them."""
+"""Loops over slots of buffers, and what the compiler makes of them."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elasticface_jax.losses import rows
+from elasticface_jax.exact import loops
 
 
 def buffers(count):
@@ -23,13 +23,13 @@ def test_rows_written_in_a_loop_are_the_rows_read(count):
 
   @jax.jit
   def reverse(source, trip_count):
-    source = rows.at_least_two(source)
+    source = loops.with_spare(source)
     like = jax.tree.map(lambda x: x[0], source)
 
     def body(i, target):
-      return rows.write(target, trip_count - 1 - i, rows.read(source, i))
+      return loops.write(target, trip_count - 1 - i, loops.read(source, i))
 
-    return jax.lax.fori_loop(0, trip_count, body, rows.empty(count, like))
+    return jax.lax.fori_loop(0, trip_count, body, loops.empty(count, like))
 
   got = reverse(source, count)
   assert jax.tree.structure(got) == jax.tree.structure(source)
@@ -41,11 +41,11 @@ def test_rows_written_in_a_loop_are_the_rows_read(count):
 
 def test_one_row_is_joined_by_zeros_and_more_are_left_alone():
   one, two = buffers(1), buffers(2)
-  padded = rows.at_least_two(one)
+  padded = loops.with_spare(one)
   for x, y in zip(jax.tree.leaves(padded), jax.tree.leaves(one), strict=True):
     assert x.dtype == y.dtype
     np.testing.assert_array_equal(x, np.stack([y[0], np.zeros_like(y[0])]))
-  same = rows.at_least_two(two)
+  same = loops.with_spare(two)
   for x, y in zip(jax.tree.leaves(same), jax.tree.leaves(two), strict=True):
     assert x is y
 
@@ -56,7 +56,7 @@ def test_empty_takes_shapes_or_arrays():
     jnp.ones(3, jnp.bfloat16),
   ):
     for count, held in ((1, 2), (2, 2), (5, 5)):
-      got = rows.empty(count, [like])[0]
+      got = loops.empty(count, [like])[0]
       assert got.dtype == jnp.bfloat16
       np.testing.assert_array_equal(got, np.zeros((held, 3), np.float32))
 
@@ -64,12 +64,12 @@ def test_empty_takes_shapes_or_arrays():
 def test_reading_and_writing_one_row():
   source = buffers(5)
   for got, x in zip(
-    jax.tree.leaves(rows.read(source, 3)), jax.tree.leaves(source), strict=True
+    jax.tree.leaves(loops.read(source, 3)), jax.tree.leaves(source), strict=True
   ):
     np.testing.assert_array_equal(got, x[3], strict=True)
   row = jax.tree.map(lambda x: x[0] + 1, source)
   for got, x in zip(
-    jax.tree.leaves(rows.write(source, 3, row)),
+    jax.tree.leaves(loops.write(source, 3, row)),
     jax.tree.leaves(source),
     strict=True,
   ):
@@ -79,9 +79,9 @@ def test_reading_and_writing_one_row():
 def test_one_row_is_a_loop_over_a_buffer_like_any_number():
   def uses(count, pad=True, traced=True):
     def step(source, trip_count):
-      held = rows.at_least_two(source) if pad else source
-      body = lambda i, x: rows.write(x, i, jnp.sin(rows.read(held, i)))
-      empty = rows.empty(count, source[0])
+      held = loops.with_spare(source) if pad else source
+      body = lambda i, x: loops.write(x, i, jnp.sin(loops.read(held, i)))
+      empty = loops.empty(count, source[0])
       trip_count = trip_count if traced else count
       return jax.lax.fori_loop(0, trip_count, body, empty)
 
@@ -102,8 +102,8 @@ def test_a_row_is_written_in_place():
   row = jax.ShapeDtypeStruct((size,), jnp.float32)
 
   def fill(row, trip_count):
-    body = lambda i, buffer: rows.write(buffer, i, row)
-    return jax.lax.fori_loop(0, trip_count, body, rows.empty(8, row))
+    body = lambda i, buffer: loops.write(buffer, i, row)
+    return jax.lax.fori_loop(0, trip_count, body, loops.empty(8, row))
 
   count = jax.ShapeDtypeStruct((), jnp.int32)
   memory = jax.jit(fill).lower(row, count).compile().memory_analysis()
@@ -112,43 +112,61 @@ def test_a_row_is_written_in_place():
 
 
 @pytest.mark.parametrize('count', [1, 2, 5])
-def test_fill_writes_what_a_function_makes_of_each_index(count):
+def test_stack_holds_what_a_function_makes_of_each_index(count):
   source = buffers(count)
 
   @jax.jit
   def doubled(source, trip_count):
-    source = rows.at_least_two(source)
-    twice = lambda i: jax.tree.map(lambda x: 2 * x, rows.read(source, i))
-    return rows.fill(twice, count, trip_count)
+    source = loops.with_spare(source)
+    twice = lambda i: jax.tree.map(lambda x: 2 * x, loops.read(source, i))
+    return loops.stack(twice, count, trip_count)
 
   got = doubled(source, count)
   for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(source), strict=True):
-    assert x.dtype == y.dtype and x.shape == (max(count, 2), *y.shape[1:])
-    np.testing.assert_array_equal(x[:count], 2 * y)
-    np.testing.assert_array_equal(x[count:], np.zeros_like(x[count:]))
-  np.testing.assert_array_equal(rows.fill(lambda i: i, 4), [0, 1, 2, 3])
+    np.testing.assert_array_equal(x, 2 * y, strict=True)
+  np.testing.assert_array_equal(loops.stack(lambda i: i, 4), [0, 1, 2, 3])
 
 
 @pytest.mark.parametrize('count', [1, 3])
-def test_end_to_end_is_as_filled_and_hardly_longer(count):
-  def row(i):
-    return {'a': jnp.full((4, 2), i), 'b': 10 * i, 'c': jnp.arange(3) + i}
+def test_map_slots_calls_a_function_on_each_slot(count):
+  source = buffers(count)
+  twice = lambda slot: jax.tree.map(lambda x: 2 * x, slot)
+  got = jax.jit(lambda *a: loops.map_slots(twice, *a))(source, np.int32(count))
+  for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(source), strict=True):
+    np.testing.assert_array_equal(x, 2 * y, strict=True)
 
-  like = jax.eval_shape(row, jax.ShapeDtypeStruct((), jnp.int32))
-  long = rows.EndToEnd(count, like)
-  sizes = jax.tree.map(len, long.empty())
-  assert sizes == {'a': 4 * count + 1, 'b': count + 1, 'c': 3 * count + 1}
 
-  @jax.jit
-  def fill(trip_count):
-    return jax.lax.fori_loop(
-      0, trip_count, lambda i, x: long.write(x, i, row(i)), long.empty()
-    )
+def test_isolated_arithmetic_is_a_loop_of_its_own():
+  def outside(x):
+    return jnp.sum(x * jnp.float32(1.1), axis=1) + 1
 
-  buffers = fill(jnp.int32(count))
-  filled = rows.fill(row, count)
-  for i in range(count):
-    found = long.read(buffers, jnp.int32(i))
-    jax.tree.map(
-      np.testing.assert_array_equal, found, rows.read(filled, jnp.int32(i))
-    )
+  function = lambda x: {'sum': outside(x), 'product': x * x[0, 0]}
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
+
+  def isolated(x, once):
+    return loops.isolate(function, x + 1, once)['sum'] * 2
+
+  got = jax.jit(isolated)(x, np.int32(1))
+  np.testing.assert_array_equal(got, 2 * jax.jit(outside)(x + 1))
+  program = jax.jit(isolated).lower(x, jnp.int32(1)).compile().as_text()
+  body = next(c for c in program.split('\n\n') if ' reduce(' in c)
+  assert program.count(' while(') == 1 and 'dynamic-slice' in program
+  # The sum is in the loop, and neither neighbour is with it.
+  assert 'ENTRY' not in body
+
+
+def test_an_update_in_place_copies_no_more_than_one_array():
+  size = 1_000_000
+  values = {n: jax.ShapeDtypeStruct((size,), jnp.float32) for n in 'ab'}
+  swap = lambda v: {'a': v['a'] - v['b'], 'b': -v['b']}
+  update = lambda v, once: loops.update_in_place(swap, v, once)
+  compiled = (
+    jax.jit(update, donate_argnums=0)
+    .lower(values, jax.ShapeDtypeStruct((), jnp.int32))
+    .compile()
+  )
+  assert compiled.memory_analysis().temp_size_in_bytes < 5 * size
+  assert compiled.as_text().count(' while(') == 1
+  given = {'a': jnp.float32([3.0]), 'b': jnp.float32([1.0])}
+  got = jax.jit(update)(given, np.int32(1))
+  assert (float(got['a'][0]), float(got['b'][0])) == (2.0, -1.0)

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from elasticface_jax.losses.trees import (
+from elasticface_jax.exact.trees import (
   Devices,
   RunningTree,
   _local_levels,
+  tree_all_reduce,
+  tree_reduce_scatter,
   tree_sum,
-  tree_sum_everywhere,
-  tree_sum_scatter,
 )
 
 # Odd counts a device among them: 24 on 8 is 3, 40 is 5.
@@ -89,7 +89,7 @@ def test_a_running_tree_is_the_local_levels():
     odd = len(sums)
     assert odd % 2 == 1
     # Held: one sum of each size that waits, and those that are done.
-    assert len(nodes) == max(2, math.log2(count // odd) + odd)
+    assert len(nodes) == math.log2(count // odd) + odd
 
 
 def test_a_running_tree_needs_no_traced_count():
@@ -114,13 +114,13 @@ def on_devices(count):
 
   def sums(parts):
     scattered = {
-      name: tree_sum_scatter(x, devices)
+      name: tree_reduce_scatter(x, devices)
       for name, x in parts.items()
       if x.shape[1] == 16
     }
     # Every device shows its copy.
     copies = {
-      name: tree_sum_everywhere(x, devices)[None]
+      name: tree_all_reduce(x, devices)[None]
       for name, x in parts.items()
       if x.ndim == 2
     }
@@ -162,7 +162,7 @@ def test_a_power_of_two_of_parts_sends_one():
   for count, sent in ((8, 1), (32, 1), (48, 3)):
     program = jax.make_jaxpr(
       jax.shard_map(
-        lambda parts: tree_sum_scatter(parts, Devices('devices', 8)),
+        lambda parts: tree_reduce_scatter(parts, Devices('devices', 8)),
         mesh=mesh,
         in_specs=PartitionSpec('devices'),
         out_specs=PartitionSpec('devices'),
@@ -194,5 +194,5 @@ def test_one_device_needs_no_mesh():
   one = Devices()
   assert one.index() == 0
   np.testing.assert_array_equal(one.gather(parts), parts)
-  np.testing.assert_array_equal(tree_sum_scatter(parts, one), want)
-  np.testing.assert_array_equal(tree_sum_everywhere(parts, one), want)
+  np.testing.assert_array_equal(tree_reduce_scatter(parts, one), want)
+  np.testing.assert_array_equal(tree_all_reduce(parts, one), want)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The named losses as a training step runs them: block-wise, with a key.
+"""The loss that a config names, as a training step runs it.
 
-Every loss is a kind of change of the cosines (`changes`) and a way to make its
-margins. What a step has for that is its key, the target cosines, the lengths of
-the embeddings and the state of the step before.
+Every loss is a kind of change of the cosines (`losses.changes`) and a way to
+make its margins. A step has for that its key, the state of the step before, and
+of one group of samples the target cosines and the norms of the embeddings.
 """
 
 import math
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from elasticface_jax.errors import InputError
 from elasticface_jax.losses.adaptive import (
   adaface_init,
   adaface_margins,
@@ -31,28 +32,28 @@ from elasticface_jax.losses.margins import (
 
 
 class Given(NamedTuple):
-  """What the margins of a step may depend on."""
+  """What the margins of a group of S samples may depend on."""
 
   key: jax.Array  # Typed PRNG key of the step.
-  target_cosines: jax.Array  # Before the margin, [B].
-  norms: jax.Array  # Lengths of the embeddings, [B].
+  first_sample: jax.Array | int  # Its number in the batch.
+  target_cosines: jax.Array  # Before the margin, [S].
+  norms: jax.Array  # Of the embeddings, [S].
   state: Any  # Of the loss, from the step before.
-  group_size: int  # Samples among which the '+' losses pair margins.
 
 
 class Made(NamedTuple):
-  """What comes of it."""
+  """Margins, regulariser and next state of a group."""
 
-  margins: tuple[jax.Array, ...]  # Those of the kind, [B] each.
-  regularizer: jax.Array  # Added to the loss, [B].
-  state: Any  # For the next step.
+  margins: tuple[jax.Array, ...]  # Those of the kind, [S] each.
+  regularizer: jax.Array  # Added to the loss, [S].
+  state: Any  # As if this group were the batch.
 
 
 def _made(given: Given, margins, regularizer=0.0, state=()) -> Made:
-  spread = lambda x: jnp.broadcast_to(
+  each = lambda x: jnp.broadcast_to(
     jnp.asarray(x, given.target_cosines.dtype), given.target_cosines.shape
   )
-  return Made(tuple(map(spread, margins)), spread(regularizer), state)
+  return Made(tuple(map(each, margins)), each(regularizer), state)
 
 
 def _constant(given: Given, **numbers) -> Made:
@@ -68,14 +69,10 @@ def _drawn(given: Given, *, margin, margin_std, clip, pairing=None) -> Made:
     mean=margin,
     std=margin_std,
     clip=tuple(clip) or None,
+    first_sample=given.first_sample,
   )
   if pairing is not None:
-    # The authors' code pairs within one GPU's 128 samples.
-    pair = jax.vmap(lambda m, c: pair_margins(m, c, rule=pairing))
-    grouped = (-1, given.group_size)
-    margins = pair(
-      margins.reshape(grouped), given.target_cosines.reshape(grouped)
-    ).reshape(-1)
+    margins = pair_margins(margins, given.target_cosines, rule=pairing)
   return _made(given, (margins,))
 
 
@@ -166,7 +163,7 @@ _RULES = {
 
 
 class MarginLoss(NamedTuple):
-  """A named loss with its numbers, and no others."""
+  """A named loss with the arguments it uses, and no others."""
 
   name: str
   scale: float
@@ -181,20 +178,20 @@ class MarginLoss(NamedTuple):
 
   @property
   def margin_names(self) -> tuple[str, ...]:
-    """What the margins are called, in order."""
+    """Names of the margins, in order."""
     return KINDS[_LOSSES[self.name].kind].margins
 
-  def head(self, num_classes: int) -> Head:
-    """The softmax over `num_classes` that this loss changes."""
+  def head(self, num_classes: int, precision: str = 'highest') -> Head:
+    """Returns the softmax over `num_classes` that this loss changes."""
     kind = _LOSSES[self.name].kind
-    return Head(num_classes, self.scale, kind, self.gradient)
+    return Head(num_classes, self.scale, kind, self.gradient, precision)
 
   def init(self) -> Any:
     """The state of the loss before the first step; an empty tuple for most."""
     return _LOSSES[self.name].init()
 
   def make(self, given: Given) -> Made:
-    """The margins of one step, for the whole batch."""
+    """Makes the margins of one group in one step."""
     return _LOSSES[self.name].make(given, **dict(self.numbers))
 
 
@@ -215,7 +212,7 @@ def by_name(fields: Mapping[str, Any]) -> MarginLoss:
     recipe that has those of several can change the name alone.
 
   Raises:
-    ValueError: if a name or number is not one of these, or a field is missing.
+    InputError: if a name or value is not one of these, or a field is missing.
 
   Examples:
     >>> print(by_name({'name': 'sphereface', 'scale': 30.0,
@@ -224,8 +221,8 @@ def by_name(fields: Mapping[str, Any]) -> MarginLoss:
   """
   name = fields['name']
   if name not in _LOSSES:
-    raise ValueError(
-      f'loss name {name!r} is unknown; use one of {", ".join(_LOSSES)}'
+    raise InputError(
+      f'config.loss name {name!r} is unknown; use one of {", ".join(_LOSSES)}'
     )
   named = _LOSSES[name]
   prefix, own = '', fields
@@ -234,9 +231,9 @@ def by_name(fields: Mapping[str, Any]) -> MarginLoss:
   missing = [f'loss.{prefix}{n}' for n in named.numbers if n not in own]
   missing += [f'loss.{n}' for n in ('scale', 'gradient') if n not in fields]
   if missing:
-    raise ValueError(
-      f'loss name {name!r} needs {", ".join(missing)}, which this config does '
-      'not have: take a recipe of that loss, or add them'
+    raise InputError(
+      f'config.loss name {name!r} needs {", ".join(missing)}, which this '
+      'config does not have: take a recipe of that loss, or add them'
     )
   loss = MarginLoss(
     name=name,
@@ -247,7 +244,10 @@ def by_name(fields: Mapping[str, Any]) -> MarginLoss:
   _check(fields, '')
   _check(dict(loss.numbers), prefix)
   if name == 'magface':
-    magface_margins(jnp.ones(1), **dict(loss.numbers))  # Refuses its limits.
+    try:
+      magface_margins(jnp.ones(1), **dict(loss.numbers))
+    except ValueError as error:  # Of its limits.
+      raise InputError(f'config.loss.magface {error}') from error
   return loss
 
 
@@ -258,4 +258,6 @@ def _check(fields: Mapping[str, Any], prefix: str) -> None:
     if rule is None and isinstance(value, float):
       rule = math.isfinite, 'a finite number'
     if rule is not None and not rule[0](value):
-      raise ValueError(f'loss.{prefix}{name} {value!r} must be {rule[1]}')
+      raise InputError(
+        f'config.loss.{prefix}{name} {value!r} must be {rule[1]}'
+      )

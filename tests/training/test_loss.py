@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from elasticface_jax import losses
+from elasticface_jax.errors import InputError
 from elasticface_jax.losses import blockwise
-from elasticface_jax.losses.by_name import Given, by_name
-from elasticface_jax.losses.sampling import AllClasses
+from elasticface_jax.training.loss import Given, by_name
 
 SHARED = [
   'normface',
@@ -72,19 +72,21 @@ def in_blocks(loss, embeddings, centers, labels, key):
   head = loss.head(len(centers))
   unit = embeddings / jnp.linalg.norm(embeddings, axis=1, keepdims=True)
   blocks = blockwise.to_blocks(centers, 4)
-  targets = blockwise.block_targets(unit, blocks, labels).sum(axis=0)
+  targets = blockwise.target_cosines_of(unit, blocks, labels)
   norms = losses.norms(embeddings)
-  made = loss.make(Given(key, targets, norms, loss.init(), len(labels)))
-  statistics = blockwise.block_statistics(
-    unit,
-    blocks,
-    labels,
-    targets,
-    made.margins,
-    head,
-    classes=AllClasses(0, 3),
-  )
-  softmax = blockwise.margin_softmax(statistics, targets, made.margins, head)
+  made = loss.make(Given(key, 0, targets, norms, loss.init()))
+  samples = blockwise.Samples(unit, labels, targets, made.margins)
+  statistics = [
+    blockwise.block_statistics(
+      samples,
+      blockwise.unit_centers(block, unit.shape[1]),
+      3 * i + jnp.arange(3),
+      head,
+    )
+    for i, block in enumerate(blocks)
+  ]
+  statistics = jax.tree.map(lambda *x: jnp.stack(x), *statistics)
+  softmax = blockwise.join_blocks(statistics, targets, made.margins, head)
   assert all(margin.shape == labels.shape for margin in made.margins)
   return softmax.loss + made.regularizer, softmax.target_gradients, made.state
 
@@ -149,16 +151,20 @@ def test_numbers_without_use_are_dropped(name):
     else:
       del fields[number]
     field = f'{name}.{number}' if nested else number
-    with pytest.raises(ValueError, match=f"'{name}' needs loss.{field},"):
+    with pytest.raises(InputError, match=f"'{name}' needs loss.{field},"):
       by_name(fields)
 
 
 def margins(name, group_size, target_cosines, seed=5, **changes):
+  """Those of a batch of 12, made group by group."""
   loss = by_name({'name': name} | FIELDS | changes)
-  key = jax.random.key(seed)
-  given = Given(key, target_cosines, jnp.ones(12), loss.init(), group_size)
-  (margins,) = loss.make(given).margins
-  return np.asarray(margins)
+  made = []
+  for first in range(0, 12, group_size):
+    own = jnp.asarray(target_cosines)[first : first + group_size]
+    key = jax.random.key(seed)
+    given = Given(key, first, own, jnp.ones(group_size), loss.init())
+    made.append(loss.make(given).margins[0])
+  return np.concatenate(made)
 
 
 def cosines(size=12, seed=0):
@@ -221,7 +227,7 @@ def test_no_spread_is_the_margin_itself(name):
 
 def test_wrong_names_and_numbers_are_refused():
   def refused(match, **changes):
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(InputError, match=match):
       by_name({'name': 'elastic_arcface_plus'} | FIELDS | changes)
 
   refused("'triplet'.*normface, arcface, .*, curricularface", name='triplet')

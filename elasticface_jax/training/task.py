@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A config, a backbone and a number of classes, assembled into a run once."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from elasticface_jax.errors import InputError
+from elasticface_jax.losses.blockwise import PRECISIONS, Head
+from elasticface_jax.training import loss, optimizer, state, step
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+  """What is trained, and how.
+
+  Attributes:
+    backbone: a `models.Backbone`.
+    loss: a `loss.MarginLoss`.
+    layout: groups of samples and blocks of classes.
+    backbone_tx: gives the backbone's update, without the rate.
+    head_tx: likewise for the class centres; runs on one block at a time.
+    rate: learning rate from the step.
+    flip: probability of a horizontal flip.
+    freeze: whether to train the class centres alone. The backbone then is as
+      in evaluation, running statistics and all, and stays.
+    precision: of the head's products, a name in `blockwise.PRECISIONS`.
+  """
+
+  backbone: Any
+  loss: Any
+  layout: state.Layout
+  backbone_tx: optax.GradientTransformation
+  head_tx: optax.GradientTransformation
+  rate: optax.Schedule
+  flip: float
+  freeze: bool
+  precision: str
+
+  @functools.cached_property
+  def head(self) -> Head:
+    """The softmax over all classes."""
+    return self.loss.head(self.layout.num_classes, self.precision)
+
+  def make_keys(self, seed: int) -> dict[str, jax.Array]:
+    """Makes the random streams of a run, replicated over all processes."""
+    # device_put cannot do that for keys.
+    replicated = self.layout.replicated()
+    return jax.jit(state.make_keys, out_shardings=replicated)(seed)
+
+  def _init(self, key: jax.Array) -> state.TrainState:
+    return state.init(
+      key,
+      self.backbone,
+      self.loss,
+      self.backbone_tx,
+      self.head_tx,
+      self.layout,
+    )
+
+  def init(self, key: jax.Array) -> state.TrainState:
+    """Makes the state before the first step, each part where it lives."""
+    shardings = state.shardings(self.layout.mesh)
+    return jax.jit(self._init, out_shardings=shardings)(key)
+
+  def abstract_state(self) -> state.TrainState:
+    """Returns the shapes, dtypes and shardings of the state."""
+    like = jax.eval_shape(self._init, jax.eval_shape(lambda: jax.random.key(0)))
+    shardings = state.shardings(self.layout.mesh)
+    place = lambda sharding, tree: jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )
+    fields = [field.name for field in dataclasses.fields(like)]
+    return dataclasses.replace(
+      like,
+      **{f: place(getattr(shardings, f), getattr(like, f)) for f in fields},
+    )
+
+  @functools.cached_property
+  def _jitted(self) -> Callable:
+    return step.make_step(self)
+
+  def step(
+    self,
+    train_state: state.TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+    keys: dict[str, jax.Array],
+  ) -> tuple[state.TrainState, dict[str, jax.Array]]:
+    """Does one training step.
+
+    Args:
+      train_state: before the step; consumed.
+      images: uint8 ``[G, S, H, W, 3]``, as ``layout.put`` places them.
+      labels: int32 ``[G, S]``, likewise.
+      keys: from `make_keys`.
+
+    Returns:
+      The state after it, and what was measured: scalars by name.
+    """
+    # Trip counts are arguments: known ones would be unrolled.
+    trips = self.layout.trip_counts()
+    return self._jitted(trips, train_state, images, labels, keys)
+
+  def lower(
+    self, image_shape: tuple[int, ...] = (112, 112, 3)
+  ) -> jax.stages.Lowered:
+    """Lowers the step for arrays, and devices, that need not exist.
+
+    Args:
+      image_shape: of one image.
+
+    Returns:
+      The step of `step`; compiled, it takes ``layout.trip_counts()`` first.
+    """
+    layout = self.layout
+    place = lambda x, sharding: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=sharding
+    )
+    replicated = functools.partial(place, sharding=layout.replicated())
+    groups = jax.ShapeDtypeStruct(
+      (layout.num_groups, layout.group_size), jnp.int32
+    )
+    images = jax.ShapeDtypeStruct((*groups.shape, *image_shape), jnp.uint8)
+    return self._jitted.lower(
+      jax.tree.map(replicated, layout.trip_counts()),
+      self.abstract_state(),
+      place(images, layout.sharded()),
+      place(groups, layout.sharded()),
+      jax.tree.map(replicated, jax.eval_shape(state.make_keys, 0)),
+    )
+
+
+def from_config(
+  config: Mapping[str, Any],
+  backbone: Any,
+  num_classes: int,
+  mesh: jax.sharding.Mesh,
+) -> Task:
+  """Assembles what a config says.
+
+  Args:
+    config: nested mapping with the fields ``data.batch_size``,
+      ``group_size``, ``augment``, ``head``, ``start.freeze``, ``loss`` and
+      ``optim`` of `configs/`.
+    backbone: a `models.Backbone`.
+    num_classes: C, of the data.
+    mesh: the devices.
+
+  Returns:
+    The task; computes nothing.
+
+  Raises:
+    InputError: if the fields do not fit together, or on these devices.
+  """
+  head, optim = config['head'], config['optim']
+  if head['precision'] not in PRECISIONS:
+    raise InputError(
+      f'head.precision={head["precision"]!r} is unknown; use one of '
+      f'{", ".join(PRECISIONS)}'
+    )
+  named_loss = loss.by_name(config['loss'])
+  layout = state.Layout(
+    batch_size=config['data']['batch_size'],
+    group_size=config['group_size'],
+    num_classes=num_classes,
+    num_blocks=head['num_blocks'],
+    subcenters=head['subcenters'],
+    sample_rate=head['sample_rate'],
+    mesh=mesh,
+  )
+  sgd = optimizer.momentum_sgd(
+    momentum=optim['momentum'], weight_decay=optim['weight_decay']
+  )
+  return Task(
+    backbone=backbone,
+    loss=named_loss,
+    layout=layout,
+    backbone_tx=optax.chain(
+      optax.clip_by_global_norm(optim['backbone_clip_norm']), sgd
+    ),
+    head_tx=sgd,
+    rate=optimizer.learning_rate(
+      base=optim['lr'],
+      batch_size=layout.batch_size,
+      warmup_steps=optim['warmup_steps'],
+      decay_steps=optim['decay_steps'],
+      decay_factor=optim['decay_factor'],
+    ),
+    flip=config['augment']['flip'],
+    freeze=config['start']['freeze'],
+    precision=head['precision'],
+  )

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training step does after its turns: it moves all that is trained.
+
+Letters: B samples, D embedding size, k blocks on this device, s classes of a
+block that take part, u sub-centres of a class.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from elasticface_jax.exact import loops
+from elasticface_jax.exact.trees import tree_all_reduce
+from elasticface_jax.losses import blockwise
+from elasticface_jax.training.state import TripCounts
+
+if TYPE_CHECKING:
+  from elasticface_jax.training.task import Task
+
+
+def _descend(params, opt, gradient, tx, learning_rate):
+  updates, opt = tx.update(gradient, opt, params)
+  params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
+  return params, opt
+
+
+def class_centers(
+  task: 'Task',
+  slots: tuple[jax.Array, Any],
+  classes: Any,
+  samples: blockwise.Samples,
+  cotangents: blockwise.Cotangents,
+  learning_rate: jax.Array,
+  trips: TripCounts,
+) -> tuple[tuple[jax.Array, Any], jax.Array]:
+  """Moves the class centres of this device, block by block.
+
+  The logits are made once more, from all samples, some at a time. A block is
+  updated where its gradient is made, so that the gradient of all classes is
+  never held.
+
+  Args:
+    task: what is trained, and how.
+    slots: class centres and their optimiser state of the classes that take
+      part, ``[k, s, ...]`` each, with a spare slot.
+    classes: which they are.
+    samples: all of the batch, B.
+    cotangents: likewise.
+    learning_rate: of this step.
+    trips: trip counts of the step.
+
+  Returns:
+    The new slots, and the square of the norm of each block's gradient,
+    ``[k]``.
+  """
+  layout, head = task.layout, task.head
+  dim = task.backbone.embedding_dim
+  count = layout.batch_size // layout.head_rows
+  rows = jax.tree.map(
+    lambda x: x.reshape(count, layout.head_rows, *x.shape[1:]),
+    (samples, cotangents),
+  )
+
+  def to_centers(unit, numbers):
+    def add(q, total):
+      samples, cotangents = loops.read(rows, q)
+      to_each = blockwise.block_cotangents(
+        samples, cotangents, unit, numbers, head
+      )
+      return total + blockwise.product(
+        to_each, samples.unit_embeddings, (0, 0), head.precision
+      )
+
+    return jax.lax.fori_loop(0, count, add, jnp.zeros_like(unit))
+
+  def body(i, carry):
+    (centers, opt), slots, squares = carry
+    unit, unit_vjp = jax.vjp(lambda x: blockwise.unit_centers(x, dim), centers)
+    (gradient,) = unit_vjp(to_centers(unit, classes.numbers(i)))
+    moved = _descend(centers, opt, gradient, task.head_tx, learning_rate)
+    slots = loops.write(slots, i, moved)
+    # Not a product: on accelerators that would not be one of float32.
+    squares = loops.write(squares, i, jnp.sum(jnp.square(gradient)))
+    # Read one block ahead. Read where it is used, XLA would fuse reading and
+    # writing of the buffer, and copy all of it in every trip.
+    return loops.read(slots, i + 1), slots, squares
+
+  square = jax.ShapeDtypeStruct((), slots[0].dtype)
+  carry = (
+    loops.read(slots, 0),
+    slots,
+    loops.empty(layout.local_blocks, square),
+  )
+  with jax.named_scope('blocks'):
+    _, slots, squares = jax.lax.fori_loop(0, trips.blocks, body, carry)
+  return slots, squares[: layout.local_blocks]
+
+
+def backbone(
+  task: 'Task',
+  state: Any,
+  sums: dict[str, Any],
+  learning_rate: jax.Array,
+  trips: TripCounts,
+) -> tuple[dict[str, Any], jax.Array]:
+  """Moves the parameters and running statistics of the backbone.
+
+  Args:
+    task: what is trained, and how.
+    state: before the step.
+    sums: ``gradient`` and ``batch_stats`` as the `RunningTree` over this
+      device's groups leaves them, ``[o, ...]`` each.
+    learning_rate: of this step.
+    trips: trip counts of the step.
+
+  Returns:
+    The fields of the state that change, and the norm of the gradient before it
+    is clipped.
+  """
+  sums = tree_all_reduce(sums, task.layout.devices)
+
+  def move(values):
+    params, opt = _descend(
+      values['params'],
+      values['backbone_opt'],
+      values['gradient'],
+      task.backbone_tx,
+      learning_rate,
+    )
+    return {
+      'params': params,
+      'backbone_opt': opt,
+      'batch_stats': jax.tree.map(
+        lambda x: x / task.layout.num_groups, values['batch_stats']
+      ),
+      'norm': optax.tree.norm(values['gradient']),
+      # Not passed on as it is: see `update_in_place`.
+      'gradient': jax.tree.map(jnp.negative, values['gradient']),
+    }
+
+  norm = jnp.zeros((), jax.tree.leaves(sums['gradient'])[0].dtype)
+  moved = loops.update_in_place(
+    move,
+    {
+      'params': state.params,
+      'backbone_opt': state.backbone_opt,
+      'norm': norm,
+    }
+    | sums,
+    trips.once,
+  )
+  del moved['gradient']
+  return moved, moved.pop('norm')
