@@ -103,9 +103,11 @@ def _step(
     moved, gradient_norm = update.backbone(
       task, state, sums, learning_rate, trips
     )
+  # Without what there are D of for each sample: these are copied.
+  rest = samples._replace(unit_embeddings=())
   loss_state, measured = loops.isolate(
     lambda given: _measure(task, *given),
-    (groups, devices.gather(squares)),
+    (groups._replace(samples=rest, cotangents=()), devices.gather(squares)),
     trips.once,
   )
   measured['backbone_gradient_norm'] = gradient_norm
@@ -187,7 +189,7 @@ def _measure(
 
   Args:
     task: what is trained, and how.
-    groups: all of the batch, ``[G, ...]`` each.
+    groups: all of the batch, ``[G, ...]`` each; samples ``[B]``.
     squares: of the norms of all blocks' gradients, ``[K]``.
 
   Returns:
@@ -197,22 +199,20 @@ def _measure(
   loss_state = jax.tree.map(
     lambda x: (tree_sum(x) / len(x)).astype(x.dtype), groups.loss_state
   )
-  flat = jax.tree.map(
-    lambda x: x.reshape(-1), groups._replace(samples=(), loss_state=())
-  )
-  targets = groups.samples.target_cosines.reshape(-1)
+  targets = groups.samples.target_cosines
   measured = {
-    'loss': flat.loss.mean(),
+    'loss': groups.loss.reshape(-1).mean(),
     # Without the margin: with it, training accuracy reads as 0 for long.
     # Among the classes of this step: with fewer of them it reads higher.
-    'accuracy': (targets > flat.largest_cosine).mean(dtype=jnp.float32),
+    'accuracy': (targets > groups.largest_cosine.reshape(-1)).mean(
+      dtype=jnp.float32
+    ),
     'target_angle': jnp.arccos(jnp.clip(targets, -1, 1)).mean(),
-    'embedding_norm': flat.norms.mean(),
+    'embedding_norm': groups.norms.reshape(-1).mean(),
     'head_gradient_norm': jnp.sqrt(tree_sum(squares)),
   }
   for name, margin in zip(
     task.loss.margin_names, groups.samples.margins, strict=True
   ):
-    margin = margin.reshape(-1)
     measured |= {f'{name}_mean': margin.mean(), f'{name}_std': margin.std()}
   return loss_state, measured

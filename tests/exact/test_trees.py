@@ -196,3 +196,32 @@ def test_one_device_needs_no_mesh():
   np.testing.assert_array_equal(one.gather(parts), parts)
   np.testing.assert_array_equal(tree_reduce_scatter(parts, one), want)
   np.testing.assert_array_equal(tree_all_reduce(parts, one), want)
+
+
+@pytest.mark.parametrize('count', [1, 2, 8])
+def test_arrays_of_a_tree_travel_together(count):
+  shapes = {'kernel': (3, 5, 8), 'matrix': (7, 8), 'bias': (8,), 'number': ()}
+  parts = {name: make_parts(24, *shape) for name, shape in shapes.items()}
+  parts['narrow'] = make_parts(24, 5).astype(jnp.bfloat16)
+  mesh = jax.make_mesh(
+    (count,),
+    ('devices',),
+    axis_types=(AxisType.Auto,),
+    devices=jax.devices()[:count],
+  )
+  reduce = jax.jit(
+    jax.shard_map(
+      lambda parts: tree_all_reduce(parts, Devices('devices', count)),
+      mesh=mesh,
+      in_specs=PartitionSpec('devices'),
+      out_specs=PartitionSpec(),
+      check_vma=False,
+    )
+  )
+  got = reduce(parts)
+  for name, x in parts.items():
+    assert got[name].dtype == x.dtype and got[name].shape == x.shape[1:]
+    np.testing.assert_array_equal(got[name], pairwise(x))
+  # Those that end in 8; vectors and numbers; and those of another dtype.
+  sent = reduce.lower(parts).as_text().count('stablehlo.all_to_all')
+  assert sent == (3 if count > 1 else 0)
