@@ -13,11 +13,10 @@ good for comparing two programs for the same chip; it is not a time.
         --batch-size 8192 --num-blocks 64
 
 A topology may end in a number of its chips, /1 for one. With ``--same`` the
-programs are compared: the arithmetic of the loop of turns must be the same on
-any number of chips. Names, memory spaces, schedules, whatever only moves
-numbers, and additions by the tree over devices are left out. Exits with 1 where
-arithmetic differs, and prints it. It shows that the programs compute alike, and
-not that a chip does.
+programs are compared: their arithmetic must be the same on any number of chips.
+Names, memory spaces, schedules, whatever only moves numbers, and additions by
+the tree over devices are left out. Exits with 1 where arithmetic differs, and
+prints it. It shows that the programs compute alike, and not that a chip does.
 """
 
 import argparse
@@ -114,16 +113,22 @@ class Program:
       for number in re.findall(r'"estimated_cycles":"(\d+)"', line)
     )
 
-  def cycles(self, trips: Mapping[str, float], computation: str = '') -> float:
+  def cycles(
+    self, trips: Mapping[str, float] | None, computation: str = ''
+  ) -> float:
     """Adds up the estimates, a loop's body as often as it runs.
 
     Args:
-      trips: trip counts by scope; 1 for what is not there.
+      trips: trip counts by scope; 1 for what is not there. None to count every
+        body once.
       computation: where to begin; the outermost if empty.
     """
     computation = computation or self.entry
+    times = lambda loop: (
+      1 if trips is None else loop.known or trips.get(loop.scope, 1)
+    )
     return self.own_cycles(computation) + sum(
-      (loop.known or trips.get(loop.scope, 1)) * self.cycles(trips, loop.body)
+      times(loop) * self.cycles(trips, loop.body)
       for loop in self.loops(computation)
     )
 
@@ -219,7 +224,7 @@ def report(name: str, compiled: jax.stages.Compiled, layout: Layout) -> Program:
   """Prints the account of a program."""
   program = Program.parse(compiled.as_text())
   memory = compiled.memory_analysis()
-  once = program.cycles(collections.defaultdict(lambda: 1.0))
+  once = program.cycles(None)
   trips = trip_counts(layout)
   backbone = program.own_cycles(program.body_of('turns'))
   print(
@@ -250,7 +255,7 @@ def bodies_run(program: Program, trips: Mapping[str, float]) -> float:
 
 
 def compare(programs: Mapping[str, Program]) -> list[str]:
-  """Compares the arithmetic of the loops of turns.
+  """Compares the arithmetic of programs.
 
   Args:
     programs: by name; the others are compared with the first.
@@ -259,7 +264,7 @@ def compare(programs: Mapping[str, Program]) -> list[str]:
     A line for each instruction that is not in both.
   """
   counts = {
-    name: program.arithmetic(program.body_of('turns'))
+    name: program.arithmetic(program.entry)
     for name, program in programs.items()
   }
   (first, expected), *others = counts.items()

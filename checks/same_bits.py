@@ -58,6 +58,8 @@ def train_killed(workdir: Path, changes) -> str:
     time.sleep(0.01)
   process.send_signal(signal.SIGKILL)
   process.wait()
+  if (workdir / 'checkpoints' / str(STEPS)).exists():
+    raise SystemExit(f'{workdir.name} had ended when it was killed')
   return train(workdir, changes, 8, 1)
 
 
@@ -69,9 +71,7 @@ def check(folder: Path, name: str, changes) -> set[str]:
   found = set()
   for devices, processes in PLACES:
     workdir = folder / f'{name} on {devices} in {processes}'
-    if not workdir.exists():  # The first may have been needed by another.
-      train(workdir, changes, devices, processes)
-    found.add(fingerprint(workdir))
+    found.add(train(workdir, changes, devices, processes))
   found.add(train_killed(folder / f'{name} killed', changes))
   return found
 
@@ -87,7 +87,7 @@ def main() -> int:
   with tempfile.TemporaryDirectory() as folder:
     folder = Path(folder)
     for name in flags.only or VARIANTS:
-      if name == 'freeze' and not (folder / f'{FIRST} on 1 in 1').exists():
+      if name == 'freeze' and FIRST not in (flags.only or VARIANTS):
         changes = SIZES | VARIANTS[FIRST]
         train(folder / f'{FIRST} on 1 in 1', changes, 1, 1)
       found = check(folder, name, VARIANTS[name])

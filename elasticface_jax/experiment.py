@@ -27,7 +27,7 @@ from elasticface_jax.training.embed import make_embed
 from elasticface_jax.training.task import from_config
 from elasticface_jax.weights import Weights, open_weights
 
-# Images that `embed` reads at a time.
+# Images that `embed` reads at a time, at least.
 _EMBED_BATCH = 1024
 
 
@@ -253,7 +253,8 @@ def embed(weights: Weights, source: str, out: Path) -> None:
     truth = {'labels': np.zeros(num_images, np.int32)}
 
     def read():
-      for batch in data.all_in_order(opened, batch_size=_EMBED_BATCH):
+      size = max(_EMBED_BATCH, jax.device_count() * weights.eval_rows)
+      for batch in data.all_in_order(opened, batch_size=size):
         truth['labels'][batch.indices] = batch.labels
         yield batch.indices, batch.images
 
@@ -283,7 +284,7 @@ def _embedder(weights: Weights) -> Callable[[np.ndarray], np.ndarray]:
     (weights.params, weights.batch_stats), NamedSharding(mesh, P())
   )
   backbone = models.build(**weights.model)
-  rows = weights.config['eval']['rows']
+  rows = weights.eval_rows
   return functools.partial(make_embed(backbone, mesh, rows=rows), *placed)
 
 

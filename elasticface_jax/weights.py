@@ -24,12 +24,14 @@ from elasticface_jax.training import checkpoint
 # Arguments of `models.build` by which weights fit or do not.
 SHAPE_FIELDS = ('name', 'width', 'embedding_dim', 'use_se')
 
+# As in the recipes for a CPU, and in those for accelerators.
+_ROWS_ON_CPU, _ROWS = 16, 128
+
 # What a recipe would say: PyTorch's files have none.
 _NO_RECIPE = {
   'model': {'dropout': 0.0, 'dtype': 'float32', 'remat': False},
-  # Pairs are those drawn for `evaluate --pairs synthetic`; `rows` of run
-  # folders that are older than the field were so many.
-  'eval': {'pairs': [], 'synthetic_pairs': 600, 'rows': 16},
+  # Pairs are those drawn for `evaluate --pairs synthetic`.
+  'eval': {'pairs': [], 'synthetic_pairs': 600},
   'seed': 0,
 }
 
@@ -56,6 +58,17 @@ class Weights:
   def model(self) -> dict[str, Any]:
     """Arguments of `models.build`."""
     return self.config['model']
+
+  @property
+  def eval_rows(self) -> int:
+    """Images that go through the network together.
+
+    Those of the recipe. PyTorch's files have none, nor have run folders that
+    are older than the field: there it follows from the hardware.
+    """
+    if 'rows' in self.config['eval']:
+      return self.config['eval']['rows']
+    return _ROWS_ON_CPU if jax.default_backend() == 'cpu' else _ROWS
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -153,7 +166,6 @@ def open_weights(path: Path, step: int | None = None) -> Weights:
       "PyTorch's; give the --workdir of a training run, or a .pth"
     )
   config = checkpoint.read_json(path / 'config.json')
-  config['eval'] = _NO_RECIPE['eval'] | config['eval']
   step, saved = checkpoint.read(path, step, ('params', 'batch_stats'))
   return Weights(path, step, config, saved['params'], saved['batch_stats'])
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: E501 (lines of a compiler)
-"""What `checks/compiled_for_tpu.py` reads out of a program; needs no TPU."""
+"""`checks/compiled_for_tpu.py` on the text of a program; needs no TPU."""
 
 from pathlib import Path
 
@@ -43,6 +43,7 @@ def test_cycles_are_counted_as_often_as_bodies_run(script):
   program = script.Program.parse(PROGRAM)
   assert program.own_cycles(program.entry) == 7
   assert program.own_cycles(program.body_of('turns')) == 100
+  assert program.cycles(None) == 7 + 100 + 10 + 10
   # A loop whose trip count the compiler knows has that one.
   assert program.cycles({}) == 7 + 100 + 10 + 5 * 10
   trips = {'turns': 3, 'blocks': 4}

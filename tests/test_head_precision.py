@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What products of `head.precision` cost in accuracy."""
+"""The accuracy that `head.precision` costs, by its check."""
 
 from pathlib import Path
 

@@ -23,7 +23,7 @@ from elasticface_jax.benchmark import device, flops, timing
 from elasticface_jax.benchmark.recipe import Recipe
 from elasticface_jax.benchmark.step import Run, thin_backbone
 from elasticface_jax.exact import loops
-from elasticface_jax.losses import sampling
+from elasticface_jax.losses import blockwise, sampling
 from elasticface_jax.losses.logits import normalize
 from elasticface_jax.training import optimizer
 from elasticface_jax.training.state import AXIS
@@ -197,8 +197,7 @@ def _products(run: Run):
   """
   recipe, count = run.recipe, _slots(run)
   dim = recipe.embedding_dim
-  product = functools.partial(jax.lax.dot_general, precision=recipe.precision)
-  over = lambda a, b: (((a,), (b,)), ((), ()))
+  product = functools.partial(blockwise.product, precision=recipe.precision)
 
   def multiply(centers, embeddings, trip_count):
     centers = loops.with_spare(centers)
@@ -209,18 +208,18 @@ def _products(run: Run):
 
     def forward(i, logits):
       del logits
-      return product(embeddings, block(i), over(1, 1))
+      return product(embeddings, block(i), (1, 1))
 
     def to_embeddings(i, carry):
       _, parts = carry
       centers = block(i)
-      logits = product(embeddings, centers, over(1, 1))
-      return logits, parts + product(logits, centers, over(1, 0))
+      logits = product(embeddings, centers, (1, 1))
+      return logits, parts + product(logits, centers, (1, 0))
 
     def to_centers(i, carry):
       del carry
-      logits = product(embeddings, block(i), over(1, 1))
-      return logits, product(logits, embeddings, over(0, 0))
+      logits = product(embeddings, block(i), (1, 1))
+      return logits, product(logits, embeddings, (0, 0))
 
     width = count * recipe.subcenters
     logits = jnp.zeros((recipe.batch_size, width), jnp.float32)

@@ -106,7 +106,7 @@ def from_config(config: Mapping[str, Any]) -> Recipe:
   except KeyError as error:
     raise InputError(
       f'the config has no field {error}: take one of configs/, or the '
-      f'{SAVED} of a run folder'
+      f'{SAVED} of a run folder of this version'
     ) from error
 
 

@@ -121,8 +121,9 @@ def isolate(
   """Calls a function behind a wall that XLA does not fuse across.
 
   Args:
-    function: pure. All that its arithmetic depends on is in `inputs`: what it
-      closes over, XLA may compute outside the wall.
+    function: pure. All that its arithmetic depends on is in `inputs`, but for
+      keys and single numbers: what it makes of others that it closes over, XLA
+      may compute outside the wall.
     inputs: small arrays: they are copied.
     once: 1, as a traced int32.
 

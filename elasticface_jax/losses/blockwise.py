@@ -55,8 +55,8 @@ from elasticface_jax.losses.logits import (
   promote,
 )
 
-# Of the products of embeddings and class centres. What each costs in accuracy
-# is in BENCHMARKS.md.
+# Of the products of embeddings and class centres. README has what each costs in
+# accuracy.
 PRECISIONS = 'highest', 'high', 'default'
 
 

@@ -364,9 +364,13 @@ def claim(
       '--workdir': str(workdir),
       'the software': json.dumps(here['versions']),
       # Trip counts follow from config and devices; loops with collectives in
-      # them need the same everywhere.
-      'the kind or number of devices': json.dumps(
-        [here['device_kind'], here['devices']]
+      # them need the same everywhere. On a CPU threads move bits.
+      'the kind or number of devices, or PJRT_NPROC,': json.dumps(
+        [
+          jax.local_devices()[0].device_kind,
+          here['devices'],
+          here['cpu_threads'],
+        ]
       ),
     }
   )

@@ -47,6 +47,7 @@ class TripCounts(NamedTuple):
   turns: Any  # Groups of a device, g.
   blocks: Any  # Blocks of a device, k.
   devices: Any  # Groups of a turn: one of each device, n.
+  rows: Any  # Parts of the batch for the gradient of the class centres.
   once: Any  # 1
 
 
@@ -110,9 +111,22 @@ class Layout:
     return -(-self.num_classes // self.num_blocks)
 
   @property
+  def local_groups(self) -> int:
+    """Groups of a device, g."""
+    return self.num_groups // self.mesh.size
+
+  @property
   def local_blocks(self) -> int:
     """Blocks of a device, k."""
     return self.num_blocks // self.mesh.size
+
+  def first_group(self) -> jax.Array | int:
+    """Returns the number of this device's first group, inside the step."""
+    return self.devices.index() * self.local_groups
+
+  def first_block(self) -> jax.Array | int:
+    """Returns the number of this device's first block, inside the step."""
+    return self.devices.index() * self.local_blocks
 
   @property
   def head_rows(self) -> int:
@@ -172,9 +186,10 @@ class Layout:
     rely on: `checkpoint.claim` compares what they follow from.
     """
     counts = (
-      self.num_groups // self.mesh.size,
+      self.local_groups,
       self.local_blocks,
       self.mesh.size,
+      self.batch_size // self.head_rows,
       1,
     )
     return TripCounts(*(np.asarray(count, np.int32) for count in counts))
@@ -237,7 +252,7 @@ def init(
     return jnp.where(number < layout.num_classes, 0.01 * center, 0)
 
   def draw(key, trip_count):
-    first = layout.devices.index() * count
+    first = layout.first_block()
 
     def draw_block(i):
       numbers = (first + i) * size + jnp.arange(size)

@@ -130,7 +130,7 @@ def _turns(task: 'Task', shared: turn.Shared) -> tuple[turn.Group, Any]:
     What is kept of this device's groups, ``[g, ...]`` each; and the sums over
     them as `RunningTree` leaves them.
   """
-  count = task.layout.num_groups // task.layout.mesh.size
+  count = task.layout.local_groups
   state = shared.state
   like = {'gradient': state.params, 'batch_stats': state.batch_stats}
 
@@ -167,7 +167,7 @@ def _choose_classes(
 ) -> sampling.AllClasses | sampling.Sample:
   """Chooses the classes of this device's blocks that a step is about."""
   layout = task.layout
-  first_block = layout.devices.index() * layout.local_blocks
+  first_block = layout.first_block()
   if layout.sample_rate == 1:
     return sampling.AllClasses(first_block, layout.block_size)
   return sampling.draw(

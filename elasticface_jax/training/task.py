@@ -17,7 +17,7 @@ from elasticface_jax.training import loss, optimizer, state, step
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-  """What is trained, and how.
+  """A training run without its data and its place on disk.
 
   Attributes:
     backbone: a `models.Backbone`.

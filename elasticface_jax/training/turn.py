@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 class Shared(NamedTuple):
-  """What all turns of a step share."""
+  """Values that all turns of a step share."""
 
   state: TrainState  # Before the step; the class centres of this device.
   keys: dict[str, jax.Array]  # Of the step.
@@ -58,7 +58,7 @@ class Shared(NamedTuple):
 
 
 class Group(NamedTuple):
-  """What the step keeps of one group after its turn, ``[S]`` or a scalar."""
+  """Values of one group that outlive its turn, ``[S]`` or a scalar each."""
 
   samples: Samples
   cotangents: Cotangents
@@ -97,7 +97,7 @@ def run(
     groups: ``gradient`` of the parameters and ``batch_stats``, nothing where
     the backbone is frozen.
   """
-  number = _first_group(task) + turn
+  number = task.layout.first_group() + turn
   labels = loops.read(shared.labels, turn)
 
   # 1. The backbone, forward.
@@ -167,12 +167,6 @@ def shape_of_group(task: 'Task', state: TrainState) -> Group:
   )
 
 
-def _first_group(task):
-  """Returns the number of this device's first group."""
-  layout = task.layout
-  return layout.devices.index() * (layout.num_groups // layout.mesh.size)
-
-
 def _forward(task, shared, turn, number) -> _Forward:
   """Embeds the device's own group."""
   images = loops.read(shared.images, turn)
@@ -195,7 +189,7 @@ def _forward(task, shared, turn, number) -> _Forward:
 def _target_cosines(task, shared, units, labels):
   """Finds the target cosines of the own group, on whatever device they are."""
   devices, layout = task.layout.devices, task.layout
-  first_class = devices.index() * layout.local_blocks * layout.block_size
+  first_class = layout.first_block() * layout.block_size
   groups = loops.with_spare((units, labels))
 
   def of_group(j):

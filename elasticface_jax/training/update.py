@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training step does after its turns: it moves all that is trained.
+"""Updates after the turns of a training step: all that is trained moves.
 
 Letters: B samples, D embedding size, k blocks on this device, s classes of a
 block that take part, u sub-centres of a class.
@@ -57,10 +57,11 @@ def class_centers(
   """
   layout, head = task.layout, task.head
   dim = task.backbone.embedding_dim
-  count = layout.batch_size // layout.head_rows
-  rows = jax.tree.map(
-    lambda x: x.reshape(count, layout.head_rows, *x.shape[1:]),
-    (samples, cotangents),
+  rows = loops.with_spare(
+    jax.tree.map(
+      lambda x: x.reshape(-1, layout.head_rows, *x.shape[1:]),
+      (samples, cotangents),
+    )
   )
 
   def to_centers(unit, numbers):
@@ -73,7 +74,10 @@ def class_centers(
         to_each, samples.unit_embeddings, (0, 0), head.precision
       )
 
-    return jax.lax.fori_loop(0, count, add, jnp.zeros_like(unit))
+    # A loop also where one part is all: what is made of the samples alone
+    # would else leave the loop over blocks, to where neighbours differ.
+    with jax.named_scope('rows'):
+      return jax.lax.fori_loop(0, trips.rows, add, jnp.zeros_like(unit))
 
   def body(i, carry):
     (centers, opt), slots, squares = carry
@@ -152,4 +156,5 @@ def backbone(
     trips.once,
   )
   del moved['gradient']
-  return moved, moved.pop('norm')
+  norm = moved.pop('norm')
+  return moved, norm
