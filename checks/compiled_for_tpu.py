@@ -155,11 +155,17 @@ class Program:
       seen.add(name)
       for line in self.computations[name]:
         waiting += re.findall(r'(?:calls|body)=%?([\w.-]+)', line)
-        if not is_added_between(line):
-          waiting += re.findall(r'to_apply=%?([\w.-]+)', line)
         if is_arithmetic(line):
-          counts[signature(line)] += 1
+          counts[signature(line) + self._reducer(line)] += 1
     return counts
+
+  def _reducer(self, line: str) -> str:
+    """Returns what a reduction does with two numbers, such as `` add``."""
+    found = re.search(r'to_apply=%?([\w.-]+)', line)
+    if not found:
+      return ''
+    (root,) = (x for x in self.computations[found[1]] if x.startswith('ROOT '))
+    return re.search(r' ([\w-]+)\(', root)[0].removesuffix('(')
 
 
 def op_name(line: str) -> str:

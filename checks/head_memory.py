@@ -18,8 +18,8 @@ Exits with 0 if the state is sharded evenly and not copied, temporary memory is
 that of a block whatever the devices (and of the classes drawn, where they are a
 sample), and no larger array is in the program. Choose `head.num_blocks` by the
 same sum: with c = C / num_blocks classes a block, temporary memory is about
-4 * c * (3 * B + 6 * D) bytes; at least two blocks a device, as one alone is
-copied.
+4 * c * (3 * R + 6 * D) bytes, R the batch or about 1,024 samples of a larger
+one; at least two blocks a device, as one alone is copied.
 """
 
 import argparse

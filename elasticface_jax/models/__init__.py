@@ -84,7 +84,8 @@ def build(
       pass computes the insides of one block at a time again: a third more
       work. Losses and statistics stay the same; gradients move in the last
       digits of `dtype`, so a run has another fingerprint with it. On a CPU,
-      jax 0.10 keeps less too, but computes all blocks again at once.
+      jax 0.10 merges the second computation with the first, and memory stays
+      as it is; 0.11 does not.
 
   Returns:
     The backbone.
