@@ -103,9 +103,7 @@ def train(config: Mapping, workdir: Path) -> dict[str, Any] | None:
         )
         processes.say(f'beginning with {start.path}, step {start.step}')
     else:
-      train_state = checkpoints.restore(
-        task.abstract_state(), state.shardings(layout.mesh)
-      )
+      train_state = checkpoints.restore(task.abstract_state())
       processes.say(
         f'going on from step {checkpoints.latest_step} in {workdir}'
       )

@@ -126,12 +126,12 @@ class Checkpoints:
       + ': free some space and run the same command again'
     )
 
-  def restore(self, state: Any, shardings: Any) -> Any:
+  def restore(self, like: Any) -> Any:
     """The newest checkpoint, on this mesh.
 
     Args:
-      state: pytree of arrays or shapes: what the state must look like.
-      shardings: where it shall live, a prefix of `state`.
+      like: pytree of the shapes, dtypes and shardings that the state shall
+        have, as `Task.abstract_state` returns it.
 
     Returns:
       The state.
@@ -140,12 +140,6 @@ class Checkpoints:
       InputError: if there is a checkpoint that cannot be read.
     """
     step = self.latest_step
-    shardings = jax.tree.broadcast(shardings, state)
-    like = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      state,
-      shardings,
-    )
     arguments = ocp.args.PyTreeRestore(
       like, restore_args=ocp.checkpoint_utils.construct_restore_args(like)
     )

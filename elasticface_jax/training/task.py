@@ -72,13 +72,10 @@ class Task:
     """Returns the shapes, dtypes and shardings of the state."""
     like = jax.eval_shape(self._init, jax.eval_shape(lambda: jax.random.key(0)))
     shardings = state.shardings(self.layout.mesh)
-    place = lambda sharding, tree: jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-    )
-    fields = [field.name for field in dataclasses.fields(like)]
-    return dataclasses.replace(
+    return jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       like,
-      **{f: place(getattr(shardings, f), getattr(like, f)) for f in fields},
+      jax.tree.broadcast(shardings, like),
     )
 
   @functools.cached_property
