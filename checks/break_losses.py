@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 TESTS = [
   f'tests/losses/test_{name}.py'
   for name in (
-    'changes',
+    'targets',
     'logits',
     'adaptive',
     'softmax',
@@ -34,32 +34,32 @@ TESTS = [
 # File of the losses, what stands there (once), and what stands there instead.
 BREAKS = (
   # The target's cosine.
-  ('changes', '(1 - c) * (1 + c)', '(1 - c) * (2 + c)'),
-  ('changes', 'jnp.cos(margins) - _sine(c)', 'jnp.cos(margins) + _sine(c)'),
-  ('changes', '_sine(cosines), cosines)', '_sine(cosines), -cosines)'),
-  ('changes', 'return target_cosines - margins\n', 'return margins\n'),
-  ('changes', 'extra = (m1 - 1)', 'extra = (m1 + 1)'),
-  ('changes', 'angles(target_cosines) + m2', 'angles(target_cosines) - m2'),
-  ('changes', 'extra) - m3', 'extra) + m3'),
-  ('changes', 'sign = 1 - 2 * (k % 2)', 'sign = 1 - (k % 2)'),
-  ('changes', '(margins - 1) * theta) - 2 * k', '(margins - 1) * theta) - k'),
-  ('changes', 'cosines, (margins - 1) * theta', 'cosines, margins * theta'),
-  ('changes', 'theta.dtype))) - 1', 'theta.dtype)))'),
-  ('changes', 'return a * jnp.square', 'return 2 * a * jnp.square'),
-  ('changes', 'angles(target_cosines) - h)', 'angles(target_cosines) + h)'),
-  ('changes', '- h) + k', '- h) - k'),
-  ('changes', '(target_cosines) + angle_margins', '(target_cosines)'),
-  ('changes', 'total <= ANGLE_LIMIT', 'total <= -4'),
-  ('changes', 'total >= np.pi - ANGLE_LIMIT', 'total >= 2 * np.pi'),
-  ('changes', 'return changed - cosine_margins', 'return changed'),
-  ('changes', 'jnp.where(target_cosines > 0', 'jnp.where(target_cosines > -2'),
-  ('changes', '> -jnp.cos(margins)', '> jnp.cos(margins)'),
-  ('changes', 'cosines - margins * jnp.sin', 'cosines + margins * jnp.sin'),
-  ('changes', '+ (target_cosines - fixed)', '+ (fixed - target_cosines)'),
+  ('targets', '(1 - c) * (1 + c)', '(1 - c) * (2 + c)'),
+  ('targets', 'jnp.cos(margins) - _sine(c)', 'jnp.cos(margins) + _sine(c)'),
+  ('targets', '_sine(cosines), cosines)', '_sine(cosines), -cosines)'),
+  ('targets', 'return target_cosines - margins\n', 'return margins\n'),
+  ('targets', 'extra = (m1 - 1)', 'extra = (m1 + 1)'),
+  ('targets', 'angles(target_cosines) + m2', 'angles(target_cosines) - m2'),
+  ('targets', 'extra) - m3', 'extra) + m3'),
+  ('targets', 'sign = 1 - 2 * (k % 2)', 'sign = 1 - (k % 2)'),
+  ('targets', '(margins - 1) * theta) - 2 * k', '(margins - 1) * theta) - k'),
+  ('targets', 'cosines, (margins - 1) * theta', 'cosines, margins * theta'),
+  ('targets', 'theta.dtype))) - 1', 'theta.dtype)))'),
+  ('targets', 'return a * jnp.square', 'return 2 * a * jnp.square'),
+  ('targets', 'angles(target_cosines) - h)', 'angles(target_cosines) + h)'),
+  ('targets', '- h) + k', '- h) - k'),
+  ('targets', '(target_cosines) + angle_margins', '(target_cosines)'),
+  ('targets', 'total <= ANGLE_LIMIT', 'total <= -4'),
+  ('targets', 'total >= np.pi - ANGLE_LIMIT', 'total >= 2 * np.pi'),
+  ('targets', 'return changed - cosine_margins', 'return changed'),
+  ('targets', 'jnp.where(target_cosines > 0', 'jnp.where(target_cosines > -2'),
+  ('targets', '> -jnp.cos(margins)', '> jnp.cos(margins)'),
+  ('targets', 'cosines - margins * jnp.sin', 'cosines + margins * jnp.sin'),
+  ('targets', '+ (target_cosines - fixed)', '+ (fixed - target_cosines)'),
   # The others' cosines.
-  ('changes', 'cosines > limit[:, None]', 'cosines < limit[:, None]'),
-  ('changes', '(t[:, None] + cosines)', '(t[:, None] - cosines)'),
-  ('changes', 'broadcast_to(jax.lax.stop_gradient(t)', 'broadcast_to((t)'),
+  ('targets', 'cosines > limit[:, None]', 'cosines < limit[:, None]'),
+  ('targets', '(t[:, None] + cosines)', '(t[:, None] - cosines)'),
+  ('targets', 'broadcast_to(jax.lax.stop_gradient(t)', 'broadcast_to((t)'),
   # Margins that follow lengths, and states.
   ('adaptive', 'rate * batch', '2 * rate * batch'),
   ('adaptive', '(1 - rate) * running', '(1 + rate) * running'),
@@ -117,7 +117,7 @@ BREAKS = (
 def main() -> int:
   """Breaks and tests."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--only', help='file of the losses, such as changes')
+  parser.add_argument('--only', help='file of the losses, such as targets')
   args = parser.parse_args()
   rows = [row for row in BREAKS if args.only in (None, row[0])]
   survivors = 0
@@ -136,7 +136,7 @@ def _line(code: str) -> str:
 
 def broken(module: str, old: str, new: str) -> str:
   """The source of a module with one thing broken."""
-  source = (ROOT / 'elasticface_jax/losses' / f'{module}.py').read_text()
+  source = (ROOT / 'elasticface_jax/losses' / f'_{module}.py').read_text()
   assert source.count(old) == 1, f'{module}: {old!r} is there not once'
   return source.replace(old, new)
 
@@ -148,7 +148,7 @@ def caught_by(module: str, old: str, new: str) -> str | None:
     shutil.copytree(ROOT / 'elasticface_jax', copy / 'elasticface_jax')
     shutil.copytree(ROOT / 'tests', copy / 'tests')
     shutil.copy(ROOT / 'setup.cfg', copy)
-    path = copy / 'elasticface_jax/losses' / f'{module}.py'
+    path = copy / 'elasticface_jax/losses' / f'_{module}.py'
     path.write_text(broken(module, old, new))
     # Those of the module first.
     tests = sorted(TESTS, key=lambda test: module not in test)

@@ -65,10 +65,10 @@ from elasticface_jax.data import (
   open_encoded,
   prepare_shards,
   read_pairs,
-  recordio,
   write_pairs,
   write_rec_folder,
 )
+from elasticface_jax.data.sources import recordio
 from elasticface_jax.errors import InputError
 
 STARTUP = 300  # Seconds for a worker to import TensorFlow and read good data.

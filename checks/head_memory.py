@@ -33,7 +33,7 @@ import jax.numpy as jnp
 from elasticface_jax import models
 from elasticface_jax.benchmark.recipe import Recipe
 from elasticface_jax.benchmark.step import make_task
-from elasticface_jax.losses import sampling
+from elasticface_jax.losses import _sampling
 from elasticface_jax.training import state
 
 BATCH, GROUP, DIM = 512, 64, 512
@@ -104,7 +104,7 @@ def check(case: Case) -> str:
   memory = case.compiled.memory_analysis()
   blocks = case.num_blocks // case.devices
   size = -(-case.num_classes // case.num_blocks)
-  shares = sampling.counts(case.num_classes, case.num_blocks, case.sample_rate)
+  shares = _sampling.counts(case.num_classes, case.num_blocks, case.sample_rate)
   taken = min(size, max(int(shares.max()), BATCH))
 
   # Class centres and momentum; the rest is a vector and the batch.

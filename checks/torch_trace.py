@@ -10,7 +10,7 @@ whose gradients are averaged.
     python checks/torch_trace.py
     python checks/torch_trace.py --groups 4 --dtype float32
     python checks/torch_trace.py --groups 4 --mistake all
-    python checks/torch_trace.py --write tests/interop/golden/torch_trace.json
+    python checks/torch_trace.py --write tests/checks/golden/torch_trace.json
 
 Printed are relative differences: of each quantity at each step, and at the end
 of each tensor, its largest difference over its largest value. Of ours, running

@@ -349,7 +349,7 @@ def _benchmark(args, rest):
 def _write_report(report, out: Path):
   import json
 
-  from elasticface_jax.data import plots
+  from elasticface_jax.data.tools import plots
 
   out.mkdir(parents=True, exist_ok=True)
   (out / 'inspection.json').write_text(json.dumps(report.as_dict(), indent=1))

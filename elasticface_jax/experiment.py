@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from elasticface_jax import data, evaluation, models, whole
+from elasticface_jax import atomic, data, evaluation, models
 from elasticface_jax.errors import InputError
 from elasticface_jax.evaluation import plots
 from elasticface_jax.training import (
@@ -257,7 +257,7 @@ def embed(weights: Weights, source: str, out: Path) -> None:
         yield batch.indices, batch.images
 
     batches = read()
-  with whole.folder(out, '--out') as partial:
+  with atomic.folder(out, '--out') as partial:
     embeddings = np.lib.format.open_memmap(
       partial / 'embeddings.npy',
       mode='w+',

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elasticface_jax import interop, models, whole
+from elasticface_jax import atomic, interop, models
 from elasticface_jax.errors import InputError
 from elasticface_jax.interop import onnx_graph, stablehlo, torch_files
 from elasticface_jax.training import checkpoint
@@ -205,7 +205,7 @@ def convert(file: Path, workdir: Path, *, heads: Sequence[Path]) -> Weights:
       'num_batches_tracked': interop.num_batches_tracked(file),
     },
   }
-  with whole.folder(workdir, '--workdir') as partial:
+  with atomic.folder(workdir, '--workdir') as partial:
     checkpoint.write_json(partial / 'config.json', given.config)
     checkpoint.write_json(partial / 'manifest.json', manifest)
     with checkpoint.Checkpoints(partial, keep=1) as checkpoints:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from elasticface_jax.losses import sampling
+from elasticface_jax.losses import _sampling
 from elasticface_jax.models.iresnet import IMAGE_SHAPE
 
 
@@ -72,7 +72,7 @@ def head_products(recipe: Any, products: int) -> int:
   A step needs 3: logits, the gradient of the embeddings, and that of the class
   centres. Computing the logits again instead of keeping them makes it 4.
   """
-  classes = sampling.counts(
+  classes = _sampling.counts(
     recipe.num_classes, recipe.num_blocks, recipe.sample_rate
   )
   centers = int(classes.sum()) * recipe.subcenters

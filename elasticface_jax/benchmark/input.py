@@ -123,7 +123,8 @@ def feeding(source: Any, batch_size: int, window: int = 0) -> Iterator:
 
 def stages(source: Any, batch_size: int, num_batches: int) -> dict[str, float]:
   """Seconds an image on one thread, by stage, of an encoded source."""
-  from elasticface_jax.data import batch_indices, decode
+  from elasticface_jax.data import batch_indices
+  from elasticface_jax.data.sources import decode
 
   spent = dict.fromkeys(STAGES, 0.0)
 

@@ -1,16 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Faces in: training sources, batches, and pairs for verification."""
 
-from elasticface_jax.data.encoded import BadFace, EncodedSource
-from elasticface_jax.data.files import is_remote
-from elasticface_jax.data.folder_source import FolderSource
-from elasticface_jax.data.inspection import (
-  Report,
-  inspect,
-  inspect_images,
-  inspect_pairs,
-  inspect_rec,
-)
 from elasticface_jax.data.order import batch_indices, check_window
 from elasticface_jax.data.pair_lists import pairs_from_folder, read_pair_list
 from elasticface_jax.data.pairs import (
@@ -21,12 +11,29 @@ from elasticface_jax.data.pairs import (
   write_pairs,
 )
 from elasticface_jax.data.pipeline import Batch, all_in_order, batches
-from elasticface_jax.data.prepare import Prepared, prepare_shards
-from elasticface_jax.data.rec_source import RecSource
-from elasticface_jax.data.recordio import write_rec_folder
-from elasticface_jax.data.shards import ShardSource
-from elasticface_jax.data.sources import Source, open_encoded, open_source
-from elasticface_jax.data.synthetic import SyntheticFaces, synthetic_pairs
+from elasticface_jax.data.sources.encoded import BadFace, EncodedSource
+from elasticface_jax.data.sources.files import is_remote
+from elasticface_jax.data.sources.folder import FolderSource
+from elasticface_jax.data.sources.opening import (
+  Source,
+  open_encoded,
+  open_source,
+)
+from elasticface_jax.data.sources.rec import RecSource
+from elasticface_jax.data.sources.recordio import write_rec_folder
+from elasticface_jax.data.sources.shards import ShardSource
+from elasticface_jax.data.sources.synthetic import (
+  SyntheticFaces,
+  synthetic_pairs,
+)
+from elasticface_jax.data.tools.inspection import (
+  Report,
+  inspect,
+  inspect_images,
+  inspect_pairs,
+  inspect_rec,
+)
+from elasticface_jax.data.tools.prepare import Prepared, prepare_shards
 
 __all__ = [
   'BadFace',

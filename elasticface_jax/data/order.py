@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from elasticface_jax.data.decode import tensorflow
+from elasticface_jax.data.sources.decode import tensorflow
 from elasticface_jax.errors import InputError
 
 RUN = 1024  # Neighbours that stay together in a window.

@@ -25,9 +25,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from elasticface_jax import pickles, whole
-from elasticface_jax.data import decode
-from elasticface_jax.data.synthetic import synthetic_pairs
+from elasticface_jax import atomic, pickles
+from elasticface_jax.data.sources import decode
+from elasticface_jax.data.sources.synthetic import synthetic_pairs
 from elasticface_jax.errors import InputError
 
 _CHUNK = 256  # Images decoded in one call.
@@ -174,7 +174,7 @@ def write_pairs(
   _check_lengths(path, encoded, same)
   if os.path.lexists(path):
     raise InputError(f'{path} exists; give another name, or remove it')
-  with whole.file(path) as part, open(part, 'wb') as file:
+  with atomic.file(path) as part, open(part, 'wb') as file:
     write(file, [bytes(one) for one in encoded], [bool(one) for one in same])
 
 

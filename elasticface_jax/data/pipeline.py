@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from elasticface_jax.data.order import batch_indices, images_to_come
-from elasticface_jax.data.sources import Source
+from elasticface_jax.data.sources.opening import Source
 
 # Images that one thread makes at a time: few enough to share a batch among
 # threads, enough to hide the cost of a call.

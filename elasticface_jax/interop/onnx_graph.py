@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from elasticface_jax import __version__, whole
+from elasticface_jax import __version__, atomic
 from elasticface_jax.errors import InputError
 from elasticface_jax.interop import comparison
 from elasticface_jax.models.iresnet import IMAGE_SHAPE
@@ -71,7 +71,7 @@ def write(
   onnx.checker.check_model(model, full_check=True)
   options = onnxruntime.SessionOptions()
   options.log_severity_level = _FATAL
-  with whole.file(path) as part:
+  with atomic.file(path) as part:
     part.write_bytes(model.SerializeToString(deterministic=True))
     session = onnxruntime.InferenceSession(
       part, options, providers=['CPUExecutionProvider']

@@ -33,7 +33,7 @@ import jax
 import numpy as np
 from jax import export
 
-from elasticface_jax import whole
+from elasticface_jax import atomic
 from elasticface_jax.errors import InputError
 from elasticface_jax.interop import comparison
 from elasticface_jax.models import Backbone
@@ -85,7 +85,7 @@ def write(
   with jax.enable_x64(False), _without_locations():
     exported = export.export(with_weights, platforms=PLATFORMS)(images)
     content = exported.serialize()
-  with whole.file(path) as part:
+  with atomic.file(path) as part:
     part.write_bytes(content)
     with zipfile.ZipFile(part, 'a') as archive:
       # Its time is 1980's, whenever this is.

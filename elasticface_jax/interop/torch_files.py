@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from elasticface_jax import pickles, whole
+from elasticface_jax import atomic, pickles
 from elasticface_jax.errors import InputError
 
 _DTYPES = {
@@ -281,7 +281,7 @@ def write(
     'version': b'3\n',
   }
   with (
-    whole.file(path) as part,
+    atomic.file(path) as part,
     open(part, 'wb') as file,
     zipfile.ZipFile(file, 'w') as archive,
   ):

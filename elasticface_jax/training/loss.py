@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loss that a config names, as a training step runs it.
 
-Every loss is a kind of change of the cosines (`losses.changes`) and a way to
+Every loss is a kind of change of the cosines (`losses._targets`) and a way to
 make its margins. A step has for that its key, the state of the step before, and
 of one group of samples the target cosines and the norms of the embeddings.
 """
@@ -14,21 +14,21 @@ import jax
 import jax.numpy as jnp
 
 from elasticface_jax.errors import InputError
-from elasticface_jax.losses.adaptive import (
+from elasticface_jax.losses._adaptive import (
   adaface_init,
   adaface_margins,
   curricularface_init,
   curricularface_margins,
   magface_margins,
 )
-from elasticface_jax.losses.blockwise import Head
-from elasticface_jax.losses.changes import GRADIENTS, KINDS
-from elasticface_jax.losses.margins import (
+from elasticface_jax.losses._blockwise import Head
+from elasticface_jax.losses._margins import (
   PAIRINGS,
   check_clip,
   pair_margins,
   sample_margins,
 )
+from elasticface_jax.losses._targets import GRADIENTS, KINDS
 
 
 class Given(NamedTuple):

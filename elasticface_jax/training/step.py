@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 
 from elasticface_jax.exact import loops
 from elasticface_jax.exact.trees import RunningTree, tree_sum
-from elasticface_jax.losses import sampling
+from elasticface_jax.losses import _sampling
 from elasticface_jax.training import augment, turn, update
 from elasticface_jax.training.state import AXIS, TrainState, TripCounts, specs
 
@@ -164,13 +164,13 @@ def _draw_flips(task: 'Task', key: jax.Array) -> jax.Array:
 
 def _choose_classes(
   task: 'Task', key: jax.Array, labels: jax.Array, trips: TripCounts
-) -> sampling.AllClasses | sampling.Sample:
+) -> _sampling.AllClasses | _sampling.Sample:
   """Chooses the classes of this device's blocks that a step is about."""
   layout = task.layout
   first_block = layout.first_block()
   if layout.sample_rate == 1:
-    return sampling.AllClasses(first_block, layout.block_size)
-  return sampling.draw(
+    return _sampling.AllClasses(first_block, layout.block_size)
+  return _sampling.draw(
     key,
     labels.reshape(-1),
     num_classes=layout.num_classes,

@@ -9,7 +9,7 @@ from elasticface_jax import data
 from elasticface_jax.benchmark import input, timing
 from elasticface_jax.errors import InputError
 
-CHECK = Path(__file__).parents[2] / 'checks' / 'input_speed.py'
+CHECK = Path(__file__).parents[2] / 'benchmarks' / 'input_speed.py'
 
 
 @pytest.fixture(scope='module')

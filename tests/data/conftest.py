@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from elasticface_jax.data.recordio import write_rec_folder
+from elasticface_jax.data.sources.recordio import write_rec_folder
 
 LABELS = [0, 0, 0, 1, 1, 3, 3, 3, 3, 4]
 NUM_CLASSES = 5  # Class 2 has no image.

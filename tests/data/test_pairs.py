@@ -13,8 +13,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from elasticface_jax.data import decode, inspect_pairs, open_pairs, read_pairs
+from elasticface_jax.data import inspect_pairs, open_pairs, read_pairs
 from elasticface_jax.data.pairs import read_encoded, write_pairs
+from elasticface_jax.data.sources import decode
 from elasticface_jax.errors import InputError
 
 from .conftest import encode

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from elasticface_jax import losses
-from elasticface_jax.losses import blockwise
-from elasticface_jax.losses.changes import KINDS
-from elasticface_jax.losses.softmax import margin_softmax
+from elasticface_jax.losses import _blockwise
+from elasticface_jax.losses._softmax import margin_softmax
+from elasticface_jax.losses._targets import KINDS
 
 # Of each margin of each kind, the mean over the samples and the spread.
 MARGINS = {
@@ -559,28 +559,28 @@ def test_what_is_kept_of_the_softmax():
   # most, and the other cosines change.
   embeddings, centers, labels, (m, t), _ = batch(12, seed=4, kind='curricular')
   cosines = np.float64(unit(embeddings)) @ unit(centers).T
-  head = blockwise.Head(num_classes=9, scale=20.0, kind='curricular')
+  head = _blockwise.Head(num_classes=9, scale=20.0, kind='curricular')
 
   @jax.jit
   def run(embeddings, blocks, labels, margins):
-    targets_of = blockwise.target_cosines_of
+    targets_of = _blockwise.target_cosines_of
     targets = targets_of(embeddings, blocks, labels)
     last = targets_of(embeddings, blocks[2:4], labels, first_class=4)
-    samples = blockwise.Samples(embeddings, labels, targets, margins)
+    samples = _blockwise.Samples(embeddings, labels, targets, margins)
     statistics = [
-      blockwise.block_statistics(
+      _blockwise.block_statistics(
         samples,
-        blockwise.unit_centers(block, embeddings.shape[1]),
+        _blockwise.unit_centers(block, embeddings.shape[1]),
         2 * i + jnp.arange(2),
         head,
       )
       for i, block in enumerate(blocks)
     ]
     statistics = jax.tree.map(lambda *x: jnp.stack(x), *statistics)
-    softmax = blockwise.join_blocks(statistics, targets, margins, head)
+    softmax = _blockwise.join_blocks(statistics, targets, margins, head)
     return targets, last, statistics, softmax
 
-  blocks = blockwise.to_blocks(centers, 6)
+  blocks = _blockwise.to_blocks(centers, 6)
   labels = labels.astype(np.int32)
   targets, last, statistics, softmax = run(
     unit(embeddings), blocks, labels, (m, t)

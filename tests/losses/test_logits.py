@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from elasticface_jax import losses
-from elasticface_jax.losses.logits import normalize, pick_target
+from elasticface_jax.losses._logits import normalize, pick_target
 
 LOGITS = {'arc': losses.arcface_logits, 'cos': losses.cosface_logits}
 

@@ -12,8 +12,8 @@ import pytest
 
 from elasticface_jax.exact import loops
 from elasticface_jax.exact.trees import tree_sum
-from elasticface_jax.losses import blockwise, sampling
-from elasticface_jax.losses.sampling import AllClasses
+from elasticface_jax.losses import _blockwise, _sampling
+from elasticface_jax.losses._sampling import AllClasses
 
 # Classes, blocks, samples, rate. In turn: usual, with a last block of 3 real
 # classes; more samples than a block has classes; blocks of nothing but padding;
@@ -31,7 +31,7 @@ CASES = [
 def drawer(classes, blocks, rate, count=None):
   """Compiled draw of `count` blocks, from a given one on."""
   return jax.jit(
-    lambda key, labels, first_block, trip_count: sampling.draw(
+    lambda key, labels, first_block, trip_count: _sampling.draw(
       key,
       labels,
       num_classes=classes,
@@ -98,10 +98,10 @@ def test_a_share_is_that_of_the_number_as_written():
     (1e-9, 5, 1),
     (1.0, 5, 5),
   ]:
-    np.testing.assert_array_equal(sampling.counts(2 * size, 2, rate), want)
+    np.testing.assert_array_equal(_sampling.counts(2 * size, 2, rate), want)
   # Of real classes: 4, 4, 1, none.
-  np.testing.assert_array_equal(sampling.counts(9, 4, 0.5), [2, 2, 2, 0])
-  np.testing.assert_array_equal(sampling.counts(9, 6, 0.5), [1, 1, 1, 1, 1, 0])
+  np.testing.assert_array_equal(_sampling.counts(9, 4, 0.5), [2, 2, 2, 0])
+  np.testing.assert_array_equal(_sampling.counts(9, 6, 0.5), [1, 1, 1, 1, 1, 0])
 
 
 def test_all_negatives_are_drawn_alike():
@@ -190,29 +190,29 @@ def over_blocks(
   """Loss, gradient of the embeddings, new slots and squares of each block."""
   centers = slots['centers']
   count, dim = len(centers), embeddings.shape[1]
-  targets = blockwise.target_cosines_of(embeddings, centers, labels)
-  samples = blockwise.Samples(embeddings, labels, targets, margins)
+  targets = _blockwise.target_cosines_of(embeddings, centers, labels)
+  samples = _blockwise.Samples(embeddings, labels, targets, margins)
   taken = classes.take(slots, count)
-  unit_centers = lambda x: blockwise.unit_centers(x, dim)
+  unit_centers = lambda x: _blockwise.unit_centers(x, dim)
 
   def statistics_of(i):
     unit = unit_centers(loops.read(taken['centers'], i))
-    return blockwise.block_statistics(samples, unit, classes.numbers(i), head)
+    return _blockwise.block_statistics(samples, unit, classes.numbers(i), head)
 
   statistics = loops.stack(statistics_of, count)
-  softmax = blockwise.join_blocks(statistics, targets, margins, head)
-  cotangents = blockwise.weigh(softmax, cotangents)
+  softmax = _blockwise.join_blocks(statistics, targets, margins, head)
+  cotangents = _blockwise.weigh(softmax, cotangents)
 
   def body(i, carry):
     block, taken, parts = carry
     unit, unit_vjp = jax.vjp(unit_centers, block['centers'])
-    to_each = blockwise.block_cotangents(
+    to_each = _blockwise.block_cotangents(
       samples, cotangents, unit, classes.numbers(i), head
     )
-    to_unit = blockwise.product(to_each, embeddings, (0, 0), 'highest')
+    to_unit = _blockwise.product(to_each, embeddings, (0, 0), 'highest')
     (gradient,) = unit_vjp(to_unit)
     taken = loops.write(taken, i, update(block, gradient))
-    part = blockwise.product(to_each, unit, (1, 0), 'highest')
+    part = _blockwise.product(to_each, unit, (1, 0), 'highest')
     parts = loops.write(parts, i, (part, jnp.vdot(gradient, gradient)))
     return loops.read(taken, i + 1), taken, parts
 
@@ -280,7 +280,7 @@ def test_the_softmax_is_the_dense_one_of_the_sample(kind, subcenters, case):
   arrays = problem(*case[:3], kind=kind, subcenters=subcenters)
   embeddings, centers, labels, (m, *t), cotangents = arrays
   sample = draw(classes, blocks, labels, rate, jax.random.key(2))
-  head = blockwise.Head(classes, 20.0, kind)
+  head = _blockwise.Head(classes, 20.0, kind)
   with jax.enable_x64(True):
     got = compiled_quickly(*arrays, sample, head=head)
     loss, to_embeddings, slots, squares = jax.tree.map(np.asarray, got)
@@ -349,7 +349,7 @@ def test_the_softmax_is_the_dense_one_of_the_sample(kind, subcenters, case):
 def test_a_sample_of_all_has_the_bits_of_all():
   arrays = problem(96, kind='curricular', dim=16, dtype=np.float32)
   sample = draw(96, 6, arrays[2], 1.0, jax.random.key(2))
-  head = blockwise.Head(96, 64.0, 'curricular')
+  head = _blockwise.Head(96, 64.0, 'curricular')
   sampled = compiled(*arrays, sample, head=head)
   chosen = functools.partial(AllClasses, 0)
   plain = compiled(*arrays, None, head=head, chosen=chosen)
@@ -368,7 +368,7 @@ def test_no_more_than_the_sample_is_copied_or_multiplied():
       (jnp.zeros(size),),
       jnp.ones(size),
       sample,
-      head=blockwise.Head(classes, 64.0),
+      head=_blockwise.Head(classes, 64.0),
       update=lambda slots, g: {
         'centers': slots['centers'] - g,
         'momentum': slots['momentum'] + g,

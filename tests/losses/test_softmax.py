@@ -30,7 +30,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import elasticface_jax
 from elasticface_jax import losses
 
-from .test_changes import ANGULAR, curricular_others, formula
+from .test_targets import ANGULAR, curricular_others, formula
 
 # The loss, its kind, its margins by name.
 PLAIN = {

@@ -10,7 +10,7 @@ import pytest
 
 from elasticface_jax import models
 from elasticface_jax.errors import InputError
-from elasticface_jax.losses import sampling
+from elasticface_jax.losses import _sampling
 from elasticface_jax.training import state, step
 
 from . import tasks
@@ -93,7 +93,7 @@ def test_a_step_moves_the_classes_drawn_and_no_other():
   for number in range(3):
     before, after = states[number], states[number + 1]
     labels = batches()[1][number].reshape(-1)
-    sample = sampling.draw(
+    sample = _sampling.draw(
       jax.random.fold_in(key, number),
       labels,
       num_classes=CLASSES,
@@ -123,7 +123,7 @@ def test_rate_1_is_all_classes_to_the_bit(monkeypatch):
   def choose(task, key, labels, trips):
     layout = task.layout
     draws.append(layout.local_blocks)
-    return sampling.draw(
+    return _sampling.draw(
       key,
       labels.reshape(-1),
       num_classes=CLASSES,

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Positioned reads from a disk, or from storage that TensorFlow can reach.
+
+A path with a scheme (``gs://bucket/faces``) is read through `tf.io.gfile`, in
+blocks of a megabyte that are kept for a while: such storage answers late and
+then in bulk. Images read in windows (`pipeline.batch_indices`) find their
+neighbours' blocks there; images read all over the place do not, and a local
+copy is the remedy.
+"""
+
+import collections
+import os
+import threading
+import weakref
+from concurrent.futures import Future
+from pathlib import Path
+
+from elasticface_jax.data.sources.decode import tensorflow
+from elasticface_jax.errors import InputError, first_line
+
+BLOCK_BYTES = 1 << 20
+# What is kept: two windows of 65,536 images of 6 kB.
+CACHE_BYTES = 1 << 30
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+  """Whether a path has a scheme and so is TensorFlow's to read."""
+  return '://' in str(path)
+
+
+class LocalFile:
+  """An open file; reads are positioned, so threads may share it.
+
+  Args:
+    path: the file.
+
+  Attributes:
+    path: the same.
+    size: its length in bytes.
+
+  Raises:
+    InputError: if it cannot be opened.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    self.path = Path(path)
+    try:
+      self._fd = os.open(self.path, os.O_RDONLY)
+    except OSError as error:
+      raise InputError(f'{self.path}: {error.strerror}') from error
+    self.close = weakref.finalize(self, os.close, self._fd)
+    self.size = os.fstat(self._fd).st_size
+
+  def read(self, count: int, offset: int) -> bytes:
+    """Reads up to `count` bytes from `offset` on; fewer where the file ends."""
+    return os.pread(self._fd, count, offset)
+
+
+class RemoteFile:
+  """A file that `tf.io.gfile` reads, by way of a cache of blocks.
+
+  Args:
+    path: with its scheme.
+    cache: for its blocks; shared by the files of a source.
+
+  Attributes:
+    path: the same.
+    size: its length in bytes.
+
+  Raises:
+    InputError: if it cannot be opened.
+  """
+
+  def __init__(self, path: str, cache: 'BlockCache'):
+    self.path = path
+    self._cache = cache
+    tf = tensorflow()
+    try:
+      self.size = tf.io.gfile.stat(path).length
+    except tf.errors.OpError as error:
+      raise InputError(f'{path}: {first_line(error)}') from error
+
+  def read(self, count: int, offset: int) -> bytes:
+    """Reads up to `count` bytes from `offset` on; fewer where the file ends."""
+    if offset < 0 or count <= 0:
+      return b''
+    first, last = offset // BLOCK_BYTES, (offset + count - 1) // BLOCK_BYTES
+    last = min(last, (self.size - 1) // BLOCK_BYTES)
+    blocks = [
+      self._cache.get((self.path, number), lambda n=number: self._fetch(n))
+      for number in range(first, last + 1)
+    ]
+    start = offset - first * BLOCK_BYTES
+    return b''.join(blocks)[start : start + count]
+
+  def _fetch(self, number: int) -> bytes:
+    tf = tensorflow()
+    try:
+      # A handle of its own for each block: handles have a position.
+      with tf.io.gfile.GFile(self.path, 'rb') as file:
+        file.seek(number * BLOCK_BYTES)
+        return file.read(BLOCK_BYTES)
+    except tf.errors.OpError as error:
+      raise InputError(f'{self.path}: {first_line(error)}') from error
+
+
+class BlockCache:
+  """The blocks read last, by key; many threads may ask for the same.
+
+  Args:
+    max_blocks: how many are kept.
+  """
+
+  def __init__(self, max_blocks: int = CACHE_BYTES // BLOCK_BYTES):
+    self._max_blocks = max_blocks
+    self._blocks: collections.OrderedDict[object, Future] = (
+      collections.OrderedDict()
+    )
+    self._lock = threading.Lock()
+
+  def get(self, key, fetch) -> bytes:
+    """The block of a key: the kept one, or what `fetch()` returns."""
+    with self._lock:
+      future = self._blocks.get(key)
+      if future is None:
+        mine = self._blocks[key] = Future()
+        if len(self._blocks) > self._max_blocks:
+          self._blocks.popitem(last=False)
+      else:
+        self._blocks.move_to_end(key)
+        mine = None
+    if mine is None:
+      return future.result()
+    try:
+      mine.set_result(fetch())
+    except BaseException as error:
+      with self._lock:
+        self._blocks.pop(key, None)  # The next one tries again.
+      mine.set_exception(error)
+    return mine.result()

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder of images, one folder a person."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from elasticface_jax.data.sources import index
+from elasticface_jax.data.sources.encoded import EncodedSource
+from elasticface_jax.errors import InputError
+
+_SUFFIXES = (b'.jpg', b'.jpeg', b'.png')
+
+
+class FolderSource(EncodedSource):
+  """Images at ``folder/person/image.jpg``, JPEG or PNG.
+
+  Labels number the people's folders in the order of their names, and images
+  are numbered person by person in the order of theirs; both by their bytes, so
+  that ``10`` comes before ``9``. A person without images is a class without
+  images. Names that begin with a dot, and files that are no JPEG or PNG by
+  their name, are left out and counted. Names are kept as bytes, about 20 an
+  image (`index.cached`).
+
+  Args:
+    folder: path of the folder.
+    cache: folder for the index where `folder` cannot be written; None for
+      none.
+
+  Raises:
+    InputError: if there are no images, or they lie otherwise.
+  """
+
+  def __init__(
+    self, folder: str | os.PathLike, *, cache: str | os.PathLike | None = None
+  ):
+    folder = Path(folder)
+    self.path = str(folder)
+    if not folder.is_dir():
+      raise InputError(f'{folder}: no such folder')
+    self._root = os.fsencode(folder)
+    people = _people(self._root)
+    found = index.cached(
+      [folder] if cache is None else [folder, Path(cache)],
+      {'form': 'folder 1', 'folders': _stamp(self._root, people)},
+      lambda: _list_images(self._root, people),
+    )
+    self._people = people
+    # Where the images of each person begin, and the name of each image.
+    self._starts = found['starts']
+    self._names, self._ends = found['names'].tobytes(), found['ends']
+    self.num_images, self.num_classes = len(self._ends), len(people)
+    left_out = int(found['left_out'])
+    self.layout = f'{self.num_classes} folders of people'
+    if left_out:
+      self.layout += f', {left_out} other files left out'
+
+  def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+    """See `EncodedSource`."""
+    encoded = []
+    for number in indices.tolist():
+      try:
+        with open(self._file(number), 'rb') as file:
+          encoded.append(file.read())
+      except OSError as error:
+        raise self.bad(number, error.strerror) from error
+    return encoded, self._labels(indices).astype(np.float64)
+
+  def place(self, index: int) -> str:
+    """See `EncodedSource`."""
+    return os.fsdecode(self._file(int(index)))
+
+  def _labels(self, indices):
+    return np.searchsorted(self._starts, indices, 'right') - 1
+
+  def _file(self, number: int) -> bytes:
+    start = int(self._ends[number - 1]) if number else 0
+    name = self._names[start : int(self._ends[number])]
+    person = self._people[int(self._labels(number))]
+    return b'/'.join((self._root, person, name))
+
+
+def _people(root: bytes) -> list[bytes]:
+  people, images = [], []
+  with os.scandir(root) as entries:
+    for entry in entries:
+      if entry.name.startswith(b'.'):
+        continue
+      if entry.is_dir():
+        people.append(entry.name)
+      elif entry.name.lower().endswith(_SUFFIXES):
+        images.append(entry.name)
+  where = os.fsdecode(root)
+  if images:
+    raise InputError(
+      f'{where}: {len(images)} images lie beside the folders, '
+      f'{os.fsdecode(min(images))} among them; put the images of each person '
+      'into a folder of their own'
+    )
+  if not people:
+    raise InputError(
+      f'{where}: no data set: neither train.rec, nor dataset_info.json, nor '
+      'folders of images'
+    )
+  return sorted(people)
+
+
+def _stamp(root: bytes, people: list[bytes]) -> str:
+  """Changes when a file comes, goes or gets another name."""
+  sha = hashlib.sha256()
+  for person in people:
+    time = os.stat(root + b'/' + person).st_mtime_ns
+    sha.update(b'%s/%d\n' % (person, time))
+  return sha.hexdigest()
+
+
+def _list_images(root: bytes, people: list[bytes]) -> dict[str, np.ndarray]:
+  names, ends, starts = [], [], []
+  num_images = num_bytes = left_out = 0
+  for person in people:
+    folder = root + b'/' + person
+    starts.append(num_images)
+    with os.scandir(folder) as entries:
+      listed = [entry for entry in entries if not entry.name.startswith(b'.')]
+    if any(entry.is_dir() for entry in listed):
+      raise InputError(
+        f'{os.fsdecode(folder)} holds folders; the images of a person lie '
+        f"right in it: give the folder that is one level above the images'"
+      )
+    own = sorted(
+      entry.name for entry in listed if entry.name.lower().endswith(_SUFFIXES)
+    )
+    left_out += len(listed) - len(own)
+    sizes = np.array([len(name) for name in own], np.int64)
+    ends.append(num_bytes + np.cumsum(sizes))
+    names.append(np.frombuffer(b''.join(own), np.uint8))
+    num_images += len(own)
+    num_bytes += int(sizes.sum())
+  if not num_images:
+    raise InputError(
+      f'{os.fsdecode(root)}: {len(people)} folders, and no JPEG or PNG in them'
+    )
+  ends = np.concatenate(ends)
+  small = np.uint32 if num_bytes < 2**32 else np.int64
+  return {
+    'starts': np.array(starts, np.int64),
+    'names': np.concatenate(names),
+    'ends': ends.astype(small),
+    'left_out': np.array(left_out),
+  }

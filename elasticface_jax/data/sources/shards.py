@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shards that TFDS has prepared: TFRecord or ArrayRecord."""
+
+import os
+import struct
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+
+from elasticface_jax.data.sources import index
+from elasticface_jax.data.sources.decode import tensorflow
+from elasticface_jax.data.sources.encoded import EncodedSource
+from elasticface_jax.data.sources.files import (
+  BlockCache,
+  LocalFile,
+  RemoteFile,
+  is_remote,
+)
+from elasticface_jax.errors import InputError, first_line
+
+INFO = 'dataset_info.json'
+_HEAD = struct.Struct('<QI')
+_FOOT = struct.Struct('<I')
+_WALK_BYTES = 1 << 24
+
+
+class ShardSource(EncodedSource):
+  """Images in the order of the shards, and in a shard in its own.
+
+  `prepare` and the builder `aligned_faces` write shards in the canonical order
+  of their source; TFDS's own shuffled order, which other builders write, is an
+  order like others. Features ``image`` and ``label`` of the split ``train`` are
+  read. TFRecord may lie on storage that TensorFlow reaches (``gs://``);
+  ArrayRecord is read by its own library, from a disk.
+
+  Of TFRecord, what is kept is 8 bytes an image (`index.cached`). ArrayRecord's
+  library keeps an index of its own, about 31 bytes an image.
+
+  Args:
+    folder: path or address of the folder that holds ``dataset_info.json``.
+    cache: folder for the index where `folder` cannot be written; None for
+      none.
+
+  Raises:
+    InputError: if there are no such shards, or fewer or shorter ones than
+      ``dataset_info.json`` says.
+  """
+
+  def __init__(
+    self, folder: str | os.PathLike, *, cache: str | os.PathLike | None = None
+  ):
+    self.path = str(folder).rstrip('/')
+    info = _read_info(self.path)
+    split = info.splits['train']
+    lengths = list(split.shard_lengths)
+    self.num_classes = info.features['label'].num_classes
+    self.num_images = sum(lengths)
+    if not self.num_images or not self.num_classes:
+      raise InputError(
+        f'{self.path}: {INFO} counts {self.num_images} images of '
+        f'{self.num_classes} classes; prepare it again'
+      )
+    form = info.file_format.value
+    self.layout = f'{len(lengths)} shards of {form}'
+    paths = [f'{self.path}/{name}' for name in sorted(split.filenames)]
+    if form == 'tfrecord':
+      caches = [] if cache is None else [Path(cache)]
+      self._shards = _TFRecords(self.path, paths, lengths, caches)
+    elif form == 'array_record':
+      self._shards = _ArrayRecords(paths, lengths)
+    else:
+      raise InputError(
+        f'{self.path}: shards of {form} cannot be read; prepare them as '
+        'tfrecord or array_record'
+      )
+    self._paths = paths
+    self._starts = np.cumsum([0, *lengths])[:-1]
+
+  def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+    """See `EncodedSource`."""
+    example_of = tensorflow().train.Example.FromString
+    shards = (np.searchsorted(self._starts, indices, 'right') - 1).tolist()
+    encoded, labels = [], np.empty(len(indices))
+    for row, (shard, number) in enumerate(
+      zip(shards, indices.tolist(), strict=True)
+    ):
+      try:
+        record = self._shards.read(shard, number - int(self._starts[shard]))
+        feature = example_of(record).features.feature
+        (image,) = feature['image'].bytes_list.value
+        (labels[row],) = feature['label'].int64_list.value
+      except InputError:
+        raise
+      except _Damaged as error:
+        raise self.bad(number, str(error)) from error
+      except Exception as error:  # Of protobuf, whose classes are private.
+        raise self.bad(
+          number, f'no example of an image and a label ({first_line(error)})'
+        ) from error
+      encoded.append(image)
+    return encoded, labels
+
+  def place(self, index: int) -> str:
+    """See `EncodedSource`."""
+    shard = int(np.searchsorted(self._starts, index, 'right')) - 1
+    return f'{self._paths[shard]}: record {int(index) - self._starts[shard]}'
+
+
+class _Damaged(Exception):
+  """A record whose bytes are not those that were written."""
+
+
+class _TFRecords:
+  """Records of TFRecord shards, by shard and number.
+
+  A record is its length as u64, the masked CRC-32C of these 8 bytes, the
+  bytes, and their masked CRC-32C.
+  """
+
+  def __init__(
+    self, folder: str, paths: list[str], lengths: list[int], caches: list[Path]
+  ):
+    # The beginnings of all records of a shard, and its end; shard after shard.
+    self._first = np.cumsum([0, *(length + 1 for length in lengths)]).tolist()
+    if is_remote(folder):
+      gfile = tensorflow().io.gfile
+      stats = [gfile.stat(path) for path in paths]
+      stamp = [[s.length, s.mtime_nsec] for s in stats]
+      cache = BlockCache()
+      self._files = [RemoteFile(path, cache) for path in paths]
+    else:
+      self._files = [LocalFile(path) for path in paths]
+      stamp = index.stamp_of(*map(Path, paths))
+      caches = [Path(folder), *caches]
+    self._offsets = index.cached(
+      caches,
+      {'form': 'tfrecord 1', 'shards': stamp, 'lengths': lengths},
+      lambda: {'offsets': self._walk(lengths)},
+    )['offsets']
+
+  def read(self, shard: int, number: int) -> bytes:
+    row = self._first[shard] + number
+    start, end = self._offsets[row : row + 2].tolist()
+    frame = self._files[shard].read(end - start, start)
+    data = frame[_HEAD.size : -_FOOT.size]
+    if len(frame) < end - start or _HEAD.unpack_from(frame) != (
+      len(data),
+      _masked_crc(frame[:8]),
+    ):
+      raise _Damaged('the file has changed, or is damaged here')
+    if _FOOT.unpack_from(frame, len(frame) - _FOOT.size) != (
+      _masked_crc(data),
+    ):
+      raise _Damaged('the bytes are damaged: their checksum is another')
+    return data
+
+  def _walk(self, lengths: list[int]) -> np.ndarray:
+    offsets = np.empty(self._first[-1], np.int64)
+    for shard, file in enumerate(self._files):
+      first, length = self._first[shard], lengths[shard]
+      found = 0
+      for offset in _offsets(file):
+        if found <= length:
+          offsets[first + found] = offset
+        found += 1
+      if found != length + 1:
+        raise InputError(
+          f'{file.path}: {INFO} counts {length} records, the file has '
+          f'{found - 1}; copy it again'
+        )
+    return offsets
+
+
+def _offsets(file: LocalFile | RemoteFile) -> Iterator[int]:
+  """Where each record begins, and where the last one ends."""
+  offset, buffer, start = 0, b'', 0
+  while True:
+    yield offset
+    if offset == file.size:
+      return
+    if not start <= offset <= start + len(buffer) - _HEAD.size:
+      start, buffer = offset, file.read(_WALK_BYTES, offset)
+    head = buffer[offset - start : offset - start + _HEAD.size]
+    if len(head) < _HEAD.size or _HEAD.unpack(head)[1] != _masked_crc(head[:8]):
+      raise InputError(
+        f'{file.path}: byte {offset}: no record begins here; copy the file '
+        'again'
+      )
+    offset += _HEAD.size + _HEAD.unpack(head)[0] + _FOOT.size
+    if offset > file.size:
+      raise InputError(
+        f'{file.path}: cut off: a record ends at byte {offset}, the file has '
+        f'{file.size}; copy it again'
+      )
+
+
+def _masked_crc(data: bytes) -> int:
+  crc = google_crc32c.value(data)
+  return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+class _ArrayRecords:
+  """Records of ArrayRecord shards, by shard and number."""
+
+  def __init__(self, paths: list[str], lengths: list[int]):
+    if is_remote(paths[0]):
+      raise InputError(
+        f'{paths[0]}: ArrayRecord is read from a disk; copy the shards, or '
+        'prepare them as tfrecord'
+      )
+    from array_record.python import array_record_module
+
+    self._readers = []
+    for path, length in zip(paths, lengths, strict=True):
+      # Nothing is read ahead: that would cost 8 MB a shard.
+      reader = array_record_module.ArrayRecordReader(
+        path, 'readahead_buffer_size:0,max_parallelism:0'
+      )
+      if not reader.ok():
+        raise InputError(f'{path}: {_reason(reader)}; copy it again')
+      if reader.num_records() != length:
+        raise InputError(
+          f'{path}: {INFO} counts {length} records, the file has '
+          f'{reader.num_records()}; copy it again'
+        )
+      self._readers.append(reader)
+
+  def read(self, shard: int, number: int) -> bytes:
+    try:
+      # A range: asking for a list of numbers starts threads each time.
+      (record,) = self._readers[shard].read(number, number + 1)
+    except RuntimeError as error:
+      raise _Damaged(f'the bytes are damaged ({first_line(error)})') from error
+    return record
+
+
+def _reason(reader) -> str:
+  try:
+    reader.close()  # It is silent until here.
+  except RuntimeError as error:
+    return first_line(error)
+  return 'cannot be read'
+
+
+def _read_info(folder: str):
+  """TFDS's account of what it has prepared."""
+  tf = tensorflow()
+  try:
+    if not tf.io.gfile.exists(f'{folder}/{INFO}'):
+      raise InputError(f'{folder}: holds no {INFO}{_hint(folder)}')
+    info = _info(folder)
+  except InputError:
+    raise
+  except Exception as error:
+    # Of TFDS and of any file system.
+    raise InputError(
+      f'{folder}: what TFDS notes of it, {INFO} and features.json, cannot be '
+      f'read ({first_line(error)}); prepare or copy it again'
+    ) from error
+  if 'train' not in info.splits:
+    raise InputError(
+      f'{folder}: no split `train`, but {", ".join(info.splits) or "none"}'
+    )
+  missing = {'image', 'label'} - set(info.features or ())
+  if missing:
+    raise InputError(
+      f'{folder}: the examples have no feature `{min(missing)}`, but '
+      f'{", ".join(info.features or ())}'
+    )
+  return info
+
+
+def _info(folder: str):
+  import tensorflow_datasets as tfds
+
+  if not is_remote(folder):
+    return tfds.builder_from_directory(folder).info
+  # TFDS knows some kinds of storage, TensorFlow others.
+  gfile = tensorflow().io.gfile
+  with tempfile.TemporaryDirectory() as near:
+    for name in gfile.listdir(folder):
+      if name.endswith(('.json', '.txt')):
+        gfile.copy(f'{folder}/{name}', f'{near}/{name}')
+    return tfds.builder_from_directory(near).info
+
+
+def _hint(folder: str) -> str:
+  """Where it is instead: TFDS writes to ``data_dir/name/version``."""
+  gfile = tensorflow().io.gfile
+  for depth in range(1, 4):
+    found = gfile.glob('/'.join([folder, *'*' * depth, INFO]))
+    if found:
+      return f'; give {found[0].removesuffix("/" + INFO)}'
+  return ''

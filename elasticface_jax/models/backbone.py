@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backbones: images to embeddings, as pure functions over plain dicts.
+
+>>> backbone = build('iresnet10', embedding_dim=128, width=8)
+>>> params, batch_stats = jax.eval_shape(backbone.init, jax.random.key(0))
+>>> params['layer1']['0']['conv1']['kernel'].shape
+(3, 3, 8, 8)
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+
+from elasticface_jax.errors import InputError
+from elasticface_jax.models import functional, iresnet
+
+__all__ = ['STAGES', 'Backbone', 'build']
+
+# Blocks of the four stages, by name.
+STAGES = {
+  'iresnet10': (1, 1, 1, 1),
+  'iresnet18': (2, 2, 2, 2),
+  'iresnet34': (3, 4, 6, 3),
+  'iresnet50': (3, 4, 14, 3),
+  'iresnet100': (3, 13, 30, 3),
+  'iresnet200': (6, 26, 60, 6),
+}
+_DTYPES = ('float32', 'bfloat16', 'float64')
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+  """A network without weights: two pure functions and what they are.
+
+  Attributes:
+    name: as given to `build`.
+    embedding_dim: D, the size of an embedding.
+    init: ``init(key) -> (params, batch_stats)``, nested dicts with string
+      keys and float32 leaves (float64 for dtype ``'float64'``).
+    apply: ``apply(params, batch_stats, images, *, train, key=None) ->
+      (embeddings, batch_stats)``. Images are RGB in [-1, 1],
+      ``[B, 112, 112, 3]``; embeddings are not normalised, float32 whatever
+      the compute dtype (float64 for ``'float64'``), ``[B, D]``. In training
+      BatchNorm uses the statistics of exactly these images and returns
+      updated running ones; `key` is needed only there, and only where
+      dropout is not 0.
+  """
+
+  name: str
+  embedding_dim: int
+  init: Callable
+  apply: Callable
+
+
+def build(
+  name: str,
+  *,
+  embedding_dim: int = 512,
+  dropout: float = 0.0,
+  use_se: bool = False,
+  dtype: str = 'float32',
+  width: int = 64,
+  remat: bool = False,
+) -> Backbone:
+  """Builds a backbone by name; computes nothing.
+
+  Args:
+    name: ``'iresnet10'``, ``18``, ``34``, ``50``, ``100`` or ``200``.
+    embedding_dim: D, the size of an embedding.
+    dropout: probability, in [0, 1), of dropping a value before the last
+      fully connected layer. The authors use 0 for IResNet-100, 0.4 for 50.
+    use_se: whether blocks end in a squeeze-and-excitation gate.
+    dtype: of convolutions, the fully connected layer and activations:
+      ``'float32'`` as published, ``'bfloat16'``, or ``'float64'``, which
+      needs ``jax_enable_x64``. Parameters and BatchNorm statistics are at
+      least float32 in any case.
+    width: channels of the first stage, doubled in each later one. 64 as
+      published; smaller for trials on a CPU.
+    remat: whether to compute again what is not kept. From the forward to the
+      backward pass of training, little more than the inputs of stem and blocks
+      is then kept, about a seventh of what it is otherwise, and the backward
+      pass computes the insides of one block at a time again: a third more
+      work. Losses and statistics stay the same; gradients move in the last
+      digits of `dtype`, so a run has another fingerprint with it. On a CPU,
+      jax 0.10 merges the second computation with the first, and memory stays
+      as it is; 0.11 does not.
+
+  Returns:
+    The backbone.
+
+  Raises:
+    InputError: if a value is not one of these.
+
+  Examples:
+    >>> build('iresnet100').embedding_dim
+    512
+
+  References:
+    `Improved Residual Networks <https://arxiv.org/abs/2004.04989>`_ name the
+    family; the block is that of `ArcFace <https://arxiv.org/abs/1801.07698>`_,
+    which adds a BatchNorm before the first convolution and PReLU.
+    Differs from the authors' code in: the scale of the last BatchNorm,
+    which they freeze at 1, is not a parameter; the feature map is flattened
+    channel last; iresnet10, `width` and `dtype` are ours.
+  """
+  if name not in STAGES:
+    raise InputError(
+      f'model name {name!r} is unknown; use one of {", ".join(STAGES)}'
+    )
+  if dtype not in _DTYPES:
+    raise InputError(
+      f'model dtype {dtype!r} is unknown; use one of {", ".join(_DTYPES)}'
+    )
+  if dtype == 'float64' and not jax.config.jax_enable_x64:
+    raise InputError("model dtype 'float64' needs jax_enable_x64 switched on")
+  if embedding_dim < 1 or width < 1:
+    raise InputError(
+      f'model embedding_dim {embedding_dim} and width {width} must be positive'
+    )
+  if not 0 <= dropout < 1:
+    raise InputError(f'model dropout {dropout} must lie in [0, 1)')
+  if use_se and width % iresnet.SE_REDUCTION:
+    raise InputError(
+      f'model width {width} with use_se must be a multiple of '
+      f'{iresnet.SE_REDUCTION}'
+    )
+  make_module = functools.partial(
+    iresnet.IResNet,
+    STAGES[name],
+    width=width,
+    embedding_dim=embedding_dim,
+    dropout=dropout,
+    use_se=use_se,
+    remat=remat,
+    dtype=dtype,
+  )
+  init, apply = functional.functional(make_module, iresnet.randomize)
+  return Backbone(name, embedding_dim, init, apply)

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`benchmarks/loss_speed.py` times and weighs what it says it does."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / 'benchmarks' / 'loss_speed.py'
+SMALL = ['--batch=8', '--dim=16', '--classes=300', '--num-blocks=4']
+HAS_TORCH = importlib.util.find_spec('torch') is not None
+
+
+@pytest.fixture(scope='module')
+def script(load_script):
+  return load_script(SCRIPT)
+
+
+def test_table_of_ours(script, capsys):
+  flags = ['--only=jax', *SMALL, '--rounds=2', '--losses=arcface,adaface']
+  assert script.main(flags) == 0
+  told = capsys.readouterr().out
+  assert 'B 8, D 16, C 300, 4 blocks' in told and 'To compile, once' in told
+  lines = [line for line in told.splitlines() if line.startswith('|')]
+  rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in lines]
+  head, rule, *rows = rows
+  assert [row[0] for row in rows] == ['`arcface`', '`adaface`']
+  assert rule == ['---'] + ['--:'] * (len(head) - 1)
+  for row in rows:
+    cells = dict(zip(head, row, strict=True))
+    memory = {name: cell for name, cell in cells.items() if 'MB' in name}
+    assert len(memory) == 4
+    assert all(cell == '-' or cell.isdigit() for cell in memory.values())
+    for way in script.OURS:
+      middle, quartiles = cells[f'{way}, ms'].split()
+      low, high = map(float, quartiles.strip('()').split('-'))
+      assert low <= float(middle) <= high
+
+
+def test_blocks_take_less(script):
+  flags = script.parse(['--batch=32', '--dim=8', '--classes=6400'])
+  made = script.make_steps('arcface', script.OURS, flags)
+  logits = 4 * 32 * 6400
+  (_, _, dense), (_, _, blockwise) = made['dense'], made['block-wise']
+  assert dense >= logits and blockwise < dense / 2
+
+
+def test_disagreement_ends_it(script, capsys, monkeypatch):
+  monkeypatch.setitem(script.CONSTANTS, 'cosface', ('cos', 0.3501))
+  flags = ['--only=jax', *SMALL, '--rounds=1', '--losses=cosface']
+  assert script.main(flags) == 1
+  assert 'cosface: block-wise and dense differ' in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_there(script, capsys):
+  with pytest.raises(SystemExit, match='2'):
+    script.main(['--losses=archface'])
+  assert "no loss 'archface'" in capsys.readouterr().err
+
+
+def test_peak(script):
+  megabytes = script.peak_of(lambda: np.ones(100_000_000, np.uint8))
+  if megabytes != '-':  # A system other than Linux.
+    assert 100 <= int(megabytes) < 110
+
+
+def test_without_torch(script, capsys, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'torch', None)
+  assert script.main(SMALL) == 2
+  told = capsys.readouterr()
+  assert told.out == ''
+  assert told.err == ("needs torch: pip install 'elasticface_jax[bench]'\n")
+
+
+@pytest.mark.skipif(not HAS_TORCH, reason='needs torch')
+def test_pytorch_agrees(script):
+  flags = script.parse(SMALL)
+  for name in script.LOSSES:
+    # That block-wise and dense agree, the tests of the losses tell.
+    steps = script.make_steps(name, ('dense', 'PyTorch'), flags)
+    steps = {way: step for way, (step, *_) in steps.items()}
+    gap, way = script.disagreement(steps, name, flags)
+    assert gap < 1e-5, (name, way, gap)

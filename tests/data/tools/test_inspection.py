@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report finds every bad record, and says which."""
+
+import json
+
+import numpy as np
+import pytest
+
+from elasticface_jax.data import (
+  RecSource,
+  inspect,
+  inspect_pairs,
+  inspect_rec,
+)
+from elasticface_jax.data.pairs import write_pairs
+from elasticface_jax.data.sources.recordio import read_index
+from elasticface_jax.data.tools.plots import plot_images_per_class
+from elasticface_jax.errors import InputError
+
+from ..conftest import LABELS, encode
+from ..sources.test_rec import EVERY, rewrite
+
+
+def test_good_folder(folder):
+  steps = []
+  report = inspect_rec(folder, lambda *step: steps.append(step))
+  assert report.ok
+  assert steps[-1] == (16, 16)
+  assert report.facts['layout'] == RecSource(folder).layout
+  assert report.facts['fingerprint'] == RecSource(folder).fingerprint
+  expected = {
+    'records': '16 in the index, 0 not',
+    'images': '10',
+    'sizes': '112x112: 10',
+    'identity records': '5',
+    'classes': '5',
+    'classes with images': '4',
+    'labels': '0 to 4',
+    'images per class': '1 to 4, median 2.5',
+  }
+  assert report.facts | expected == report.facts
+  lines = str(report).splitlines()
+  assert lines[0] == str(folder)
+  assert lines[-1] == 'ok'
+  assert len({line.index(text) for line, text in zip(
+    lines[1:-1], report.facts.values(), strict=True)}) == 1  # fmt: skip
+
+
+def test_contents_are_the_records_not_the_file(folder, jpegs):
+  records = list(zip(EVERY, LABELS, jpegs, strict=True))
+  contents = set()
+  for change in (records, [(0, 1, jpegs[0]), *records[1:]]):
+    rewrite(folder, change)
+    contents.add(inspect_rec(folder).facts['contents'])
+  assert len(contents) == 2
+
+
+def test_finds_every_bad_record(folder, jpegs):
+  records = list(zip(EVERY, LABELS, jpegs, strict=True))
+  records[2] = (2, 0, b'junk')
+  records[4] = (4, 17, jpegs[4])
+  records[5] = (5, 2.5, jpegs[5])
+  records[7] = (7, 3, encode(np.zeros((50, 60, 3), np.uint8)))
+  records[8] = (8, 3, b'')
+  rewrite(folder, records)
+  report = inspect_rec(folder)
+  _, offsets = read_index(folder / 'train.idx')
+  assert not report.ok
+  for key, problem in {
+    2: 'neither a JPEG nor a PNG',
+    4: 'label 17 is not an integer in [0, 5)',
+    5: 'label 2.5 is not an integer in [0, 5)',
+    7: 'the image is 60x50',
+    8: 'there should be an image',
+  }.items():
+    place = f'key {key} at byte {offsets[key]}: '
+    assert any(p.startswith(place + problem) for p in report.problems), key
+  assert report.facts['sizes'] == '112x112: 7, 60x50: 1'
+  assert str(report).splitlines()[-1].startswith('BAD: ')
+
+
+def test_goes_on_after_a_broken_frame(folder):
+  _, offsets = read_index(folder / 'train.idx')
+  data = bytearray((folder / 'train.rec').read_bytes())
+  for key in (3, 6):
+    data[offsets[key]] ^= 1
+  (folder / 'train.rec').write_bytes(data)
+  report = inspect_rec(folder)
+  assert report.facts['images'] == '8'
+  for key in (3, 6):
+    assert f'key {key} at byte {offsets[key]}: bad magic' in str(report)
+
+
+def test_cut_off_file(folder):
+  data = (folder / 'train.rec').read_bytes()
+  _, offsets = read_index(folder / 'train.idx')
+  (folder / 'train.rec').write_bytes(data[: offsets[4] + 100])
+  report = inspect_rec(folder)
+  assert report.facts['images'] == '3'
+  assert report.problems[0].startswith(
+    f'key 4 at byte {offsets[4]}: truncated record'
+  )
+  assert not report.ok
+
+
+@pytest.mark.parametrize('gone', [1, 5, 10])
+def test_record_outside_the_index(folder, gone):
+  lines = (folder / 'train.idx').read_text().splitlines(keepends=True)
+  (folder / 'train.idx').write_text(
+    ''.join(line for line in lines if not line.startswith(f'{gone}\t'))
+  )
+  report = inspect_rec(folder)
+  assert report.facts['records'] == '15 in the index, 1 not'
+  assert 'announces 10 images, train.idx lists 9' in str(report)
+
+
+def test_garbage_at_the_end_and_between(folder):
+  _, offsets = read_index(folder / 'train.idx')
+  end = (folder / 'train.rec').stat().st_size
+  with open(folder / 'train.rec', 'ab') as file:
+    file.write(b'garbage!')
+  report = inspect_rec(folder)
+  assert f'byte {end}: bad magic' in str(report)
+  assert report.facts['images'] == '10'
+
+
+def test_image_beyond_the_header(folder, jpegs):
+  rewrite(
+    folder,
+    [(1, 0, jpegs[0]), (2, 0, jpegs[1]), (0, [2.0, 3.0], b'')],
+    '1,112,112',
+  )
+  report = inspect_rec(folder)
+  assert 'an image that record 0 does not count' in str(report)
+  assert not report.ok
+
+
+def test_property_against_header(folder):
+  (folder / 'property').write_text('7,112,112')
+  report = inspect_rec(folder)
+  assert '`property` says 7 classes' in str(report)
+  (folder / 'property').unlink()
+  report = inspect_rec(folder)
+  assert 'property is missing; write the line `5,112,112`' in str(report)
+  assert report.facts['images'] == '10'
+  assert not report.ok
+
+
+def test_many_problems_are_counted_not_listed(folder):
+  rewrite(folder, [(key, 0, b'junk') for key in range(100)])
+  report = inspect_rec(folder)
+  assert report.num_problems == 100
+  lines = str(report).splitlines()
+  assert len([line for line in lines if 'key' in line]) == 20
+  assert '... 80 more' in lines[-2]
+  assert lines[-1] == 'BAD: 100 problem(s)'
+
+
+def test_nothing_to_inspect(folder):
+  (folder / 'train.idx').unlink()
+  with pytest.raises(InputError, match='train.idx is missing'):
+    inspect_rec(folder)
+
+
+def test_pairs(tmp_path, jpegs):
+  large = encode(np.zeros((120, 130, 3), np.uint8))
+  write_pairs(tmp_path / 'a.bin', [*jpegs[:3], large], [True, False])
+  report = inspect_pairs(tmp_path / 'a.bin')
+  assert report.ok
+  assert report.facts['pairs'] == '2: 1 same, 1 different'
+  assert report.facts['sizes'] == '112x112: 3, 130x120: 1'
+  assert len(report.facts['contents']) == 64
+
+
+# Copies, and clean copies.
+
+
+@pytest.fixture
+def messy(folder, jpegs):
+  """A folder with one image of every kind that is left out."""
+  records = list(zip(EVERY, LABELS, jpegs, strict=True))
+  records[1] = (1, 0, jpegs[0])  # A copy in its class.
+  records[4] = (4, 1, jpegs[9])  # In two classes, 1 and 4.
+  records[5] = (5, 17, jpegs[5])
+  records[6] = (6, 3, b'junk')
+  records[7] = (7, 3, encode(np.zeros((50, 60, 3), np.uint8)))
+  records.append((10, 0, jpegs[6]))  # Out of order.
+  rewrite(folder, records)
+  return folder
+
+
+def test_copies_are_noted_and_are_no_problem(folder, jpegs):
+  records = list(zip(EVERY, LABELS, jpegs, strict=True))
+  records[1] = (1, 0, jpegs[0])
+  records[4] = (4, 1, jpegs[0])
+  records[8] = (8, 3, jpegs[7])
+  rewrite(folder, records)
+  report = inspect_rec(folder)
+  assert report.ok
+  # 0 and 1 are one image in class 0, and with 4 one in two classes.
+  assert report.facts['copies'] == '2 in their own class, 3 images in several'
+  assert len(report.notes) == 3
+  _, offsets = read_index(folder / 'train.idx')
+  assert (
+    f'key 1 at byte {offsets[1]} (label 0) is the image of key 0 at byte '
+    f'{offsets[0]} (label 0)'
+  ) in report.notes
+  assert f'  note: {report.notes[0]}' in str(report).splitlines()
+
+
+def test_fix_writes_what_is_whole(messy, jpegs, tmp_path):
+  report = inspect_rec(messy, fix=tmp_path / 'clean')
+  assert not report.ok
+  assert report.facts['clean copy'] == f'5 of 11 images, in {tmp_path}/clean'
+  clean = RecSource(tmp_path / 'clean')
+  assert clean.num_classes == 5  # Classes keep their numbers.
+  encoded, labels = clean.read(np.arange(clean.num_images))
+  assert labels.tolist() == [0, 0, 0, 1, 3]
+  assert encoded == [jpegs[i] for i in (0, 2, 6, 3, 8)]
+  assert inspect_rec(tmp_path / 'clean').ok
+
+
+def test_fix_of_a_sound_folder_is_the_folder(folder, tmp_path):
+  inspect_rec(folder, fix=tmp_path / 'clean')
+  for name in ('train.rec', 'train.idx', 'property'):
+    clean = (tmp_path / 'clean' / name).read_bytes()
+    assert clean == (folder / name).read_bytes()
+
+
+def test_fix_needs_a_new_folder_and_an_image(folder, tmp_path):
+  with pytest.raises(InputError, match=f'^{tmp_path} exists'):
+    inspect_rec(folder, fix=tmp_path)
+  rewrite(folder, [(0, 0, b'junk')])
+  with pytest.raises(InputError, match='no image is whole'):
+    inspect_rec(folder, fix=tmp_path / 'clean')
+  assert not list(tmp_path.glob('clean*'))
+
+
+def test_fix_without_property_counts_the_classes(folder, tmp_path):
+  (folder / 'property').unlink()
+  report = inspect_rec(folder, fix=tmp_path / 'clean')
+  assert not report.ok
+  assert RecSource(tmp_path / 'clean').num_classes == 5
+  assert inspect_rec(tmp_path / 'clean').ok
+
+
+def test_pairs_have_no_clean_copy(tmp_path, jpegs):
+  write_pairs(tmp_path / 'pairs.bin', jpegs, [True] * 5)
+  assert inspect(tmp_path / 'pairs.bin').facts == (
+    inspect_pairs(tmp_path / 'pairs.bin').facts
+  )
+  with pytest.raises(InputError, match='--fix .*pair set'):
+    inspect(tmp_path / 'pairs.bin', fix=tmp_path / 'clean')
+
+
+def test_report_goes_into_json_and_a_picture(messy, tmp_path):
+  report = inspect(messy)
+  as_json = json.loads(json.dumps(report.as_dict()))
+  assert as_json['ok'] is False
+  assert as_json['num_problems'] == report.num_problems
+  assert as_json['facts'] == report.facts
+  # Of labels 4 and 17 one; of 1 two; of 3, whole or not, three; of 0 four.
+  assert as_json['images_per_class'] == {'1': 2, '2': 1, '3': 1, '4': 1}
+  path = tmp_path / 'images.png'
+  plot_images_per_class(report.images_per_class, 'messy', path)
+  assert path.read_bytes().startswith(b'\x89PNG')
