@@ -17,7 +17,9 @@ from elasticface_jax.training import checkpoint, state
 
 from . import tasks
 
+# Files of PyTorch have all four stages.
 FITS = {
+  'model__name': 'iresnet10',
   'model__dropout': 0.0,
   'eval__synthetic_pairs': 20,
   'eval_every': 2,
@@ -43,14 +45,13 @@ def released(tmp_path_factory):
 
 
 @pytest.fixture
-def fine_tune(train, released):
-  """``fine_tune(workdir, devices, **changes)``: what a whole run prints."""
+def fine_tune(train_here, released):
+  """``fine_tune(workdir, devices, **changes)``: what a run prints."""
 
   def run(workdir, devices=1, **changes):
     changes = {'start__checkpoint': released} | FITS | changes
-    process = train(workdir, devices, **changes)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err[-2000:]
+    code, out, err = train_here(workdir, devices, **changes)
+    assert code == 0, err
     return out
 
   return run
@@ -119,7 +120,7 @@ def test_frozen(fine_tune, released, tmp_path):
 
 def test_mistakes(training, released, tmp_path, capsys):
   def refused(told, workdir=None, **changes):
-    changes = {'start__checkpoint': released, 'group_size': 2} | FITS | changes
+    changes = {'start__checkpoint': released, 'group_size': 4} | FITS | changes
     folder = workdir or tmp_path / 'w'
     assert cli.main(training(folder, **changes)) == 2
     said = capsys.readouterr().err
