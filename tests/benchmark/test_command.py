@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from elasticface_jax import cli
-from elasticface_jax.benchmark import command, recipe
+from elasticface_jax import recipes
+from elasticface_jax.benchmark import recipe
+from elasticface_jax.commands import benchmark
 from elasticface_jax.errors import InputError
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -29,17 +30,17 @@ SCRIPT = """
 import argparse, sys
 for name in {absent}:
   sys.modules[name] = None
-from elasticface_jax.benchmark import command
+from elasticface_jax.commands import benchmark
 parser = argparse.ArgumentParser()
-command.add_arguments(parser)
+benchmark.add_arguments(parser)
 assert 'jax' not in sys.modules  # `elasticface --help` is quick.
-command.run(parser.parse_args(), None, 'elasticface benchmark all')
+benchmark.measure(parser.parse_args(), None, 'elasticface benchmark all')
 """
 
 
 def parse(*given):
   parser = argparse.ArgumentParser()
-  command.add_arguments(parser)
+  benchmark.add_arguments(parser)
   return parser.parse_args(given)
 
 
@@ -95,8 +96,8 @@ def test_all_of_it_with_jax_alone(tmp_path):
 
 def test_a_config_and_what_overrides_it(tmp_path):
   file = CONFIGS / 'quickstart.py'
-  config = cli.load_config(str(file), ()).to_dict()
-  made = command.make_recipe(parse('step'), config)
+  config = recipes.load(str(file), ()).to_dict()
+  made = benchmark.make_recipe(parse('step'), config)
   assert made.model['name'] == 'iresnet10' and made.model['width'] == 16
   assert (made.batch_size, made.group_size, made.num_blocks) == (64, 16, 8)
   assert made.loss['margin'] == 0.2 and made.num_classes == 85_742
@@ -104,10 +105,10 @@ def test_a_config_and_what_overrides_it(tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps(config))
   for given in (tmp_path, tmp_path / 'config.json'):
     saved = recipe.read_saved(str(given))
-    assert command.make_recipe(parse('step'), saved).batch_size == 64
+    assert benchmark.make_recipe(parse('step'), saved).batch_size == 64
   assert recipe.read_saved(f'{file}:arg') is None
 
-  changed = command.make_recipe(
+  changed = benchmark.make_recipe(
     parse('step', '--loss=adaface', '--batch-size=8', '--remat'), config
   )
   assert changed.loss['name'] == 'adaface' and changed.model['remat']
@@ -141,7 +142,7 @@ def test_saved_configs_that_are_none(tmp_path):
 )
 def test_mistakes(given, told):
   with pytest.raises(InputError, match=told) as error:
-    command.run(parse(*given), None)
+    benchmark.measure(parse(*given), None)
   assert '\n' not in str(error.value)
 
 

@@ -72,7 +72,7 @@ def test_after_a_kill_and_on_another_device_count(folder, train, expected):
   process.communicate()
   assert not (killed / 'checkpoints' / '20').exists()
   out = finish(train(killed, 8, **RUN))
-  assert 'going on from step' in out
+  assert 'resuming from step' in out
   assert told(out) == expected
 
   # Each metric is written once, killed or not.
@@ -87,7 +87,7 @@ def test_of_a_loss_with_a_state_that_goes_on_elsewhere(tmp_path, train):
   whole = finish(train(tmp_path / 'whole', 1, **run))
   finish(train(tmp_path / 'parts', 2, **run, total_steps=2))
   parts = finish(train(tmp_path / 'parts', 4, **run))
-  assert 'going on from step 2' in parts
+  assert 'resuming from step 2' in parts
   assert whole.splitlines()[-1] == parts.splitlines()[-1]
 
 
@@ -123,5 +123,5 @@ def test_after_the_loss_of_a_process(
   assert time.monotonic() - start < 90  # A heartbeat counts 30 s.
   assert not (workdir / 'checkpoints' / '20').exists()
   out = finish(train(workdir, 1, **RUN))
-  assert 'going on from step' in out
+  assert 'resuming from step' in out
   assert told(out) == expected
