@@ -20,7 +20,6 @@ _EXTRAS = {
     'ml_collections': 'ml-collections',
     'optax': 'optax',
     'orbax': 'orbax-checkpoint',
-    'scipy': 'scipy',
     'simplejpeg': 'simplejpeg',
     'tensorboardX': 'tensorboardX',
     'tensorflow': 'tensorflow',
