@@ -50,7 +50,7 @@ def load(file: str, overrides: Sequence[str]):
   return values['config'].value
 
 
-def text(config) -> str:
+def as_text(config) -> str:
   """Returns a config as text, one field a line."""
   return str(config).strip()
 

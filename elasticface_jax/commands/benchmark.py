@@ -30,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='the training step, the head alone, the overhead of the loop, the '
     'input alone, or all of them',
   )
+  _add_recipe(parser)
+  _add_measurement(parser)
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
   recipe = parser.add_argument_group(
     'recipe', 'Defaults: IResNet-100 in bfloat16 on MS1MV2.'
   )
@@ -90,6 +95,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   recipe.add_argument('--loss', metavar='NAME', help='such as arcface')
 
+
+def _add_measurement(parser: argparse.ArgumentParser) -> None:
   how = parser.add_argument_group('measurement')
   how.add_argument(
     '--against',

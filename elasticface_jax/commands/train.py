@@ -65,7 +65,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
     )
   config = recipes.load(args.config, rest)
   if args.print:
-    print(recipes.text(config))
+    print(recipes.as_text(config))
     return
   # Imported by the first batch; too late, as the run folder is made before.
   missing.check('tensorflow')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`elasticface benchmark`: what it is asked, what it prints and writes."""
+"""`elasticface benchmark`: its arguments, its output and its document."""
 
 import argparse
 import json
@@ -45,12 +45,12 @@ def parse(*given):
 
 
 def check_spreads(value, path='document'):
-  """Every time has a median within its quartiles within its range."""
+  """Checks that medians lie between quartiles, and these in the range."""
   if isinstance(value, dict):
     if 'median' in value:
       names = 'min', 'lower_quartile', 'median', 'upper_quartile', 'max'
-      numbers = [value[name] for name in names]
-      assert numbers == sorted(numbers), path
+      times = [value[name] for name in names]
+      assert times == sorted(times), path
     for name, inner in value.items():
       check_spreads(inner, f'{path}.{name}')
 
@@ -86,10 +86,10 @@ def test_all_of_it_with_jax_alone(tmp_path):
   assert document['step']['recipe']['num_classes'] == 300
   check_spreads(document)
 
-  told = process.stdout
-  assert 'left out: loop' in told and 'left out: input' in told
-  assert 'iresnet10, float32, 1 x 4 images, elastic_arcface' in told
-  tables = [line for line in told.splitlines() if line.startswith('|')]
+  output = process.stdout
+  assert 'left out: loop' in output and 'left out: input' in output
+  assert 'iresnet10, float32, 1 x 4 images, elastic_arcface' in output
+  tables = [line for line in output.splitlines() if line.startswith('|')]
   assert len(tables) == 3 + 4
   assert len({len(line) for line in tables[:3]}) == 1
 
@@ -120,16 +120,16 @@ def test_saved_configs_that_are_none(tmp_path):
   with pytest.raises(InputError, match='not a run folder'):
     recipe.read_saved(str(tmp_path))
   file = tmp_path / 'config.json'
-  for text, told in (('{', 'not JSON'), ('[]', 'holds no config')):
+  for text, message in (('{', 'not JSON'), ('[]', 'holds no config')):
     file.write_text(text)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
       recipe.read_saved(str(file))
   with pytest.raises(InputError, match="no field 'loss'"):
     recipe.from_config({'model': {}})
 
 
 @pytest.mark.parametrize(
-  'given, told',
+  'given, message',
   [
     (['step', '--loss=archface'], "'archface' is unknown"),
     (['head', '--num-classes=9', '--num-blocks=10'], 'head.num_blocks=10'),
@@ -140,8 +140,8 @@ def test_saved_configs_that_are_none(tmp_path):
     (['input', '--data=nowhere'], 'nowhere: no such folder'),
   ],
 )
-def test_mistakes(given, told):
-  with pytest.raises(InputError, match=told) as error:
+def test_mistakes(given, message):
+  with pytest.raises(InputError, match=message) as error:
     benchmark.measure(parse(*given), None)
   assert '\n' not in str(error.value)
 
