@@ -65,7 +65,7 @@ def test_after_a_kill_and_on_another_device_count(
   process.communicate()
   assert not (killed / 'checkpoints' / str(STEPS)).exists()
   ended = train_here(killed, 8, **RUN)
-  assert 'going on from step' in ended.out
+  assert 'resuming from step' in ended.out
   assert printed(ended.out) == expected
 
   # Each metric is written once, killed or not.
@@ -80,7 +80,7 @@ def test_of_a_loss_with_a_state_that_resumes_elsewhere(tmp_path, train_here):
   uninterrupted = train_here(tmp_path / 'uninterrupted', 1, **run)
   assert train_here(tmp_path / 'parts', 1, **run, total_steps=2).code == 0
   parts = train_here(tmp_path / 'parts', 4, **run)
-  assert 'going on from step 2' in parts.out
+  assert 'resuming from step 2' in parts.out
   last = [ended.out.splitlines()[-1] for ended in (uninterrupted, parts)]
   assert last[0] == last[1] and 'fingerprint of step 4' in last[0]
 
@@ -114,5 +114,5 @@ def test_after_the_loss_of_a_process(
   assert time.monotonic() - start < 90  # A heartbeat counts 30 s.
   assert not (workdir / 'checkpoints' / str(STEPS)).exists()
   ended = train_here(workdir, 1, **RUN)
-  assert 'going on from step' in ended.out
+  assert 'resuming from step' in ended.out
   assert printed(ended.out) == expected

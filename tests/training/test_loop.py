@@ -71,7 +71,7 @@ def test_leaves_everything_that_it_says(done, train, train_here, run_here):
   # A finished run is not trained again; it says the same.
   code, again, err = train_here(done, checkpoint_every=2)
   assert code == 0, err
-  assert fingerprint.strip() in again and 'going on from step 4' in again
+  assert fingerprint.strip() in again and 'resuming from step 4' in again
   assert len(json.loads((done / 'manifest.json').read_text())['starts']) == 2
 
   # The command that verifies a run finds what the run found.
@@ -109,7 +109,7 @@ def test_refuses_another_config_and_damage(done, train_here):
   shutil.rmtree(newest)
   code, out, err = train_here(damaged, checkpoint_every=2)
   assert code == 0, err
-  assert 'going on from step 2' in out
+  assert 'resuming from step 2' in out
 
 
 @pytest.mark.slow
@@ -129,7 +129,7 @@ def test_signal_saves_and_the_next_start_goes_on(
     tmp_path, **SHORT, total_steps=int(saved.name) + 1
   )
   assert code == 0, err
-  assert f'going on from step {saved.name}' in out
+  assert f'resuming from step {saved.name}' in out
 
 
 @pytest.mark.slow
@@ -173,4 +173,4 @@ def test_failed_write_costs_no_checkpoint(tmp_path, train, train_here):
   assert 'checkpoints' in line and 'step 2 is kept' in line
   code, out, err = train_here(tmp_path, **SHORT, total_steps=4)
   assert code == 0, err
-  assert 'going on from step 2' in out
+  assert 'resuming from step 2' in out

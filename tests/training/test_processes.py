@@ -89,7 +89,7 @@ def test_notice_to_one_stops_all_at_one_step(
   assert str(saved) == steps[0]
   code, out, err = train_here(tmp_path, total_steps=saved + 1, **SHORT)
   assert code == 0, err
-  assert f'going on from step {saved}' in out
+  assert f'resuming from step {saved}' in out
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elasticface_jax import cli, experiment, interop, losses, models, weights
+from elasticface_jax import cli, interop, losses, models, weights
+from elasticface_jax.commands.evaluate import evaluate
 from elasticface_jax.errors import InputError
 from elasticface_jax.interop import torch_files
 from elasticface_jax.training import checkpoint, state
@@ -80,11 +81,11 @@ def test_begins_where_the_weights_are_and_resumes(
   fine_tune, released, tmp_path
 ):
   out = fine_tune(tmp_path / 'whole')
-  assert f'beginning with {released}, step 0' in out
+  assert f'starting from {released}, step 0' in out
   # Verified as the run does: pairs are drawn with its own seed and number.
   config = weights.open_weights(tmp_path / 'whole').config
   start = dataclasses.replace(weights.open_weights(released), config=config)
-  (result,) = experiment.evaluate(start, ['synthetic'], out=None).values()
+  (result,) = evaluate(start, ['synthetic'], out=None).values()
   assert accuracies(tmp_path / 'whole')[0] == result.accuracy
 
   # In two parts, of which the second needs the weights no more; and on other
