@@ -276,8 +276,10 @@ def save(made, file, file_format):
     return
   drawn = io.BytesIO()
   made.savefig(drawn, format='png')
-  few = Image.open(drawn).convert('RGB').quantize(
-    COLOURS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE
+  few = (
+    Image.open(drawn)
+    .convert('RGB')
+    .quantize(COLOURS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
   )
   few.save(file, 'PNG', optimize=True)
 
