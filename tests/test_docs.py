@@ -9,7 +9,9 @@ import re
 import shlex
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import yaml
 
@@ -24,6 +26,7 @@ PAGES = [
   ROOT / 'launch/README.md',
   *sorted((ROOT / 'docs').glob('*.md')),
 ]
+TABLES = ROOT / 'README.md', ROOT / 'docs/losses.md'  # Of all losses.
 EXTRAS = configparser.ConfigParser(delimiters=('=',))
 EXTRAS.read(ROOT / 'setup.cfg')
 # What a page may run besides our own programs.
@@ -174,22 +177,40 @@ def test_a_wrong_command_would_be_found(command):
     check_command(command.split())
 
 
-@each_page
-def test_python_runs(page):
-  namespace = {}
-  if page.name == 'README.md':
-    namespace = {
-      'embeddings': jnp.eye(2, 4),
-      'class_centers': jnp.eye(3, 4),
-      'labels': jnp.array([0, 2]),
-    }
+def run_python(page, **namespace):
+  """Runs the blocks of a page in one namespace, and returns its arrays."""
   for language, code in blocks(page):
     if language == 'python':
       exec(compile(code, page.name, 'exec'), namespace)
-  for name in ('loss', 'mean_loss', 'objective', 'cosines'):
-    if name in namespace:
-      assert jnp.isfinite(namespace[name]).all()
-  assert namespace.get('mean_loss', jnp.zeros(())).shape == ()
+  return {n: x for n, x in namespace.items() if isinstance(x, jax.Array)}
+
+
+@pytest.mark.parametrize('page', TABLES, ids=lambda page: page.name)
+def test_python_of_the_losses_runs(page):
+  # As one program: eagerly, each operation is compiled alone.
+  given = {}
+  if page.name == 'README.md':
+    given['embeddings'], given['class_centers'] = jnp.eye(2, 4), jnp.eye(3, 4)
+    given['labels'] = jnp.array([0, 2])
+  made = jax.jit(lambda given: run_python(page, **given))(given)
+  assert made['mean_loss'].shape == () and made['loss'].shape[0] in (2, 8)
+  for name, value in made.items():
+    if jnp.issubdtype(value.dtype, jnp.floating):
+      assert np.isfinite(value).all(), name
+  if 'second_half' in made:
+    np.testing.assert_array_equal(made['second_half'], made['margins'][4:])
+
+
+@pytest.mark.parametrize('name', ['evaluation', 'interop'])
+def test_other_python_runs(name):
+  run_python(ROOT / 'docs' / f'{name}.md')
+
+
+def test_no_page_has_python_that_is_not_tested():
+  tested = {*TABLES, ROOT / 'docs/evaluation.md', ROOT / 'docs/interop.md'}
+  assert tested == {
+    page for page in PAGES if 'python' in {block[0] for block in blocks(page)}
+  }
 
 
 @each_page
@@ -281,9 +302,6 @@ def check_inline_command(words):
   for word in words[1:]:
     if word.startswith('--') and not word.startswith('--config.'):
       assert word in parser._option_string_actions, words
-
-
-TABLES = ROOT / 'README.md', ROOT / 'docs/losses.md'
 
 
 @pytest.mark.parametrize('page', TABLES, ids=lambda page: page.name)
