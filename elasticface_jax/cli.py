@@ -304,7 +304,7 @@ def _inspect(args, rest):
     report = data.inspect(args.data, progress, args.fix)
   print(report)
   if args.out:
-    _write_report(report, args.out)
+    data.write_report(report, args.out)
   if not report.ok and args.fix is None:
     raise InputError(
       f'{args.data} is not sound; the lines above say where, and --fix OUT '
@@ -344,21 +344,6 @@ def _benchmark(args, rest):
     if config is None:
       config = load_config(args.config, ()).to_dict()
   benchmark.run(args, config)
-
-
-def _write_report(report, out: Path):
-  import json
-
-  from elasticface_jax.data.tools import plots
-
-  out.mkdir(parents=True, exist_ok=True)
-  (out / 'inspection.json').write_text(json.dumps(report.as_dict(), indent=1))
-  if len(report.images_per_class):
-    plots.plot_images_per_class(
-      report.images_per_class,
-      Path(report.title).name,
-      out / 'images_per_class.png',
-    )
 
 
 @contextlib.contextmanager

@@ -14,9 +14,9 @@ ALLOWED = {
   'losses': {'exact'},
   'models': set(),
   'data': {'pickles', 'atomic'},
-  'evaluation': set(),
-  'training': {'exact', 'losses'},
-  'benchmark': {'exact', 'losses', 'models', 'data', 'training'},
+  'evaluation': {'atomic'},
+  'training': {'exact', 'losses', 'atomic'},
+  'benchmark': {'exact', 'losses', 'models', 'data', 'training', 'atomic'},
   'interop': {'models', 'pickles', 'atomic'},
   'weights': {'models', 'training', 'interop', 'atomic'},
   'experiment': {

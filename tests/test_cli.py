@@ -178,7 +178,7 @@ def test_inspect_tells_what_is_bad_and_mends_it(
   assert f'bad: {bad}: ' in capsys.readouterr().out
   assert cli.main(['inspect', str(clean)]) == 0
   assert data.RecSource(clean).num_images == 11
-  assert f'{clean} exists' in fails('inspect', people, '--fix', clean)
+  assert f'{clean} is in use' in fails('inspect', people, '--fix', clean)
 
 
 @pytest.fixture
