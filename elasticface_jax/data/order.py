@@ -89,7 +89,7 @@ def images_to_come(
     seed: of the run.
     batch_size: B.
     window: number of images that are shuffled together, not 0.
-    first: True if reading begins at this step; then the whole window of its
+    first: True if reading begins at this step; then the complete window of its
       batch is included.
 
   Yields:

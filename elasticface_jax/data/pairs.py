@@ -255,7 +255,7 @@ def _read_npz(data: bytes) -> tuple[list[bytes], np.ndarray]:
 
 
 def _load_npz(data: bytes) -> dict[str, np.ndarray] | None:
-  """Returns the arrays; None for other arrays, or uncertain sizes."""
+  """Returns the arrays; None if there are others, or a size is uncertain."""
   with np.load(io.BytesIO(data), allow_pickle=False) as archive:
     members = archive.zip.infolist()
     names = sorted(one.filename for one in members)

@@ -51,7 +51,7 @@ class Findings(NamedTuple):
 
 
 class AllFindings:
-  """Findings about all entries; the arrays of `Findings` for all of them.
+  """Findings about all entries, in arrays like those of `Findings`.
 
   Args:
     total: number of entries.

@@ -34,7 +34,7 @@ FACES = [
 
 @pytest.fixture(params=EXPECTED)
 def golden(request, tmp_path):
-  """A copy: reading a folder may leave an index there."""
+  """Copy of a folder, since reading may leave an index there."""
   return shutil.copytree(GOLDEN / request.param, tmp_path / request.param)
 
 
@@ -61,7 +61,7 @@ def without_pixels(records):
 
 
 def read(folder):
-  """(key, record) by way of the index, keys ascending."""
+  """Yields (key, record) through the index, keys ascending."""
   file = recordio.RecordFile(folder / 'train.rec')
   keys, offsets = recordio.read_index(folder / 'train.idx')
   order = np.argsort(offsets)

@@ -109,7 +109,7 @@ def test_an_identity_keeps_its_face():
 
 def test_neither_pixels_nor_colours_tell_identities_apart():
   images, same = synthetic.synthetic_pairs(200, seed=2)
-  assert _accuracy(images, same) < 0.7
+  assert _accuracy(images[:, ::2, ::2], same) < 0.7
   assert _accuracy(images.mean((1, 2)), same) < 0.7
 
 

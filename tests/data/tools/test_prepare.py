@@ -131,7 +131,7 @@ def uninterrupted(images, tmp_path_factory):
 
 
 def crash(source, out, fail_at=30, **plan):
-  """Prepares shards until the source crashes, and mends the source."""
+  """Prepares shards until the source crashes, and repairs the source."""
   source.fail_at = fail_at
   with pytest.raises(Crash):
     prepare_shards(source, out, **plan)
@@ -358,7 +358,7 @@ def test_no_room_for_the_record(source, tmp_path):
     ('array_record', 0.2),
   ],
 )
-def test_flipped_byte_is_found_and_mended(
+def test_flipped_byte_is_found_and_repaired(
   source, uninterrupted, tmp_path, file_format, where
 ):
   plan = {'file_format': file_format, 'num_shards': SHARDS}
