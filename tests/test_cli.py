@@ -349,7 +349,7 @@ def test_inspect_reports_damage_and_writes_the_rest(
   assert f'bad: {bad}: ' in capsys.readouterr().out
   assert cli.main(['inspect', str(clean)]) == 0
   assert data.RecSource(clean).num_images == 11
-  assert f'{clean} exists' in fails('inspect', people, '--fix', clean)
+  assert f'{clean} is in use' in fails('inspect', people, '--fix', clean)
 
 
 @pytest.fixture

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from elasticface_jax import atomic
 from elasticface_jax.benchmark.head import HEAD, PRODUCTS, UPDATE
 
 
 def write(path: Path, document: Mapping[str, Any]) -> None:
   """Writes the document; every figure has its unit in its name."""
-  path.write_text(json.dumps(document, indent=1, allow_nan=False) + '\n')
+  text = json.dumps(document, indent=1, allow_nan=False) + '\n'
+  with atomic.file(path) as part:
+    part.write_text(text)
 
 
 def header(document: Mapping[str, Any]) -> str:

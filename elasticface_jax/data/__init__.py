@@ -1,5 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faces in: training sources, batches, and pairs for verification."""
+"""Face images: training sources, batches, verification pairs and tools.
+
+- `open_source` and `open_encoded` open images: an insightface ``.rec`` folder,
+  a folder of images, TFDS shards, or synthetic faces (`data.sources`).
+- `batches` yields the batches of given steps, in the order of `batch_indices`.
+- `open_pairs`, `read_pairs` and `write_pairs` handle pair sets;
+  `read_pair_list` and `pairs_from_folder` make one from LFW's ``pairs.txt``.
+- `inspect` checks a data set image by image, and `prepare_shards` writes it as
+  TFDS shards (`data.tools`).
+
+TensorFlow is imported when the first image or batch needs it, not before.
+"""
 
 from elasticface_jax.data.order import batch_indices, check_window
 from elasticface_jax.data.pair_lists import pairs_from_folder, read_pair_list
@@ -27,13 +38,13 @@ from elasticface_jax.data.sources.synthetic import (
   synthetic_pairs,
 )
 from elasticface_jax.data.tools.inspection import (
-  Report,
   inspect,
   inspect_images,
   inspect_pairs,
   inspect_rec,
 )
 from elasticface_jax.data.tools.prepare import Prepared, prepare_shards
+from elasticface_jax.data.tools.report import Report, write_report
 
 __all__ = [
   'BadFace',
@@ -67,4 +78,5 @@ __all__ = [
   'synthetic_pairs',
   'write_pairs',
   'write_rec_folder',
+  'write_report',
 ]

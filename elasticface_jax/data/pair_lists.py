@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pairs from LFW's ``pairs.txt`` and a folder of images.
 
-The list has a pair a line: ``name n1 n2`` for images n1 and n2 of one person,
-``name1 n1 name2 n2`` for images of two. The first line may say how many follow:
-``folds k`` if each fold has k pairs of one person and then k of two, and a lone
-``k`` for one fold. Tabs part the fields or, in a line without tabs, spaces.
-Image 1 of a person is ``name/name_0001.jpg`` in the folder.
+Each line of the list is a pair: ``name n1 n2`` for images n1 and n2 of one
+person, ``name1 n1 name2 n2`` for images of two. The first line may announce the
+number of pairs: ``folds k`` if each fold has k pairs of one person and then k
+of two, and ``k`` alone for one fold. Fields are separated by tabs or, in a line
+without tabs, by spaces. Image 1 of a person is ``name/name_0001.jpg`` in the
+folder.
 """
 
 import functools
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from elasticface_jax.data.sources.encoded import counted
 from elasticface_jax.errors import InputError
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png')
@@ -24,13 +26,13 @@ _REMEDY = "give a list like LFW's pairs.txt"
 
 
 class ListedPair(NamedTuple):
-  """A line of a list of pairs.
+  """Line of a list of pairs.
 
   Attributes:
     place: file and line, for messages.
-    first: name and number of an image.
-    second: of the other.
-    same: whether the line is one of one person.
+    first: name and number of the first image.
+    second: name and number of the second image.
+    same: True for a line of one person.
   """
 
   place: str
@@ -40,7 +42,7 @@ class ListedPair(NamedTuple):
 
 
 def read_pair_list(path: str | os.PathLike) -> list[ListedPair]:
-  """Reads a list of pairs as LFW's ``pairs.txt``.
+  """Reads a list of pairs in the format of LFW's ``pairs.txt``.
 
   Args:
     path: the file.
@@ -50,7 +52,7 @@ def read_pair_list(path: str | os.PathLike) -> list[ListedPair]:
 
   Raises:
     InputError: if the file is missing or no text, a line is no pair, or the
-      pairs are not those that the first line announces.
+      pairs differ from what the first line announces.
   """
   path = Path(path)
   try:
@@ -58,7 +60,7 @@ def read_pair_list(path: str | os.PathLike) -> list[ListedPair]:
   except OSError as error:
     raise InputError(f'{path}: {error.strerror}; {_REMEDY}') from error
   except UnicodeDecodeError as error:
-    raise InputError(f'{path}: no text in UTF-8; {_REMEDY}') from error
+    raise InputError(f'{path}: not UTF-8 text; {_REMEDY}') from error
   lines = [
     (number, line)
     for number, line in enumerate(text.split('\n'), start=1)
@@ -79,30 +81,30 @@ def read_pair_list(path: str | os.PathLike) -> list[ListedPair]:
 def pairs_from_folder(
   folder: str | os.PathLike, pair_list: Sequence[ListedPair]
 ) -> tuple[list[bytes], np.ndarray]:
-  """Reads the images of listed pairs, as they are encoded.
+  """Reads the encoded images of listed pairs.
 
-  The faces should be aligned to 112x112, as those that are trained on: those of
-  another size are read too, but only resized and cropped when decoded.
+  The faces should be aligned to 112x112, like the training images. Other sizes
+  are read too, but are only resized and cropped when decoded.
 
   Args:
     folder: holds ``name/name_0001.jpg`` and so on; ``.jpeg`` and ``.png`` are
-      found too, whatever the case of the ending.
+      found too, in upper or lower case.
     pair_list: from `read_pair_list`, N pairs.
 
   Returns:
-    2N encoded images, pair after pair, and bool ``[N]``: what `write_pairs`
-    takes.
+    2N encoded images, pair after pair, and bool ``[N]``, for `write_pairs`.
 
   Raises:
-    InputError: if there is no such folder, or images are missing or twice
-      there: the first of them, and how many are missing in all.
+    InputError: if there is no such folder, or images are missing or there
+      twice. The message names the first of them, and the number of missing
+      ones.
   """
   folder = Path(folder)
   if not folder.is_dir():
     raise InputError(
       f'{folder}: no such folder; give one that holds name/name_0001.jpg'
     )
-  places = {}  # Where the list first asks for an image.
+  places = {}  # The first line that asks for each image.
   for pair in pair_list:
     for image in (pair.first, pair.second):
       places.setdefault(image, pair.place)
@@ -130,18 +132,19 @@ def _find(
         missing.append(f'{place}: {folder / name / stem}.jpg')
       case [one, other, *_]:
         raise InputError(
-          f'{place}: {one} and {other.name} are one image; remove either'
+          f'{place}: {one} and {other.name} have one name; remove either'
         )
   if missing:
     raise InputError(
-      f'{missing[0]} is missing, the first of {len(missing)} images that are; '
-      'give a folder that holds them all'
+      f'{missing[0]} is missing, the first of '
+      f'{counted(len(missing), "missing image")}; give a folder that holds '
+      'them all'
     )
   return paths
 
 
 def _list_images(folder: Path) -> dict[str, list[Path]]:
-  """The images of a person, by name without ending; none without a folder."""
+  """Lists a person's images by name without suffix; empty without a folder."""
   images = {}
   for path in sorted(folder.iterdir()) if folder.is_dir() else ():
     if path.suffix.lower() in _SUFFIXES:
@@ -161,7 +164,7 @@ def _is_number(field: str) -> bool:
 
 
 def _counts(line: str) -> tuple[int, int] | None:
-  """Folds, and pairs of each kind in a fold, if the line gives them."""
+  """Reads folds, and pairs of each kind in a fold; None for another line."""
   numbers = _fields(line)
   if len(numbers) > 2 or not all(map(_is_number, numbers)):
     return None
@@ -187,8 +190,8 @@ def _parse(place: str, line: str) -> ListedPair:
 def _check_counts(place: str, folds: int, size: int, pairs: list[ListedPair]):
   if len(pairs) != 2 * folds * size:
     raise InputError(
-      f'{place} announces {folds} x 2 x {size} pairs, but {len(pairs)} follow; '
-      'copy the list again, or remove that line'
+      f'{place} announces {folds} x 2 x {size} pairs, but {len(pairs):,} '
+      'follow; copy the list again, or remove that line'
     )
   for row, pair in enumerate(pairs):
     if pair.same != (row % (2 * size) < size):

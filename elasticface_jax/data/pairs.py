@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verification pairs from files, and into them.
+"""Reading and writing of verification pairs.
 
-There are two forms, told apart by their first bytes. An insightface ``.bin``
-(``lfw.bin`` and others) is a pickle of ``(images, same)``: 2N encoded images,
-of which 2i and 2i+1 are pair i, and N booleans. Our ``.npz`` holds the same as
-four arrays, stored and not compressed, and no pickle:
+There are two formats, and the first bytes of a file distinguish them. An
+insightface ``.bin`` (``lfw.bin`` and others) is a pickle of ``(images, same)``:
+2N encoded images, of which 2i and 2i+1 are pair i, and N booleans. Our ``.npz``
+holds the same in four arrays, uncompressed and without a pickle:
 
 - ``version``: int64, 1;
 - ``data``: uint8, all encoded images one after the other;
-- ``offsets``: int64, ``[2N + 1]``; image i is from ``offsets[i]`` up to, not
-  with, ``offsets[i + 1]``;
+- ``offsets``: int64, ``[2N + 1]``; image i is
+  ``data[offsets[i]:offsets[i + 1]]``;
 - ``same``: bool, ``[N]``.
 """
 
@@ -27,6 +27,7 @@ import numpy as np
 
 from elasticface_jax import atomic, pickles
 from elasticface_jax.data.sources import decode
+from elasticface_jax.data.sources.encoded import counted
 from elasticface_jax.data.sources.synthetic import synthetic_pairs
 from elasticface_jax.errors import InputError
 
@@ -38,18 +39,18 @@ _ARRAYS = {
   'offsets': (np.int64, 1),
   'same': (np.bool_, 1),
 }
-# More is no face, and with 112 on its short side it would take gigabytes.
+# A longer strip is no face, and would take gigabytes at 112 on its short side.
 _MAX_ASPECT = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PairSet:
-  """Pairs of faces, and which of them show the same person.
+  """Pairs of faces, each marked as one person or two.
 
   Attributes:
-    name: the file's, without its ending.
-    images: RGB, uint8, ``[2N, 112, 112, 3]``; pair i is rows 2i and 2i+1.
-    same: bool, ``[N]``.
+    name: name of the file, without its suffix.
+    images: RGB, uint8, ``[2N, 112, 112, 3]``; pair i is images 2i and 2i+1.
+    same: True for pairs of one person, bool, ``[N]``.
   """
 
   name: str
@@ -60,12 +61,12 @@ class PairSet:
 def open_pairs(
   pairs: str | os.PathLike, *, num_pairs: int, seed: int
 ) -> PairSet:
-  """Opens what a config's `eval.pairs` names.
+  """Opens an entry of a config's `eval.pairs`.
 
   Args:
     pairs: path of a ``.bin`` or ``.npz``, or ``'synthetic'``.
-    num_pairs: how many to draw; a file has its own number.
-    seed: for the drawing; a file needs none.
+    num_pairs: number of synthetic pairs; ignored for a file.
+    seed: seed of synthetic pairs; ignored for a file.
 
   Returns:
     The pairs.
@@ -91,8 +92,8 @@ def read_pairs(path: str | os.PathLike) -> PairSet:
     The pairs.
 
   Raises:
-    InputError: if the file is missing, cut off, no pair set, asks for code to
-      be run, or holds an image that does not decode.
+    InputError: if the file is missing, cut off or no pair set, asks to run
+      code, or holds an image that does not decode.
 
   References:
     Differs from the authors' code in: the pickle is not trusted; other sizes
@@ -105,8 +106,8 @@ def read_pairs(path: str | os.PathLike) -> PairSet:
     images = np.empty(shape, np.uint8)
   except MemoryError as error:
     raise InputError(
-      f'{path}: {len(encoded)} images take {np.prod(shape) / 1e9:.0f} GB of '
-      'memory; give a smaller pair set'
+      f'{path}: {counted(len(encoded), "image")} take '
+      f'{np.prod(shape) / 1e9:,.0f} GB of memory; give a smaller pair set'
     ) from error
   for start in range(0, len(encoded), _CHUNK):
     chunk = encoded[start : start + _CHUNK]
@@ -119,7 +120,7 @@ def read_pairs(path: str | os.PathLike) -> PairSet:
 
 
 def read_encoded(path: Path) -> tuple[list[bytes], np.ndarray]:
-  """Reads a pair set of either form without decoding its images.
+  """Reads a pair set of either format without decoding its images.
 
   Args:
     path: the file.
@@ -128,7 +129,7 @@ def read_encoded(path: Path) -> tuple[list[bytes], np.ndarray]:
     2N encoded images, and bool ``[N]``.
 
   Raises:
-    InputError: as `read_pairs`, but for the images.
+    InputError: as for `read_pairs`, except for images that do not decode.
   """
   try:
     data = path.read_bytes()
@@ -137,10 +138,10 @@ def read_encoded(path: Path) -> tuple[list[bytes], np.ndarray]:
       f'{path}: {error.strerror}; give a pair set like lfw.bin'
     ) from error
   if data.startswith(b'PK'):
-    read, form = _read_npz, 'the .npz form of a pair set'
+    read, form = _read_npz, 'the .npz format of a pair set'
   else:
     read = _read_bin
-    form = 'a pickle of (images, same), the insightface .bin form'
+    form = 'a pickle of (images, same), the insightface .bin format'
   try:
     encoded, same = read(data)
   except (TypeError, ValueError) as error:
@@ -152,24 +153,24 @@ def read_encoded(path: Path) -> tuple[list[bytes], np.ndarray]:
 def write_pairs(
   path: str | os.PathLike, encoded: Sequence[bytes], same: Sequence[bool]
 ):
-  """Writes a pair set, whole or not at all.
+  """Writes a pair set, atomically.
 
   Args:
-    path: the file, which must not be there yet. Ending in ``.bin`` it is the
-      form that insightface's scripts read, in ``.npz`` the one without pickle.
+    path: the file, which must not exist yet. The suffix chooses the format:
+      ``.bin``, which insightface's scripts read, or ``.npz``, without a pickle.
     encoded: JPEG or PNG bytes of 2N images, pair after pair.
     same: N booleans.
 
   Raises:
-    InputError: if the lengths do not agree, there are no pairs, the ending is
+    InputError: if the numbers do not agree, there are no pairs, the suffix is
       another, or the file exists or cannot be written.
   """
   path = Path(path)
   write = {'.bin': _write_bin, '.npz': _write_npz}.get(path.suffix)
   if write is None:
     raise InputError(
-      f'{path}: the ending is the form: .bin, which insightface reads too, or '
-      '.npz, which is no pickle'
+      f'{path}: the suffix chooses the format: give .bin, which insightface '
+      'reads too, or .npz, which is no pickle'
     )
   _check_lengths(path, encoded, same)
   if os.path.lexists(path):
@@ -181,8 +182,9 @@ def write_pairs(
 def _check_lengths(path: Path, encoded: Sequence, same: Sequence):
   if len(encoded) != 2 * len(same) or not len(same):
     raise InputError(
-      f'{path}: {len(encoded)} images for {len(same)} pairs; there must be two '
-      'for each, and at least one pair'
+      f'{path}: {counted(len(encoded), "image")} for '
+      f'{counted(len(same), "pair")}; each pair needs two images, and there '
+      'must be at least one pair'
     )
 
 
@@ -196,7 +198,7 @@ def _items(sequence) -> list:
   if isinstance(sequence, pickles.Array):
     sequence = sequence.values
   if not isinstance(sequence, list | tuple | np.ndarray):
-    raise TypeError(f'{type(sequence).__name__} where a list should be')
+    raise TypeError(f'{type(sequence).__name__} in place of a list')
   return list(sequence)
 
 
@@ -204,14 +206,14 @@ def _image(image) -> bytes:
   if isinstance(image, pickles.Array) and image.dtype == np.uint8:
     image = image.data
   if not isinstance(image, bytes):
-    raise TypeError(f'{type(image).__name__} where an image should be')
+    raise TypeError(f'{type(image).__name__} in place of an image')
   return image
 
 
 def _flag(one) -> bool:
-  # Else 1 and -1 would both be true, and so would 'False'.
+  # Otherwise -1 and the string 'False' would be true.
   if one not in (0, 1):
-    raise ValueError('a pair that is neither the same nor not')
+    raise ValueError('a pair whose flag is neither True nor False')
   return bool(one)
 
 
@@ -236,10 +238,11 @@ def _read_npz(data: bytes) -> tuple[list[bytes], np.ndarray]:
   version, joined, offsets, same = arrays.values()
   if version != _VERSION:
     raise ValueError(
-      f'it has version {version}, and this program knows {_VERSION}; update it'
+      f'it has version {version}, and this program reads version {_VERSION}; '
+      'update the program'
     )
   if same.view(np.uint8).max(initial=0) > 1:
-    raise ValueError('`same` is neither true nor false')
+    raise ValueError('`same` holds bytes that are neither 0 nor 1')
   # Compared, not subtracted: a difference may overflow.
   if (offsets[1:] < offsets[:-1]).any() or (
     offsets[:1].tolist() + offsets[-1:].tolist() != [0, len(joined)]
@@ -252,11 +255,11 @@ def _read_npz(data: bytes) -> tuple[list[bytes], np.ndarray]:
 
 
 def _load_npz(data: bytes) -> dict[str, np.ndarray] | None:
-  """The arrays; None if there are others, or what they unpack to is unknown."""
+  """Returns the arrays; None if there are others, or a size is uncertain."""
   with np.load(io.BytesIO(data), allow_pickle=False) as archive:
     members = archive.zip.infolist()
     names = sorted(one.filename for one in members)
-    # Few and stored as they are, they cannot be more than the file is long.
+    # Four stored arrays cannot be larger than the file.
     stored = all(
       one.compress_type == zipfile.ZIP_STORED
       and one.compress_size == one.file_size
@@ -264,7 +267,7 @@ def _load_npz(data: bytes) -> dict[str, np.ndarray] | None:
     )
     if not stored or names != sorted(f'{name}.npy' for name in _ARRAYS):
       return None
-    # Each one's checksum is held against its bytes.
+    # Reading verifies the checksum of each.
     return {name: archive[name] for name in _ARRAYS}
 
 
@@ -288,7 +291,7 @@ def _decode_any_size(path: Path, row: int, encoded: bytes) -> np.ndarray:
     image = decode.decode_image(encoded)
   except decode.BadImage as error:
     raise InputError(
-      f'{place}: {error.problem}; get the file again from where it came'
+      f'{place}: {error.problem}; download or copy the file again'
     ) from error
   size = decode.SIZE
   height, width, _ = image.shape
@@ -297,7 +300,8 @@ def _decode_any_size(path: Path, row: int, encoded: bytes) -> np.ndarray:
   short, long = sorted((height, width))
   if long > _MAX_ASPECT * short:
     raise InputError(
-      f'{place}: the image is {width}x{height}, a strip; give aligned faces'
+      f'{place}: the image is {width}x{height}, too long for a face; give '
+      'aligned faces'
     )
   tf = decode.tensorflow()
   target = [round(side * size / short) for side in (height, width)]

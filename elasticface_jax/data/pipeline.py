@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches, made ahead of the reader by several threads.
 
-Threads of Python's, and not tf.data: a tf.data iterator that calls Python to
-read records waits for its threads when it is deleted, with Python's lock held,
-and can keep the process from ending. Decoding is TensorFlow's either way,
-outside of the lock.
+The threads are Python's, not tf.data's. A tf.data iterator that calls Python to
+read records holds Python's lock while it waits for its threads at deletion, and
+can keep the process from ending. Python threads are fast enough because reads,
+`simplejpeg` and most of Pillow release the lock.
 """
 
 import collections
@@ -19,10 +19,10 @@ from elasticface_jax.data.order import batch_indices, images_to_come
 from elasticface_jax.data.sources.opening import Source
 
 # Images that one thread makes at a time: few enough to share a batch among
-# threads, enough to hide the cost of a call.
+# threads, and enough to hide the cost of a call.
 _CHUNK = 32
 _BATCHES_AHEAD = 2
-_FETCHERS = 8  # Threads that wait for storage and do nothing else.
+_FETCHERS = 8  # Threads that only wait for storage.
 
 
 class Batch(NamedTuple):
@@ -31,7 +31,7 @@ class Batch(NamedTuple):
   Attributes:
     images: RGB, uint8, ``[rows, 112, 112, 3]``.
     labels: int32, ``[rows]``.
-    indices: which images of the source they are, int64, ``[rows]``.
+    indices: numbers of the images in the source, int64, ``[rows]``.
   """
 
   images: np.ndarray
@@ -52,25 +52,25 @@ def batches(
 ) -> Iterator[Batch]:
   """Reads the batches of steps ``first_step`` to ``last_step - 1``, in order.
 
-  Images are made by several threads, two batches ahead of the reader; which
-  thread makes what changes nothing.
+  Several threads make the images, two batches ahead of the reader. The result
+  does not depend on the threads.
 
   Args:
-    source: where images come from.
+    source: the images.
     seed: seed of the run.
     batch_size: B, over all hosts.
     first_step: the first step wanted.
-    last_step: the first step no longer wanted.
+    last_step: the step after the last one wanted.
     window: as for `batch_indices`; the images of the next window are read
       ahead in their order on the storage.
-    rows: the part of the batch that this host reads.
-    threads: threads that make images; None for one a core.
+    rows: slots of the batch that this host reads.
+    threads: number of threads that make images; None for one a core.
 
   Yields:
     The batch of each step.
 
   Raises:
-    InputError: when the step comes whose batch the source cannot make.
+    InputError: at the step whose batch the source cannot make.
   """
   fetchers = ThreadPoolExecutor(_FETCHERS)
   order = {
@@ -90,8 +90,7 @@ def batches(
   try:
     yield from _made_ahead(source, orders(), threads)
   finally:
-    # Not waited for: a generator may be closed by the garbage collector, in the
-    # midst of anything.
+    # Does not wait: the garbage collector may close a generator at any point.
     fetchers.shutdown(wait=False, cancel_futures=True)
 
 
@@ -99,14 +98,14 @@ def all_in_order(source: Source, *, batch_size: int) -> Iterator[Batch]:
   """Reads every image of a source once, in the order of the source.
 
   Args:
-    source: where images come from.
-    batch_size: images of a batch; the last has what is left.
+    source: the images.
+    batch_size: images in a batch; the last one has the rest.
 
   Yields:
     Batches, made ahead by several threads.
 
   Raises:
-    InputError: when the batch comes that the source cannot make.
+    InputError: at the batch that the source cannot make.
   """
   n = source.num_images
   orders = (
@@ -119,7 +118,7 @@ def all_in_order(source: Source, *, batch_size: int) -> Iterator[Batch]:
 def _made_ahead(
   source: Source, orders: Iterable[np.ndarray], threads: int | None
 ) -> Iterator[Batch]:
-  """Makes the batches whose images are given, some ahead of the reader."""
+  """Yields the batches of these images, made ahead of the reader."""
   pool = ThreadPoolExecutor(threads or os.cpu_count())
   ahead = collections.deque()
   try:

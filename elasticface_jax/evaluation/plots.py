@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from elasticface_jax import atomic
 from elasticface_jax.errors import InputError
 from elasticface_jax.evaluation.verification import Verification, tar_at_far
 
@@ -66,7 +67,7 @@ def plot_roc(
   axes.set_xlabel('false accept rate (FAR)')
   axes.set_ylabel('true accept rate (TAR), %')
   _legend(figure, axes, columns=4)
-  figure.savefig(path)
+  _save(figure, path)
 
 
 def plot_scores(result: Verification, path: str | os.PathLike) -> None:
@@ -102,7 +103,7 @@ def plot_scores(result: Verification, path: str | os.PathLike) -> None:
   axes.set_xlim(-1, 1)
   axes.set_ylim(bottom=0)
   _legend(figure, axes, columns=2)
-  figure.savefig(path)
+  _save(figure, path)
 
 
 def plot_training(
@@ -130,7 +131,7 @@ def plot_training(
     _legend(figure, panels[1], columns=4)
   panels[-1].set_xlabel('step')
   panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-  figure.savefig(path)
+  _save(figure, path)
 
 
 def _figure(rows: int) -> tuple[Figure, list[Axes]]:
@@ -141,6 +142,11 @@ def _figure(rows: int) -> tuple[Figure, list[Axes]]:
     axes.grid(alpha=0.3)
     axes.spines[['top', 'right']].set_visible(False)
   return figure, panels
+
+
+def _save(figure: Figure, path: str | os.PathLike) -> None:
+  with atomic.file(path) as part:
+    figure.savefig(part)
 
 
 def _legend(figure: Figure, axes: Axes, columns: int) -> None:

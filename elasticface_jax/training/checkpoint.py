@@ -24,7 +24,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from elasticface_jax import __version__
+from elasticface_jax import __version__, atomic
 from elasticface_jax.errors import InputError, first_line
 from elasticface_jax.training import processes
 
@@ -293,10 +293,10 @@ def _digest(digest: Any, part: Mapping[str, Any]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-  """Writes JSON under a temporary name, then renames it: whole or not."""
-  temporary = path.with_name(path.name + '.tmp')
-  temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + '\n')
-  os.replace(temporary, path)
+  """Writes JSON with sorted keys, atomically."""
+  text = json.dumps(content, indent=2, sort_keys=True) + '\n'
+  with atomic.file(path) as part:
+    part.write_text(text)
 
 
 def read_json(path: Path) -> Any:

@@ -8,13 +8,14 @@ that an uninterrupted run would leave, times apart.
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import tqdm
 from tensorboardX import SummaryWriter
+
+from elasticface_jax import atomic
 
 FILE = 'metrics.jsonl'
 
@@ -47,9 +48,9 @@ class Writer:
     """
     self._path = workdir / FILE
     kept = [row for row in read(workdir) if row['step'] <= first_step > 0]
-    temporary = self._path.with_suffix('.tmp')
-    temporary.write_text(''.join(json.dumps(row) + '\n' for row in kept))
-    os.replace(temporary, self._path)
+    with atomic.file(self._path) as part:
+      part.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+    # Appended to from here on: `read` leaves out a line that a crash cuts off.
     self._file = self._path.open('a')
     self._events = SummaryWriter(
       str(workdir / 'tensorboard'), purge_step=first_step + 1

@@ -1,22 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small folders of faces that the tests of this room read and damage."""
+"""A small data set in several storage formats, which the tests read."""
 
 import io
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from elasticface_jax.data import RecSource
+from elasticface_jax.data.sources import recordio
 from elasticface_jax.data.sources.recordio import write_rec_folder
+from elasticface_jax.data.tools import prepare
 
 LABELS = [0, 0, 0, 1, 1, 3, 3, 3, 3, 4]
 NUM_CLASSES = 5  # Class 2 has no image.
+EVERY = np.arange(len(LABELS))  # The numbers of all images.
 
 
 def encode(pixels, form='jpeg'):
+  """Encodes an image as JPEG or PNG."""
   out = io.BytesIO()
   Image.fromarray(pixels).save(out, form)
   return out.getvalue()
+
+
+def rewrite(folder, records, property_text='5,112,112\n'):
+  """Replaces the folder's records by (key, labels, body), in that order."""
+  with recordio.RecordWriter(folder / 'train.rec', folder / 'train.idx') as out:
+    for key, labels, body in records:
+      out.write(key, recordio.pack(labels, body, record_id=key))
+  (folder / 'property').write_text(property_text)
 
 
 @pytest.fixture(scope='session')
@@ -34,12 +48,49 @@ def jpegs(pixels):
 
 @pytest.fixture(scope='session')
 def decoded(jpegs):
-  """What Pillow makes of the JPEGs: another decoder than the one tested."""
+  """Pixels of the JPEGs by Pillow, another decoder than the one tested."""
   return np.stack([np.asarray(Image.open(io.BytesIO(one))) for one in jpegs])
 
 
+@pytest.fixture(scope='session')
+def written(tmp_path_factory, jpegs):
+  """``written(form)``: the data set in a format, written once; only to read.
+
+  The formats are ``rec``, ``people`` (a folder of images for each class) and
+  those of shards, of which there are three.
+  """
+  root = tmp_path_factory.mktemp('written')
+
+  def write(form):
+    path = root / form
+    if path.exists():
+      return path
+    if form == 'rec':
+      write_rec_folder(path, zip(jpegs, LABELS, strict=True), NUM_CLASSES)
+    elif form == 'people':
+      for label in range(NUM_CLASSES):
+        (path / f'person {label}').mkdir(parents=True)
+      for number, (jpeg, label) in enumerate(zip(jpegs, LABELS, strict=True)):
+        (path / f'person {label}' / f'{number:03}.jpg').write_bytes(jpeg)
+    else:
+      source = RecSource(write('rec'))
+      prepare.prepare_shards(source, path, file_format=form, num_shards=3)
+    return path
+
+  return write
+
+
 @pytest.fixture
-def folder(tmp_path, jpegs):
-  path = tmp_path / 'faces'
-  write_rec_folder(path, zip(jpegs, LABELS, strict=True), NUM_CLASSES)
-  return path
+def copy(written, tmp_path):
+  """``copy(form)``: the data set in a format, for one test to damage."""
+  return lambda form: shutil.copytree(
+    written(form),
+    tmp_path / form,
+    ignore=shutil.ignore_patterns('.elasticface_index*'),
+  )
+
+
+@pytest.fixture
+def folder(copy):
+  """A ``.rec`` folder for one test."""
+  return copy('rec')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order in windows: exact, without state, and near on the storage."""
+"""The order in windows: exact, stateless, and mostly sequential on storage."""
 
 import numpy as np
 import pytest
@@ -36,9 +36,9 @@ def test_a_window_reads_few_runs():
 
 
 def test_runs_and_windows_are_shuffled():
-  n, window = 64 * RUN, 8 * RUN
+  n, window = 32 * RUN, 8 * RUN
   orders = np.stack(
-    [order(n, window, seed=seed, epoch=e) for seed in (0, 1) for e in range(8)]
+    [order(n, window, seed=seed, epoch=e) for seed in (0, 1) for e in range(4)]
   )
   assert len(np.unique(orders, axis=0)) == len(orders)
   for indices in orders:
@@ -49,16 +49,16 @@ def test_runs_and_windows_are_shuffled():
     place = np.arange(window)
     assert abs(np.corrcoef(in_window % RUN, place % RUN)[0, 1]) < 0.06
   # The run that comes first is another one in every epoch, mostly.
-  assert len({indices[0] // RUN for indices in orders}) > 8
+  assert len({indices[0] // RUN for indices in orders}) > 4
 
 
 def test_the_short_run_has_no_place_of_its_own():
-  n = 8 * RUN + 100
+  n = 4 * RUN + 100
   places = {
-    int(np.flatnonzero(order(n, RUN, epoch=epoch) >= 8 * RUN)[0]) // RUN
-    for epoch in range(80)
+    int(np.flatnonzero(order(n, RUN, epoch=epoch) >= 4 * RUN)[0]) // RUN
+    for epoch in range(30)
   }
-  assert places == set(range(9))
+  assert places == set(range(5))
 
 
 def test_batches_are_pieces_of_one_stream():
@@ -92,14 +92,14 @@ def test_images_are_fetched_before_their_batch(num_images, first_step):
   fetched = set()
   for step in range(first_step, first_step + 60):
     if step > first_step:
-      # Before the last step's fetching ended, nothing was missing.
+      # Nothing was missing before the last step's fetching ended.
       assert fetched.issuperset(batch_indices(step, **case).tolist())
     for piece in images_to_come(step, first=step == first_step, **case):
       assert len(piece) <= RUN
       fetched.update(piece.tolist())
     if step == first_step:
       assert fetched.issuperset(batch_indices(step, **case).tolist())
-      assert len(fetched) <= 3 * 4 * RUN  # Wherever the run goes on.
+      assert len(fetched) <= 3 * 4 * RUN  # Wherever the run resumes.
 
 
 def test_fetching_reads_each_image_once_an_epoch():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LFW's list of pairs: every way to write it, and every way to get it wrong."""
+"""LFW's list of pairs: every spelling of it, and every mistake in it."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def listed(tmp_path):
 
 @pytest.fixture
 def faces(tmp_path):
-  """A folder as LFW's; every file holds its own name."""
+  """Folder in LFW's layout; every file contains its own name."""
   for name, files in IMAGES.items():
     (tmp_path / 'lfw' / name).mkdir(parents=True)
     for file in files:
@@ -98,7 +98,7 @@ def test_places_are_lines_of_the_file(listed):
   ('', 'there are no pairs'),
   ('\n \n', 'there are no pairs'),
   ('10\t300\n', 'there are no pairs'),
-  (b'\xff\xd8\xff\xe0', 'no text in UTF-8'),
+  (b'\xff\xd8\xff\xe0', 'not UTF-8 text'),
   ('\0\1', r"line 1: '\\x00\\x01' is neither"),
   ('Ann\n', "line 1: 'Ann' is neither"),
   ('Ann\t1\n', 'line 1: .* is neither'),

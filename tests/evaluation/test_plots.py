@@ -7,7 +7,6 @@ import sys
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from elasticface_jax import evaluation
 from elasticface_jax.errors import InputError
@@ -33,7 +32,7 @@ def png_size(path):
 def drawn(monkeypatch):
   """Collects the figures instead of writing them."""
   figures = []
-  monkeypatch.setattr(Figure, 'savefig', lambda self, _: figures.append(self))
+  monkeypatch.setattr(plots, '_save', lambda figure, _: figures.append(figure))
   return figures
 
 

@@ -1,2 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sources of training images: one file a format, and what they share."""
+"""Sources of training images: one file for each storage format.
+
+- `opening`: opens a source by path; the interface `Source`.
+- `encoded`: base class of the sources that read encoded images from files.
+- `rec`: insightface's ``train.rec`` folders, on `recordio`, MXNet's format.
+- `folder`: a folder of images for each person.
+- `shards`: TFDS shards in TFRecord or ArrayRecord format.
+- `synthetic`: faces that are drawn.
+- `files`: positioned reads, on a disk or in storage such as ``gs://``.
+- `index`: the cached index of the images' places.
+- `decode`: JPEG and PNG to pixels; imports TensorFlow when it is needed.
+
+Nothing here imports `data.tools`, or the files of `data` itself.
+"""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JPEG to pixels; and the one place where TensorFlow is imported.
+"""Decoding of images, and the one place that imports TensorFlow.
 
-TensorFlow takes three seconds to import and writes to stderr while it does, so
-nobody here imports it at the top of a file: `tensorflow()` does it once,
-quietly, when the first batch is wanted.
+TensorFlow takes three seconds to import and writes to stderr meanwhile. So no
+file here imports it at the top: `tensorflow()` imports it once, silently, when
+the first batch needs it.
 """
 
 import functools
@@ -20,7 +20,7 @@ from elasticface_jax.errors import first_line
 SIZE = 112  # Height and width of an aligned face.
 _MAX_SIDE = 8192
 _EIGHT_BITS = ('1', 'L', 'LA', 'P', 'RGB', 'RGBA')
-# What Pillow raises over a damaged file.
+# Errors that Pillow raises for damaged files.
 _PILLOW_ERRORS = (
   OSError,
   SyntaxError,
@@ -31,7 +31,12 @@ _JPEG, _PNG = b'\xff\xd8', b'\x89PNG\r\n\x1a\n'
 
 
 class BadImage(ValueError):
-  """Image `index` of those given does not decode, or has another size."""
+  """Error for image `index` of a call: it does not decode, or has another size.
+
+  Attributes:
+    index: number of the image among those given.
+    problem: the problem alone.
+  """
 
   def __init__(self, index: int, problem: str):
     super().__init__(f'image {index}: {problem}')
@@ -46,12 +51,13 @@ def tensorflow():
   Returns:
     The module `tensorflow`.
   """
-  # The oneDNN line is logged before logging is set up: only its switch helps.
+  # The line about oneDNN is logged before logging is set up; only the switch
+  # silences it.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
   import tensorflow as tf
 
-  # It would take the memory of the devices that JAX trains on.
+  # Otherwise it takes the memory of the devices that JAX trains on.
   tf.config.set_visible_devices([], 'GPU')
   tf.get_logger().setLevel('ERROR')
   return tf
@@ -67,15 +73,15 @@ def decode_image(encoded: bytes) -> np.ndarray:
     RGB, uint8, ``[H, W, 3]``.
 
   Raises:
-    BadImage: if the bytes are not a whole image.
+    BadImage: if the bytes are not a complete image.
   """
   if not encoded:
     raise BadImage(0, 'there is no image, the body is empty')
   try:
     if encoded[:2] == _JPEG:
       _check_size(*simplejpeg.decode_jpeg_header(encoded)[:2])
-      # The slow, exact DCT and smooth upsampling: the pixels of OpenCV, Pillow
-      # and MXNet. Strict: libjpeg's warnings are errors.
+      # By default it uses the slow, exact DCT and smooth upsampling, with the
+      # pixels of OpenCV, Pillow and MXNet, and makes libjpeg's warnings errors.
       return simplejpeg.decode_jpeg(encoded, 'RGB')
     if encoded[: len(_PNG)] == _PNG:
       return _decode_png(encoded)
@@ -85,7 +91,7 @@ def decode_image(encoded: bytes) -> np.ndarray:
 
 
 def decode_faces(encoded: Sequence[bytes]) -> np.ndarray:
-  """Decodes aligned faces, all of 112x112; most of it without Python's lock.
+  """Decodes aligned faces of 112x112, mostly without Python's lock.
 
   Args:
     encoded: JPEG or PNG bytes of n images.
@@ -117,7 +123,7 @@ def _decode_png(encoded: bytes) -> np.ndarray:
         raise ValueError(f'a PNG of mode {image.mode}; it must have 8 bits')
       return np.asarray(image.convert('RGB'))
   except _PILLOW_ERRORS as error:
-    raise ValueError('not a whole PNG') from error
+    raise ValueError('not a complete PNG') from error
 
 
 def _check_size(height: int, width: int):

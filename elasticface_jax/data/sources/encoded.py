@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all sources share whose images lie encoded in files."""
+"""Base class of sources that read encoded images from files."""
 
 import abc
 import contextlib
@@ -15,11 +15,13 @@ _SAMPLED_IMAGES = 1024
 
 
 class BadFace(InputError):
-  """An image that cannot be trained on: which, where, and why.
+  """Error for an image that cannot be trained on.
+
+  The message names its place, the problem and the remedy.
 
   Attributes:
-    index: its number in the source.
-    problem: what is wrong with it.
+    index: number of the image in the source.
+    problem: the problem alone.
   """
 
   def __init__(self, index: int, place: str, problem: str, remedy: str):
@@ -29,14 +31,14 @@ class BadFace(InputError):
 
 
 class EncodedSource(abc.ABC):
-  """Faces that lie encoded in files: a source, and the bytes behind it.
+  """Source of faces that are encoded in files, with access to the bytes.
 
-  The images have one canonical order, in which they are numbered; the same
-  images in the same order make the same batches, whatever they lie in.
+  The images are numbered in one canonical order. The same images in the same
+  order make the same batches, in every storage format.
 
   Attributes:
-    path: where they lie, as the user gave it.
-    layout: how they lie there, in words.
+    path: file, folder or address, as the user gave it.
+    layout: description of the storage format, for reports.
     num_images: number of images n.
     num_classes: number of classes C.
   """
@@ -48,14 +50,14 @@ class EncodedSource(abc.ABC):
 
   @abc.abstractmethod
   def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-    """Reads images as they lie there; safe to call from several threads.
+    """Reads images without decoding; safe to call from several threads.
 
     Args:
-      indices: which images, int64 in ``[0, num_images)``, ``[k]``.
+      indices: numbers of the images, int64 in ``[0, num_images)``, ``[k]``.
 
     Returns:
-      k encoded images, and their labels as they stand: float64, ``[k]``, not
-      yet held against C.
+      k encoded images, and their labels as stored: float64, ``[k]``, not yet
+      compared with C.
 
     Raises:
       BadFace: for the first that cannot be read.
@@ -63,15 +65,15 @@ class EncodedSource(abc.ABC):
 
   @abc.abstractmethod
   def place(self, index: int) -> str:
-    """Where image `index` lies, for a message: file and key, byte or name."""
+    """Names the place of an image, for a message: file and key or byte."""
 
   def bad(self, index: int, problem: str) -> BadFace:
-    """Makes the error for image `index`; the caller raises it."""
-    remedy = f'`elasticface inspect {self.path}` lists all that is bad'
+    """Returns the error for an image; the caller raises it."""
+    remedy = f'`elasticface inspect {self.path}` lists all bad images'
     return BadFace(index, self.place(index), problem, remedy)
 
   def read_checked(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-    """Reads images whose labels have been held against C.
+    """Reads images and checks their labels against C.
 
     Args:
       indices: as for `read`.
@@ -114,23 +116,23 @@ class EncodedSource(abc.ABC):
     return images, labels
 
   def warm(self, indices: np.ndarray) -> None:
-    """Reads images into the caches of the system, or of `files`.
+    """Reads images into the caches of the system or of `files`.
 
     Args:
       indices: as for `read`.
     """
-    with contextlib.suppress(BadFace):  # It is raised when its step comes.
+    with contextlib.suppress(BadFace):  # Raised again at its own step.
       self.read(indices)
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """SHA-256 that tells one data set from another, hexadecimal.
+    """SHA-256 that identifies the data set, hexadecimal.
 
-    Of n, C, and label and bytes of 1,024 images, evenly spread: hashing 30 GB
-    would take a minute of every start. So it is the same for a ``.rec``, a
-    folder and shards that hold the same images in the same order, and an edit
-    that moves no image and touches none of the 1,024 goes unnoticed;
-    `elasticface inspect` hashes every one.
+    It covers n, C, and the labels and bytes of 1,024 evenly spaced images,
+    because hashing 30 GB would take a minute of every start. A ``.rec``, a
+    folder and shards with the same images in the same order have the same
+    fingerprint. An edit that moves no image and touches none of the 1,024 goes
+    unnoticed; `elasticface inspect` hashes every image.
     """
     sha = hashlib.sha256(b'elasticface_jax data 1\n')
     sha.update(f'{self.num_images} {self.num_classes}\n'.encode())
@@ -142,19 +144,30 @@ class EncodedSource(abc.ABC):
 
 
 def content_digest(encoded: bytes, label: int) -> bytes:
-  """16 bytes that stand for an encoded image and its label (BLAKE2b)."""
+  """Returns the BLAKE2b hash of an encoded image and its label, 16 bytes."""
   tag = int(label).to_bytes(8, 'little', signed=True)
   return hashlib.blake2b(encoded, digest_size=16, person=tag).digest()
 
 
 def valid_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
-  """Which labels are integers in ``[0, num_classes)``; NaN is not.
+  """Returns True for labels that are integers in ``[0, num_classes)``.
 
   Args:
-    labels: float, ``[n]``.
+    labels: float, ``[n]``; NaN is not valid.
     num_classes: C.
 
   Returns:
     bool, ``[n]``.
   """
   return (labels >= 0) & (labels < num_classes) & (labels == np.floor(labels))
+
+
+def counted(number: int, noun: str) -> str:
+  """Returns a count with its noun.
+
+  Examples:
+    >>> counted(1, 'shard'), counted(5_822_653, 'image'), counted(2, 'class')
+    ('1 shard', '5,822,653 images', '2 classes')
+  """
+  plural = '' if number == 1 else 'es' if noun.endswith('s') else 's'
+  return f'{number:,} {noun}{plural}'

@@ -2,10 +2,10 @@
 """Positioned reads from a disk, or from storage that TensorFlow can reach.
 
 A path with a scheme (``gs://bucket/faces``) is read through `tf.io.gfile`, in
-blocks of a megabyte that are kept for a while: such storage answers late and
-then in bulk. Images read in windows (`pipeline.batch_indices`) find their
-neighbours' blocks there; images read all over the place do not, and a local
-copy is the remedy.
+blocks of a megabyte that stay in a cache, because such storage has high latency
+but high throughput. Images that are read in windows (`order.batch_indices`)
+find their neighbours' blocks in the cache. Images in random order do not; copy
+the files to a local disk for them.
 """
 
 import collections
@@ -19,24 +19,24 @@ from elasticface_jax.data.sources.decode import tensorflow
 from elasticface_jax.errors import InputError, first_line
 
 BLOCK_BYTES = 1 << 20
-# What is kept: two windows of 65,536 images of 6 kB.
+# Size of the cache: two windows of 65,536 images of 6 kB.
 CACHE_BYTES = 1 << 30
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-  """Whether a path has a scheme and so is TensorFlow's to read."""
+  """Returns True if a path has a scheme, so that TensorFlow must read it."""
   return '://' in str(path)
 
 
 class LocalFile:
-  """An open file; reads are positioned, so threads may share it.
+  """Open file with positioned reads, which several threads may share.
 
   Args:
     path: the file.
 
   Attributes:
-    path: the same.
-    size: its length in bytes.
+    path: the file.
+    size: its size in bytes.
 
   Raises:
     InputError: if it cannot be opened.
@@ -53,19 +53,22 @@ class LocalFile:
 
   def read(self, count: int, offset: int) -> bytes:
     """Reads up to `count` bytes from `offset` on; fewer where the file ends."""
-    return os.pread(self._fd, count, offset)
+    try:
+      return os.pread(self._fd, count, offset)
+    except OSError as error:  # A failing disk: the message must name the file.
+      raise InputError(f'{self.path}: {error.strerror}') from error
 
 
 class RemoteFile:
-  """A file that `tf.io.gfile` reads, by way of a cache of blocks.
+  """File that `tf.io.gfile` reads, in blocks that a cache keeps.
 
   Args:
-    path: with its scheme.
-    cache: for its blocks; shared by the files of a source.
+    path: the file's address, with its scheme.
+    cache: cache of the blocks; shared by the files of a source.
 
   Attributes:
-    path: the same.
-    size: its length in bytes.
+    path: the file's address.
+    size: its size in bytes.
 
   Raises:
     InputError: if it cannot be opened.
@@ -96,7 +99,7 @@ class RemoteFile:
   def _fetch(self, number: int) -> bytes:
     tf = tensorflow()
     try:
-      # A handle of its own for each block: handles have a position.
+      # Each block has its own handle, because handles have a position.
       with tf.io.gfile.GFile(self.path, 'rb') as file:
         file.seek(number * BLOCK_BYTES)
         return file.read(BLOCK_BYTES)
@@ -105,10 +108,10 @@ class RemoteFile:
 
 
 class BlockCache:
-  """The blocks read last, by key; many threads may ask for the same.
+  """Cache of the blocks read last, by key; safe for many threads.
 
   Args:
-    max_blocks: how many are kept.
+    max_blocks: number of blocks that are kept.
   """
 
   def __init__(self, max_blocks: int = CACHE_BYTES // BLOCK_BYTES):
@@ -119,7 +122,7 @@ class BlockCache:
     self._lock = threading.Lock()
 
   def get(self, key, fetch) -> bytes:
-    """The block of a key: the kept one, or what `fetch()` returns."""
+    """Returns the cached block of a key, or the result of `fetch()`."""
     with self._lock:
       future = self._blocks.get(key)
       if future is None:
@@ -135,6 +138,6 @@ class BlockCache:
       mine.set_result(fetch())
     except BaseException as error:
       with self._lock:
-        self._blocks.pop(key, None)  # The next one tries again.
+        self._blocks.pop(key, None)  # The next call tries again.
       mine.set_exception(error)
     return mine.result()

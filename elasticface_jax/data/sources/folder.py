@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of images, one folder a person."""
+"""Source that reads a folder of images, with one folder for each person."""
 
 import hashlib
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from elasticface_jax.data.sources import index
-from elasticface_jax.data.sources.encoded import EncodedSource
+from elasticface_jax.data.sources.encoded import EncodedSource, counted
 from elasticface_jax.errors import InputError
 
 _SUFFIXES = (b'.jpg', b'.jpeg', b'.png')
@@ -17,20 +17,20 @@ _SUFFIXES = (b'.jpg', b'.jpeg', b'.png')
 class FolderSource(EncodedSource):
   """Images at ``folder/person/image.jpg``, JPEG or PNG.
 
-  Labels number the people's folders in the order of their names, and images
-  are numbered person by person in the order of theirs; both by their bytes, so
-  that ``10`` comes before ``9``. A person without images is a class without
-  images. Names that begin with a dot, and files that are no JPEG or PNG by
-  their name, are left out and counted. Names are kept as bytes, about 20 an
-  image (`index.cached`).
+  Labels number the people's folders in the order of their names, and images are
+  numbered person by person in the order of their names. Names are sorted by
+  their bytes, so that ``10`` comes before ``9``. A person without images is a
+  class without images. Files without the suffix of a JPEG or PNG are left out
+  and counted; names that begin with a dot are left out. The index keeps names
+  as bytes, about 20 an image (`index.cached`).
 
   Args:
     folder: path of the folder.
-    cache: folder for the index where `folder` cannot be written; None for
+    cache: folder for the index, used if `folder` cannot be written; None for
       none.
 
   Raises:
-    InputError: if there are no images, or they lie otherwise.
+    InputError: if there are no images, or they are at another depth.
   """
 
   def __init__(
@@ -48,17 +48,17 @@ class FolderSource(EncodedSource):
       lambda: _list_images(self._root, people),
     )
     self._people = people
-    # Where the images of each person begin, and the name of each image.
+    # The first image of each person, and the name of each image.
     self._starts = found['starts']
     self._names, self._ends = found['names'].tobytes(), found['ends']
     self.num_images, self.num_classes = len(self._ends), len(people)
     left_out = int(found['left_out'])
-    self.layout = f'{self.num_classes} folders of people'
+    self.layout = f'{counted(self.num_classes, "folder")} of people'
     if left_out:
-      self.layout += f', {left_out} other files left out'
+      self.layout += f', {counted(left_out, "other file")} left out'
 
   def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-    """See `EncodedSource`."""
+    """Implements `EncodedSource.read`."""
     encoded = []
     for number in indices.tolist():
       try:
@@ -69,7 +69,7 @@ class FolderSource(EncodedSource):
     return encoded, self._labels(indices).astype(np.float64)
 
   def place(self, index: int) -> str:
-    """See `EncodedSource`."""
+    """Implements `EncodedSource.place`."""
     return os.fsdecode(self._file(int(index)))
 
   def _labels(self, indices):
@@ -95,20 +95,20 @@ def _people(root: bytes) -> list[bytes]:
   where = os.fsdecode(root)
   if images:
     raise InputError(
-      f'{where}: {len(images)} images lie beside the folders, '
-      f'{os.fsdecode(min(images))} among them; put the images of each person '
-      'into a folder of their own'
+      f'{where}: images lie next to the folders, {len(images):,} such as '
+      f'{os.fsdecode(min(images))}; put the images of each person into a '
+      'folder of their own'
     )
   if not people:
     raise InputError(
       f'{where}: no data set: neither train.rec, nor dataset_info.json, nor '
-      'folders of images'
+      'folders of images; give a folder that holds one of them'
     )
   return sorted(people)
 
 
 def _stamp(root: bytes, people: list[bytes]) -> str:
-  """Changes when a file comes, goes or gets another name."""
+  """Computes a hash that changes if a file is added, removed or renamed."""
   sha = hashlib.sha256()
   for person in people:
     time = os.stat(root + b'/' + person).st_mtime_ns
@@ -126,8 +126,8 @@ def _list_images(root: bytes, people: list[bytes]) -> dict[str, np.ndarray]:
       listed = [entry for entry in entries if not entry.name.startswith(b'.')]
     if any(entry.is_dir() for entry in listed):
       raise InputError(
-        f'{os.fsdecode(folder)} holds folders; the images of a person lie '
-        f"right in it: give the folder that is one level above the images'"
+        f'{os.fsdecode(folder)} holds folders, where the images of a person '
+        'should be; give the folder two levels above the images'
       )
     own = sorted(
       entry.name for entry in listed if entry.name.lower().endswith(_SUFFIXES)
@@ -140,7 +140,8 @@ def _list_images(root: bytes, people: list[bytes]) -> dict[str, np.ndarray]:
     num_bytes += int(sizes.sum())
   if not num_images:
     raise InputError(
-      f'{os.fsdecode(root)}: {len(people)} folders, and no JPEG or PNG in them'
+      f'{os.fsdecode(root)}: {counted(len(people), "folder")} without any '
+      'JPEG or PNG; give a folder with a folder of images for each person'
     )
   ends = np.concatenate(ends)
   small = np.uint32 if num_bytes < 2**32 else np.int64

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where each image lies, found once and kept.
+"""Index of the images' places, built once and cached in a file.
 
 Finding the images of a large set takes from seconds (the index of a ``.rec``)
-to minutes (millions of files in folders), so the outcome is kept as one
-``.npz``: beside the data, or in the run folder where the data cannot be
-written. It carries a stamp of what it was made from, and is made again when
-that has changed.
+to minutes (millions of files in folders). The result is cached as one ``.npz``
+next to the data, or in the run folder if the data folder cannot be written. It
+contains a stamp of the files it was made from, and is built again when they
+have changed.
 """
 
-import contextlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+
+from elasticface_jax import atomic
+from elasticface_jax.errors import InputError
 
 NAME = '.elasticface_index.npz'
 _STAMP = 'stamp'
@@ -25,12 +26,12 @@ def cached(
   stamp: Mapping,
   build: Callable[[], dict[str, np.ndarray]],
 ) -> dict[str, np.ndarray]:
-  """Reads the arrays of an index, or builds and keeps them.
+  """Reads the arrays of a cached index, or builds and caches them.
 
   Args:
-    folders: where it may be kept, the first that can be written wins; none for
-      an index that is not kept.
-    stamp: what it is made from: JSON of sizes, times and versions.
+    folders: folders for the file, of which the first that can be written is
+      used; an empty list for no file.
+    stamp: sizes, times and versions of the files it is made from, for JSON.
     build: makes the arrays.
 
   Returns:
@@ -49,7 +50,7 @@ def cached(
 
 
 def stamp_of(*paths: Path) -> dict[str, list[int]]:
-  """Length and time of change of files or folders, by name."""
+  """Returns size and time of change of files or folders, by name."""
   return {
     path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in paths
   }
@@ -58,22 +59,17 @@ def stamp_of(*paths: Path) -> dict[str, list[int]]:
 def _read(path: Path) -> dict[str, np.ndarray] | None:
   try:
     with open(path, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
-      return dict(arrays)  # Checksums are held against the bytes.
+      return dict(arrays)  # Reading verifies the checksums.
   except Exception:
-    # A damaged one can raise almost anything; it is made again.
+    # A damaged file can raise almost anything; it is built again.
     return None
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> bool:
-  # Several processes may build the same index at once.
-  part = path.with_name(f'{path.name}.{os.uname().nodename}.{os.getpid()}')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(part, 'wb') as file:
-      np.savez(file, **arrays)
-    os.replace(part, path)
-  except OSError:
-    with contextlib.suppress(OSError):
-      part.unlink()
+    with atomic.file(path) as part:
+      np.savez(part, **arrays)
+  except (OSError, InputError):
     return False
   return True

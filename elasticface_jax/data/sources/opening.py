@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the pipeline reads from, and how a name in a config becomes one."""
+"""Sources of images, opened by the name that a config gives."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ from elasticface_jax.errors import InputError
 
 
 class Source(Protocol):
-  """Labelled faces by number: files and drawings look the same from outside.
+  """Labelled faces by number, the interface of files and of drawn faces.
 
   Attributes:
     num_images: number of images n.
@@ -34,25 +34,25 @@ class Source(Protocol):
   def render(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Makes images; called from several threads at once.
 
-    The work that is worth several cores (decoding, drawing) must let go of
-    Python's lock.
+    Work that needs several cores (decoding, drawing) must release Python's
+    lock.
 
     Args:
-      indices: which images, int64 in ``[0, num_images)``, ``[k]``.
+      indices: numbers of the images, int64 in ``[0, num_images)``, ``[k]``.
 
     Returns:
       RGB images, uint8, ``[k, 112, 112, 3]``, and labels, int32 in ``[0, C)``,
-      ``[k]``. The same index gives the same bytes, always.
+      ``[k]``. The same index always gives the same bytes.
 
     Raises:
       InputError: names the image that cannot be made.
     """
 
   def warm(self, indices: np.ndarray) -> None:
-    """Brings images near that are wanted soon, where they lie far away.
+    """Fetches images that are needed soon from remote storage into caches.
 
     Args:
-      indices: which images, neighbours mostly, int64, ``[k]``.
+      indices: numbers of the images, mostly neighbours, int64, ``[k]``.
     """
 
 
@@ -64,13 +64,13 @@ def open_source(
   seed: int,
   cache: str | os.PathLike | None = None,
 ) -> Source:
-  """Opens what a config's `data.source` names.
+  """Opens a config's `data.source`.
 
   Args:
-    source: what `open_encoded` takes, or ``'synthetic'``.
-    num_images: how many to draw; files have their own number.
-    num_classes: of how many identities; files have their own number.
-    seed: for the drawing; files need none.
+    source: a path as for `open_encoded`, or ``'synthetic'``.
+    num_images: number of synthetic images; ignored for files.
+    num_classes: number of synthetic identities; ignored for files.
+    seed: seed of synthetic images; ignored for files.
     cache: as for `open_encoded`.
 
   Returns:
@@ -87,14 +87,14 @@ def open_source(
 def open_encoded(
   path: str | os.PathLike, *, cache: str | os.PathLike | None = None
 ) -> EncodedSource:
-  """Opens images that lie in files, as what the path looks like.
+  """Opens encoded images in files; the content of the path gives the format.
 
   Args:
     path: a folder with ``train.rec``; one with shards and
-      ``dataset_info.json``, which may be an address as ``gs://bucket/faces``;
-      or one with a folder of images for each person.
-    cache: folder to keep an index of the images in, where `path` cannot be
-      written; None for none.
+      ``dataset_info.json``, or its address such as ``gs://bucket/faces``; or
+      one with a folder of images for each person.
+    cache: folder for an index of the images, used if `path` cannot be written;
+      None for none.
 
   Returns:
     The source.

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An insightface training folder, read in place: no mxnet, no conversion."""
+"""Source that reads an insightface training folder in place, without mxnet."""
 
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,19 +17,19 @@ from elasticface_jax.data.sources.recordio import (
 )
 from elasticface_jax.errors import InputError
 
-# Counts and labels of a .rec are float32, exact up to here.
+# Counts and labels of a .rec are float32, which is exact up to this integer.
 _MAX_EXACT = 1 << 24
 _MAX_COUNT = 1 << 40
 _MAX_SPAN = (1 << 32) - 1
 
 
 class Layout(NamedTuple):
-  """What record 0 says about the others.
+  """Layout of the records, from record 0.
 
   Attributes:
-    text: one line for people.
-    images: which entries of the index are images, bool, ``[entries]``.
-    num_classes: C by the header's arithmetic; 0 without a header.
+    text: description in one line.
+    images: True for entries of the index that are images, bool, ``[entries]``.
+    num_classes: C from the header's counts; 0 without a header.
   """
 
   text: str
@@ -39,23 +40,23 @@ class Layout(NamedTuple):
 class RecSource(EncodedSource):
   """Images and labels of ``train.rec``, ``train.idx`` and ``property``.
 
-  Image i is the one with the i-th smallest key. Three layouts occur: record 0
-  is a header of two counts (MS1MV2 and its kin), record 0 is an image like the
-  rest, or there is none. What the index says is kept in 12 bytes an image
-  (`index.cached`); labels are in the image records and come with the images.
-  Opening also reads the last record of the file, which tells a truncated file
+  Image i has the i-th smallest key. There are three layouts: record 0 is a
+  header of two counts (MS1MV2 and related sets), record 0 is an image like the
+  others, or there is no record 0. The index takes 12 bytes an image
+  (`index.cached`); labels are in the image records and are read with them.
+  Opening also reads the last record of the file, which reveals a truncated file
   at once.
 
   Args:
     folder: path of the folder.
-    cache: folder for the index where `folder` cannot be written; None for
+    cache: folder for the index, used if `folder` cannot be written; None for
       none.
 
   Attributes:
     keys: key of each image, ascending, int64, ``[num_images]``, or a range.
 
   Raises:
-    InputError: if a file is missing, or they do not agree with each other.
+    InputError: if a file is missing, or the files do not agree.
   """
 
   def __init__(
@@ -78,29 +79,32 @@ class RecSource(EncodedSource):
         f'{folder}: `property` says {self.num_classes} classes, record 0 '
         f'of train.rec says {header_classes}; take both from the same copy'
       )
-    self.layout = str(found['layout'])
+    # The cached index has the counts without separators.
+    self.layout = re.sub(
+      r'\d{4,}', lambda match: f'{int(match[0]):,}', str(found['layout'])
+    )
     self._offsets, self._spans = found['offsets'], found['spans']
     self.num_images = len(self._offsets)
     first = int(found['first_key'])
     self.keys = found.get('keys', range(first, first + self.num_images))
 
   def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-    """See `EncodedSource`."""
+    """Implements `EncodedSource.read`."""
     # Python's integers: NumPy's would double the time of the loop.
     offsets = self._offsets[indices].tolist()
     spans = self._spans[indices].tolist()
     encoded, labels = [], np.empty(len(indices))
-    for row, (offset, span) in enumerate(zip(offsets, spans, strict=True)):
+    for i, (offset, span) in enumerate(zip(offsets, spans, strict=True)):
       try:
         record, _ = self._file.read_record(offset, span)
       except RecordError as error:
-        raise self.bad(indices[row], error.problem) from error
+        raise self.bad(indices[i], error.problem) from error
       encoded.append(record.body)
-      labels[row] = record.labels[0]
+      labels[i] = record.labels[0]
     return encoded, labels
 
   def place(self, index: int) -> str:
-    """See `EncodedSource`."""
+    """Implements `EncodedSource.place`."""
     return (
       f'{self._file.path}: key {self.keys[index]} at byte '
       f'{self._offsets[index]}'
@@ -108,7 +112,7 @@ class RecSource(EncodedSource):
 
 
 def is_rec(folder: Path) -> bool:
-  """Whether a folder is meant to be a ``.rec`` folder, whole or not."""
+  """Returns True for a ``.rec`` folder, which may be incomplete."""
   return any((folder / name).exists() for name in ('train.rec', 'train.idx'))
 
 
@@ -136,15 +140,14 @@ def read_property(folder: Path, header_classes: int) -> int:
 
   Args:
     folder: the folder.
-    header_classes: what record 0 says, for the remedy in the message; 0 if it
-      says nothing.
+    header_classes: number of classes from record 0, for the remedy in the
+      message; 0 if it is unknown.
 
   Returns:
     The number of classes.
 
   Raises:
-    InputError: if the file is missing, is no ``classes,112,112``, or the images
-      are said to have another size.
+    InputError: if the file is missing or is not ``classes,112,112``.
   """
   path = folder / 'property'
   classes = header_classes or 'CLASSES'
@@ -167,8 +170,8 @@ def read_property(folder: Path, header_classes: int) -> int:
     )
   if num_classes > _MAX_EXACT:
     raise InputError(
-      f'{path}: {num_classes} classes; labels of a .rec are float32 and tell '
-      f'only {_MAX_EXACT} apart, use a folder or shards'
+      f'{path}: {num_classes} classes; labels of a .rec are float32, which '
+      f'distinguish only {_MAX_EXACT}: use a folder or shards'
     )
   return num_classes
 
@@ -176,20 +179,19 @@ def read_property(folder: Path, header_classes: int) -> int:
 def _build(
   file: RecordFile, keys: np.ndarray, offsets: np.ndarray
 ) -> dict[str, np.ndarray]:
-  """What `RecSource` keeps of an index, which may be thrown away then."""
+  """Returns the arrays that `RecSource` keeps of an index."""
   spans = spans_of(file, keys, offsets)
   last = np.argmax(offsets)
   _, end = file.read_record(int(offsets[last]), int(spans[last]))
   if end < file.size:
-    next(file.walk(end))  # Says what is wrong there, if it is no record.
-    # An index may leave records out, but a cut one looks just so: record 0,
-    # which counts the others, is the last in insightface's files.
+    next(file.walk(end))  # Raises if there is no record.
+    # An index may leave records out, but a truncated index looks the same:
+    # record 0, which counts the others, is the last in insightface's files.
     raise InputError(
-      f'{file.path}: goes on for {file.size - end} bytes after the last record '
-      'that train.idx lists, key '
-      f'{keys[last]}; the index is cut off: copy it again, or write what it '
-      f'lists to a new folder with `elasticface inspect {file.path.parent} '
-      '--fix OUT`'
+      f'{file.path}: has {file.size - end:,} bytes after the last record that '
+      f'train.idx lists, key {keys[last]}; the index is cut off: copy it '
+      'again, or write the images that it lists to a new folder with '
+      f'`elasticface inspect {file.path.parent} --fix OUT`'
     )
   layout = _read_layout(file, keys, offsets, spans)
   kept = {
@@ -226,7 +228,7 @@ def _read_layout(file: RecordFile, keys, offsets, spans) -> Layout:
   if end > _MAX_EXACT:
     first, end = _exact_counts(file.path, first, end, keys, read)
   images = (keys >= 1) & (keys < first)
-  # Keys are distinct: if there are that many, all of 1..first-1 are there.
+  # Keys are distinct, so this number means that all of 1..first-1 are there.
   if images.sum() != first - 1:
     raise InputError(
       f'{file.path}: record 0 announces {first - 1} images, train.idx lists '
@@ -247,7 +249,7 @@ def _header_counts(path: Path, record) -> tuple[int, int]:
     (a, b): images have keys 1..a-1, identity records a..b-1.
 
   Raises:
-    InputError: if it holds no two such counts.
+    InputError: if it does not hold two such counts.
   """
   first, end = record.labels.tolist() if record.flag == 2 else (0, 0)
   if not 2 <= first < end < _MAX_COUNT:
@@ -262,21 +264,21 @@ def _header_counts(path: Path, record) -> tuple[int, int]:
 def _exact_counts(
   path: Path, first: int, end: int, keys: np.ndarray, read
 ) -> tuple[int, int]:
-  """Counts that float32 has rounded: 42,474,558 reads back as 42,474,560.
+  """Finds counts that float32 has rounded: 42,474,558 becomes 42,474,560.
 
   Args:
     path: the file, for the message.
     first: rounded key of the first identity record.
-    end: rounded key behind the last one.
+    end: rounded key after the last one.
     keys: all keys, ascending from 0.
     read: reads the record of an entry.
 
   Returns:
-    (a, b) as `_header_counts`: the key of the first record near `first` that
-    has no body, and the last key and one.
+    (a, b) as `_header_counts`: the key of the first record near `first` without
+    a body, and the last key plus one.
 
   Raises:
-    InputError: if the index says something else altogether.
+    InputError: if the index does not agree with the rounded counts.
   """
   slack, end_slack = np.spacing(np.array([first, end], np.float32)).astype(int)
   entries = range(
@@ -296,7 +298,7 @@ def _exact_counts(
 def spans_of(
   file: RecordFile, keys: np.ndarray, offsets: np.ndarray
 ) -> np.ndarray:
-  """Bytes from each record to the next one, or to the end of the file.
+  """Computes the bytes from each record to the next, or to the file's end.
 
   Args:
     file: the records.
@@ -307,7 +309,7 @@ def spans_of(
     uint32, ``[n]``; capped, since an index may leave out most of a file.
 
   Raises:
-    InputError: if an offset is outside of the file, or two are the same.
+    InputError: if an offset is outside the file, or two are equal.
   """
   outside = np.flatnonzero((offsets < 0) | (offsets >= file.size))
   if outside.size:
@@ -317,7 +319,7 @@ def spans_of(
       'or train.idx belongs to another file: copy both again'
     )
   spans = np.empty(len(offsets), np.uint32)
-  order = np.argsort(offsets, kind='stable')  # Near to sorted: fast.
+  order = np.argsort(offsets, kind='stable')  # Fast: almost sorted.
   gaps = np.diff(offsets[order], append=file.size)
   spans[order] = np.minimum(gaps, _MAX_SPAN)
   repeated = np.flatnonzero(spans == 0)

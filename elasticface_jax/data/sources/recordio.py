@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""MXNet RecordIO: reading and writing ``train.rec`` without mxnet.
 
-A file is a row of parts, each ``magic u32 | cflag:3 length:29 u32 | payload |
-zeros to a multiple of 4``, little-endian. cflag 0 is a whole record; a payload
-that holds the magic at an offset divisible by 4 is cut there, loses those four
-bytes, and becomes parts 1, 2, ..., 3: the reader puts them back. A payload
-begins with the image record's header, ``flag u32 | label f32 | id u64 | id2
-u64``, then `flag` more float32 labels, then the body (a JPEG).
+A file is a sequence of parts, each ``magic u32 | cflag:3 length:29 u32 |
+payload | zeros to a multiple of 4``, little-endian. A part with cflag 0 is a
+complete record. A payload that contains the magic at an offset divisible by 4
+is cut there, loses these four bytes and becomes parts with cflag 1, 2, ..., 2,
+3; the reader inserts the bytes again. A payload begins with the header of an
+image record, ``flag u32 | label f32 | id u64 | id2 u64``, followed by `flag`
+more float32 labels and the body (a JPEG).
 
 The index is text, ``key <tab> byte offset <newline>`` in the order of writing.
 """
 
+import contextlib
 import itertools
 import os
 import struct
@@ -20,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from elasticface_jax import atomic
 from elasticface_jax.data.sources.files import LocalFile
 from elasticface_jax.errors import InputError, first_line
 
@@ -27,18 +30,18 @@ _MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack('<I', _MAGIC)
 _MAX_LENGTH = (1 << 29) - 1
 _HEADER = struct.Struct('<IfQQ')
-_FIRST_READ = 1 << 16  # An aligned face fits in.
-_INDEX_ROWS = 1 << 18  # Lines of an index parsed at a time.
+_FIRST_READ = 1 << 16  # Holds any aligned face.
+_INDEX_LINES = 1 << 18  # Lines of an index parsed at a time.
 
 
 class Record(NamedTuple):
-  """An image record, unpacked.
+  """Unpacked image record.
 
   Attributes:
     flag: 0 if the label is the header's scalar, else the number of labels.
     labels: float32, ``[1]`` if flag is 0, else ``[flag]``.
-    id: by habit the record's key.
-    id2: unused, but for a 1 in the header record.
+    id: by convention the record's key.
+    id2: unused, except for a 1 in the header record.
     body: the encoded image; empty in header and identity records.
   """
 
@@ -50,24 +53,29 @@ class Record(NamedTuple):
 
 
 class RecordError(InputError):
-  """A record that cannot be read: `problem`, at byte `offset` of `path`."""
+  """Error for a record that cannot be read.
+
+  Attributes:
+    offset: the byte of the file at which the problem is.
+    problem: the problem alone.
+  """
 
   def __init__(self, path: Path, offset: int, problem: str):
     super().__init__(
-      f'{path}: byte {offset}: {problem}; copy the file again, or see what is '
-      f'left of it with `elasticface inspect {path.parent}`'
+      f'{path}: byte {offset}: {problem}; copy the file again, or list what '
+      f'is intact with `elasticface inspect {path.parent}`'
     )
     self.offset = offset
     self.problem = problem
 
 
 def pack(labels, body: bytes, *, record_id: int, id2: int = 0) -> bytes:
-  """Makes the payload of an image record.
+  """Returns the payload of an image record.
 
   Args:
-    labels: a number (flag 0), or a sequence of them (flag = its length).
+    labels: one label (flag 0), or a sequence of labels (flag = its length).
     body: the encoded image.
-    record_id: field ``id``, by habit the key.
+    record_id: field ``id``, by convention the key.
     id2: field ``id2``.
 
   Returns:
@@ -84,10 +92,10 @@ def pack(labels, body: bytes, *, record_id: int, id2: int = 0) -> bytes:
 
 
 def unpack(payload: bytes) -> Record:
-  """Undoes `pack`.
+  """Reads the payload of an image record; the inverse of `pack`.
 
   Args:
-    payload: a whole record, its parts joined.
+    payload: a complete record, its parts joined.
 
   Returns:
     The record.
@@ -111,7 +119,7 @@ def unpack(payload: bytes) -> Record:
 
 
 class RecordFile(LocalFile):
-  """An open ``.rec``; reads are positioned, so threads may share it.
+  """Open ``.rec`` with positioned reads, which several threads may share.
 
   Args:
     path: the file.
@@ -121,18 +129,18 @@ class RecordFile(LocalFile):
   """
 
   def read_record(self, offset: int, span: int) -> tuple[Record, int]:
-    """Reads the record that begins at a byte offset, in one read if it can.
+    """Reads the record at a byte offset, in a single read if possible.
 
     Args:
       offset: position of its first magic.
-      span: bytes up to the next record: at least the record's own. An index
-        may leave records out, so it can be long.
+      span: number of bytes up to the next record, at least the record's own
+        size. It can be large, since an index may leave records out.
 
     Returns:
       The record, and the offset of the byte after it.
 
     Raises:
-      RecordError: if no whole record is there.
+      RecordError: if there is no complete record.
     """
     end = offset + span
     buffer = self.read(min(span, _FIRST_READ), offset)
@@ -155,7 +163,7 @@ class RecordFile(LocalFile):
       Offset and record.
 
     Raises:
-      RecordError: at the first byte that is not part of a whole record.
+      RecordError: at the first byte that is not part of a complete record.
     """
     while start < self.size:
       record, end = self._record(lambda at, n: self.read(n, at), start)
@@ -207,24 +215,34 @@ class RecordFile(LocalFile):
 class RecordWriter:
   """Writes a ``.rec`` and its index; use it in a ``with`` statement.
 
+  Both files appear at the end of the statement, or neither if it raises.
+
   Args:
     rec: path of the records.
     idx: path of the index.
+
+  Raises:
+    InputError: if they cannot be written.
   """
 
   def __init__(self, rec: str | os.PathLike, idx: str | os.PathLike):
-    self._rec = open(rec, 'wb')
-    self._idx = open(idx, 'w', encoding='ascii', newline='\n')
+    self._paths = rec, idx
 
   def __enter__(self):
+    with contextlib.ExitStack() as files:
+      rec, idx = (files.enter_context(atomic.file(p)) for p in self._paths)
+      self._rec = files.enter_context(open(rec, 'wb'))
+      self._idx = files.enter_context(
+        open(idx, 'w', encoding='ascii', newline='\n')
+      )
+      self._files = files.pop_all()
     return self
 
-  def __exit__(self, *_):
-    self._rec.close()
-    self._idx.close()
+  def __exit__(self, *exception):
+    return self._files.__exit__(*exception)
 
   def write(self, key: int, payload: bytes):
-    """Appends a record, cut at aligned magics as the format demands.
+    """Appends a record, cut at aligned magics as the format requires.
 
     Args:
       key: its key in the index.
@@ -249,7 +267,7 @@ class RecordWriter:
 
 
 def read_index(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
-  """Reads an ``.idx``, of 42 million lines in a gigabyte of memory.
+  """Reads an ``.idx``; 42 million lines take a gigabyte of memory.
 
   Args:
     path: the file.
@@ -258,7 +276,7 @@ def read_index(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     Keys, ascending, and the byte offset of each; int64, ``[n]``.
 
   Raises:
-    InputError: if it is missing, empty, no index, or repeats a key.
+    InputError: if it is missing, empty or no index, or repeats a key.
   """
   path = Path(path)
   try:
@@ -269,16 +287,16 @@ def read_index(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     ) from error
   except ValueError as error:
     raise InputError(
-      f'{path}: no index, lines must be `key<tab>byte offset`: '
+      f'{path}: not an index, lines must be `key<tab>byte offset`: '
       f'{first_line(error)}'
     ) from error
   if not lines.shape[1]:
     raise InputError(f'{path}: the index is empty; copy it again')
-  # Written in the order of keys, but for key 0 which insightface writes last.
+  # In the order of keys, except key 0, which insightface writes last.
   keys, offsets = lines
   if first := np.argmin(keys):
-    for row in lines:
-      row[:] = np.roll(row, -first)
+    for column in lines:
+      column[:] = np.roll(column, -first)
   if not (keys[1:] > keys[:-1]).all():
     order = np.argsort(keys, kind='stable')
     keys, offsets = keys[order], offsets[order]
@@ -287,33 +305,33 @@ def read_index(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
   repeated = np.flatnonzero(keys[1:] == keys[:-1])
   if repeated.size:
     raise InputError(
-      f'{path}: key {keys[repeated[0]]} stands there more than once; '
-      'copy the index again'
+      f'{path}: key {keys[repeated[0]]} occurs more than once; copy the index '
+      'again'
     )
   return keys, offsets
 
 
 def _read_lines(path: Path) -> np.ndarray:
-  """Keys and offsets in the order of the lines, int64 ``[2, n]``."""
+  """Reads keys and offsets in the order of the lines, int64 ``[2, n]``."""
   with open(path, 'rb') as file:
     blocks = iter(lambda: file.read(1 << 20), b'')
     most = 1 + sum(block.count(b'\n') for block in blocks)
   lines = np.empty((2, most), np.int64)
   done = 0
   with open(path, encoding='ascii') as file:
-    # loadtxt warns where nothing is left: it is asked only where there is.
+    # loadtxt warns if nothing is left, so it is only called if there is more.
     while first := next((line for line in file if line.strip()), ''):
-      rows = np.loadtxt(
-        itertools.chain([first], itertools.islice(file, _INDEX_ROWS)),
+      parsed = np.loadtxt(
+        itertools.chain([first], itertools.islice(file, _INDEX_LINES)),
         np.int64,
         delimiter='\t',
         ndmin=2,
         comments=None,
       )
-      if rows.shape[1] != 2:
-        raise ValueError(f'{rows.shape[1]} columns')
-      lines[:, done : done + len(rows)] = rows.T
-      done += len(rows)
+      if parsed.shape[1] != 2:
+        raise ValueError(f'{parsed.shape[1]} columns')
+      lines[:, done : done + len(parsed)] = parsed.T
+      done += len(parsed)
   return lines[:, :done]
 
 
@@ -324,18 +342,18 @@ def write_rec_folder(
 ):
   """Writes ``train.rec``, ``train.idx`` and ``property`` in MS1MV2's layout.
 
-  Image records have keys 1..a-1, then one identity record a class holds the
-  range of its images' keys, and record 0, written last, holds [a, b].
+  Image records have keys 1..a-1. One identity record for each class follows,
+  with the range of its images' keys. Record 0, written last, holds [a, b].
 
   Args:
-    folder: made if need be; must not hold a ``train.rec`` yet.
+    folder: made if it is missing; must not hold a ``train.rec`` yet.
     images: (encoded 112x112 image, label) one after the other, the images of
       a class next to each other. May be a generator; nothing is kept.
     num_classes: C; labels are in ``[0, C)``. Classes may be empty.
 
   Raises:
-    InputError: if there is a ``train.rec``, or a label is out of range or
-      comes back after another.
+    InputError: if there is a ``train.rec``, a label is out of range or returns
+      after another, or the files cannot be written. Then no file is new.
   """
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
@@ -343,7 +361,12 @@ def write_rec_folder(
     raise InputError(f'{folder}/train.rec exists; give another folder')
   ranges = np.zeros((num_classes, 2), np.int64)
   key, last = 0, None
-  with RecordWriter(folder / 'train.rec', folder / 'train.idx') as out:
+  with (
+    # Renamed after the other two: no folder without it can be opened.
+    atomic.file(folder / 'property') as property_part,
+    RecordWriter(folder / 'train.rec', folder / 'train.idx') as out,
+  ):
+    property_part.write_text(f'{num_classes},112,112\n')
     for key, (body, label) in enumerate(images, start=1):
       if not 0 <= label < num_classes:
         raise InputError(
@@ -364,5 +387,3 @@ def write_rec_folder(
       out.write(key, pack(pair, b'', record_id=key))
     end = first_identity + num_classes
     out.write(0, pack([first_identity, end], b'', record_id=0, id2=1))
-  # Last: without it the folder is refused, so a half-written one cannot train.
-  (folder / 'property').write_text(f'{num_classes},112,112\n')

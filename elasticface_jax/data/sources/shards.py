@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shards that TFDS has prepared: TFRecord or ArrayRecord."""
+"""Source that reads shards of TFDS, in TFRecord or ArrayRecord format."""
 
 import os
 import struct
@@ -12,7 +12,7 @@ import numpy as np
 
 from elasticface_jax.data.sources import index
 from elasticface_jax.data.sources.decode import tensorflow
-from elasticface_jax.data.sources.encoded import EncodedSource
+from elasticface_jax.data.sources.encoded import EncodedSource, counted
 from elasticface_jax.data.sources.files import (
   BlockCache,
   LocalFile,
@@ -28,20 +28,20 @@ _WALK_BYTES = 1 << 24
 
 
 class ShardSource(EncodedSource):
-  """Images in the order of the shards, and in a shard in its own.
+  """Images of all shards, in the order of the shards and of their records.
 
   `prepare` and the builder `aligned_faces` write shards in the canonical order
-  of their source; TFDS's own shuffled order, which other builders write, is an
-  order like others. Features ``image`` and ``label`` of the split ``train`` are
-  read. TFRecord may lie on storage that TensorFlow reaches (``gs://``);
-  ArrayRecord is read by its own library, from a disk.
+  of their source; other builders write a shuffled order, which serves as well.
+  Features ``image`` and ``label`` of the split ``train`` are read. TFRecord may
+  be on storage that TensorFlow reaches (``gs://``); the library of ArrayRecord
+  reads from a disk.
 
-  Of TFRecord, what is kept is 8 bytes an image (`index.cached`). ArrayRecord's
-  library keeps an index of its own, about 31 bytes an image.
+  The index of TFRecord takes 8 bytes an image (`index.cached`), and the one in
+  ArrayRecord's library about 31 bytes an image.
 
   Args:
     folder: path or address of the folder that holds ``dataset_info.json``.
-    cache: folder for the index where `folder` cannot be written; None for
+    cache: folder for the index, used if `folder` cannot be written; None for
       none.
 
   Raises:
@@ -60,11 +60,11 @@ class ShardSource(EncodedSource):
     self.num_images = sum(lengths)
     if not self.num_images or not self.num_classes:
       raise InputError(
-        f'{self.path}: {INFO} counts {self.num_images} images of '
-        f'{self.num_classes} classes; prepare it again'
+        f'{self.path}: {INFO} counts {counted(self.num_images, "image")} of '
+        f'{counted(self.num_classes, "class")}; prepare it again'
       )
     form = info.file_format.value
-    self.layout = f'{len(lengths)} shards of {form}'
+    self.layout = f'{counted(len(lengths), "shard")} of {form}'
     paths = [f'{self.path}/{name}' for name in sorted(split.filenames)]
     if form == 'tfrecord':
       caches = [] if cache is None else [Path(cache)]
@@ -80,23 +80,23 @@ class ShardSource(EncodedSource):
     self._starts = np.cumsum([0, *lengths])[:-1]
 
   def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-    """See `EncodedSource`."""
+    """Implements `EncodedSource.read`."""
     example_of = tensorflow().train.Example.FromString
     shards = (np.searchsorted(self._starts, indices, 'right') - 1).tolist()
     encoded, labels = [], np.empty(len(indices))
-    for row, (shard, number) in enumerate(
+    for i, (shard, number) in enumerate(
       zip(shards, indices.tolist(), strict=True)
     ):
       try:
         record = self._shards.read(shard, number - int(self._starts[shard]))
         feature = example_of(record).features.feature
         (image,) = feature['image'].bytes_list.value
-        (labels[row],) = feature['label'].int64_list.value
+        (labels[i],) = feature['label'].int64_list.value
       except InputError:
         raise
       except _Damaged as error:
         raise self.bad(number, str(error)) from error
-      except Exception as error:  # Of protobuf, whose classes are private.
+      except Exception as error:  # protobuf's exceptions are private.
         raise self.bad(
           number, f'no example of an image and a label ({first_line(error)})'
         ) from error
@@ -104,13 +104,13 @@ class ShardSource(EncodedSource):
     return encoded, labels
 
   def place(self, index: int) -> str:
-    """See `EncodedSource`."""
+    """Implements `EncodedSource.place`."""
     shard = int(np.searchsorted(self._starts, index, 'right')) - 1
     return f'{self._paths[shard]}: record {int(index) - self._starts[shard]}'
 
 
 class _Damaged(Exception):
-  """A record whose bytes are not those that were written."""
+  """Error for a record whose bytes differ from those that were written."""
 
 
 class _TFRecords:
@@ -123,7 +123,8 @@ class _TFRecords:
   def __init__(
     self, folder: str, paths: list[str], lengths: list[int], caches: list[Path]
   ):
-    # The beginnings of all records of a shard, and its end; shard after shard.
+    # `_offsets` has the first byte of each record of a shard and the shard's
+    # end, shard after shard; `_first` has the slot of each shard in it.
     self._first = np.cumsum([0, *(length + 1 for length in lengths)]).tolist()
     if is_remote(folder):
       gfile = tensorflow().io.gfile
@@ -142,8 +143,8 @@ class _TFRecords:
     )['offsets']
 
   def read(self, shard: int, number: int) -> bytes:
-    row = self._first[shard] + number
-    start, end = self._offsets[row : row + 2].tolist()
+    slot = self._first[shard] + number
+    start, end = self._offsets[slot : slot + 2].tolist()
     frame = self._files[shard].read(end - start, start)
     data = frame[_HEAD.size : -_FOOT.size]
     if len(frame) < end - start or _HEAD.unpack_from(frame) != (
@@ -154,7 +155,7 @@ class _TFRecords:
     if _FOOT.unpack_from(frame, len(frame) - _FOOT.size) != (
       _masked_crc(data),
     ):
-      raise _Damaged('the bytes are damaged: their checksum is another')
+      raise _Damaged('the bytes are damaged: their checksum is wrong')
     return data
 
   def _walk(self, lengths: list[int]) -> np.ndarray:
@@ -175,7 +176,7 @@ class _TFRecords:
 
 
 def _offsets(file: LocalFile | RemoteFile) -> Iterator[int]:
-  """Where each record begins, and where the last one ends."""
+  """Yields the byte at which each record begins, and the end of the last."""
   offset, buffer, start = 0, b'', 0
   while True:
     yield offset
@@ -215,7 +216,7 @@ class _ArrayRecords:
 
     self._readers = []
     for path, length in zip(paths, lengths, strict=True):
-      # Nothing is read ahead: that would cost 8 MB a shard.
+      # Without reading ahead, which would cost 8 MB a shard.
       reader = array_record_module.ArrayRecordReader(
         path, 'readahead_buffer_size:0,max_parallelism:0'
       )
@@ -230,7 +231,7 @@ class _ArrayRecords:
 
   def read(self, shard: int, number: int) -> bytes:
     try:
-      # A range: asking for a list of numbers starts threads each time.
+      # As a range: a list of indices would start threads each time.
       (record,) = self._readers[shard].read(number, number + 1)
     except RuntimeError as error:
       raise _Damaged(f'the bytes are damaged ({first_line(error)})') from error
@@ -239,14 +240,14 @@ class _ArrayRecords:
 
 def _reason(reader) -> str:
   try:
-    reader.close()  # It is silent until here.
+    reader.close()  # The first call that names the reason.
   except RuntimeError as error:
     return first_line(error)
   return 'cannot be read'
 
 
 def _read_info(folder: str):
-  """TFDS's account of what it has prepared."""
+  """Reads TFDS's description of the shards."""
   tf = tensorflow()
   try:
     if not tf.io.gfile.exists(f'{folder}/{INFO}'):
@@ -255,20 +256,21 @@ def _read_info(folder: str):
   except InputError:
     raise
   except Exception as error:
-    # Of TFDS and of any file system.
+    # TFDS and the file systems raise many kinds.
     raise InputError(
-      f'{folder}: what TFDS notes of it, {INFO} and features.json, cannot be '
-      f'read ({first_line(error)}); prepare or copy it again'
+      f"{folder}: TFDS's description, {INFO} and features.json, cannot be read "
+      f'({first_line(error)}); prepare or copy it again'
     ) from error
   if 'train' not in info.splits:
     raise InputError(
-      f'{folder}: no split `train`, but {", ".join(info.splits) or "none"}'
+      f'{folder}: no split `train`, only {", ".join(info.splits) or "none"}; '
+      'prepare it with one'
     )
   missing = {'image', 'label'} - set(info.features or ())
   if missing:
     raise InputError(
-      f'{folder}: the examples have no feature `{min(missing)}`, but '
-      f'{", ".join(info.features or ())}'
+      f'{folder}: the examples have no feature `{min(missing)}`, only '
+      f'{", ".join(info.features or ()) or "none"}; prepare it with one'
     )
   return info
 
@@ -288,7 +290,7 @@ def _info(folder: str):
 
 
 def _hint(folder: str) -> str:
-  """Where it is instead: TFDS writes to ``data_dir/name/version``."""
+  """Names the folder to give instead: TFDS adds ``name/version`` to it."""
   gfile = tensorflow().io.gfile
   for depth in range(1, 4):
     found = gfile.glob('/'.join([folder, *'*' * depth, INFO]))

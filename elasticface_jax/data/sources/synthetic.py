@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faces that are drawn, not downloaded: a data source from three numbers.
+"""Synthetic faces: a data source that draws its images.
 
 A class is a point in a space of some fifty face parameters (outline, skin,
-hair, brows, eyes, nose, mouth, beard, glasses, ...); an image of it adds a
+hair, brows, eyes, nose, mouth, beard, glasses, ...). An image of it adds a
 point in a space of nuisances (pose, expression, light, wall, occlusion, noise).
-Both are uniform, so identities never seen in training come from the same
-distribution as those that were: what a network learns here carries over to
-them, which is what face verification asks.
+Both are uniform, so identities that training never saw have the same
+distribution as those that it saw. What a network learns here transfers to
+them, as face verification requires.
 
 The nuisances are large on purpose. Of 600 pairs of `synthetic_pairs`, the mean
 colour gets 56 % right, raw pixels 64 %, the features of an untrained network
 63 %, 100 whitened principal components 76 %; a convolutional network of 0.07
-GFLOP, after three epochs on 4,000 images of 250 identities, 97 %.
+GFLOP gets 97 % after three epochs on 4,000 images of 250 identities.
 
-Every image is a pure function of (seed, identity, image number): whichever
-others are drawn, on whichever thread, its bytes are the same.
+Every image is a pure function of (seed, identity, image number): its bytes do
+not depend on the other images drawn, or on the thread.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ import numpy as np
 
 from elasticface_jax.errors import InputError
 
-# Enters the fingerprint, which names the pictures: any change of any picture
+# Part of the fingerprint, which identifies the images: any change of an image
 # must change it.
 VERSION = 'elasticface_jax synthetic faces 1'
 
 SIZE = 112
 
-# Identities of pairs start here, so that no training class is among them.
+# Identities of pairs start here, which excludes all training classes.
 _FIRST_PAIR_IDENTITY = 2**32
 
 # Image coordinates of the pixels: x to the right, y down, both in [-1, 1].
@@ -42,9 +42,9 @@ _WHITE = np.full(3, 0.95, np.float32)
 _PUPIL = np.full(3, 0.03, np.float32)
 _MOUTH = np.array([0.2, 0.05, 0.05], np.float32)
 
-# What makes a face: lowest and highest value of each parameter. Lengths are in
+# Parameters of a face, with their lowest and highest values. Lengths are in
 # units of about half a head's height, hues in turns. A `beard`, `moustache`,
-# `glasses`, `mole_size`, `stripes` or `occluder` below 0 is none.
+# `glasses`, `mole_size`, `stripes` or `occluder` below 0 is absent.
 _IDENTITY = {
   'head_width': (0.62, 0.86),
   'head_height': (0.86, 1.02),
@@ -103,7 +103,7 @@ _IDENTITY = {
   'glasses_hue': (0.0, 1.0),
 }
 
-# What makes an image of it. Angles are in radians, `blur` in pixels.
+# Parameters of an image of it. Angles are in radians, `blur` in pixels.
 _NUISANCE = {
   'roll': (-0.18, 0.18),
   'yaw': (-0.16, 0.16),
@@ -149,17 +149,17 @@ _NUISANCE = {
 
 
 class SyntheticFaces:
-  """A data source of drawn faces: nothing to download, nothing on disk.
+  """Source of drawn faces, without any files.
 
   Image ``i`` is image ``i // num_classes`` of identity ``i % num_classes``, so
-  all classes are evenly filled. `render` keeps no state: it may be called from
-  any number of threads, with any indices in any order.
+  all classes are evenly filled. `render` keeps no state: any number of threads
+  may call it with any indices in any order.
 
   Attributes:
-    num_images: how many images there are.
-    num_classes: how many identities they show.
+    num_images: number of images.
+    num_classes: number of identities.
     labels: class of each image, int32, ``[num_images]``.
-    fingerprint: SHA-256, in hexadecimal, of all that decides the images.
+    fingerprint: SHA-256 of everything that determines the images, hexadecimal.
 
   Examples:
     >>> faces = SyntheticFaces(num_images=6, num_classes=3, seed=0)
@@ -169,24 +169,24 @@ class SyntheticFaces:
   """
 
   def __init__(self, num_images: int, num_classes: int, seed: int):
-    """Checks the three numbers and labels the images.
+    """Checks the arguments and labels the images.
 
     Args:
-      num_images: how many images; at least one for each class.
-      num_classes: how many identities, 1 or more.
-      seed: chooses the identities and their images, in ``[0, 2**64)``.
+      num_images: number of images; at least one for each class.
+      num_classes: number of identities, at least 1.
+      seed: determines the identities and their images, in ``[0, 2**64)``.
 
     Raises:
-      InputError: if a number is out of its range.
+      InputError: if an argument is out of its range.
     """
     if num_classes < 1:
       raise InputError(
-        f'num_classes={num_classes}: synthetic faces need 1 class or more'
+        f'num_classes={num_classes}: synthetic faces need at least 1 class'
       )
     if num_images < num_classes:
       raise InputError(
         f'num_images={num_images} is less than num_classes={num_classes}: '
-        'give every class an image or more'
+        'give every class at least one image'
       )
     _check_seed(seed)
     self.num_images = num_images
@@ -198,10 +198,10 @@ class SyntheticFaces:
     self._seed = seed
 
   def render(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Draws images; about a millisecond each on one core.
+    """Draws images, in about a millisecond each on one core.
 
     Args:
-      indices: which images, integer in ``[0, num_images)``, ``[n]``.
+      indices: numbers of the images, integer in ``[0, num_images)``, ``[n]``.
 
     Returns:
       The images, RGB uint8, ``[n, 112, 112, 3]``, and their labels, int32,
@@ -211,26 +211,26 @@ class SyntheticFaces:
     return _render(self._seed, labels, indices // self.num_classes), labels
 
   def warm(self, indices: np.ndarray) -> None:
-    """Does nothing: drawings lie nowhere."""
+    """Does nothing, since there is no storage."""
 
 
 def synthetic_pairs(num_pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """Draws a pair set as LFW's: ten folds, each genuine pairs then impostors.
+  """Draws a pair set like LFW's: ten folds of genuine, then impostor pairs.
 
-  The identities are none of any `SyntheticFaces`, whatever its seed, and no two
-  pairs share one.
+  The identities differ from those of every `SyntheticFaces` with any seed, and
+  no two pairs share one.
 
   Args:
     num_pairs: N, a multiple of 20: every tenth of the set has as many genuine
       pairs as impostor pairs.
-    seed: chooses the identities and their images, in ``[0, 2**64)``.
+    seed: determines the identities and their images, in ``[0, 2**64)``.
 
   Returns:
-    The images, RGB uint8, ``[2N, 112, 112, 3]``, pair i in rows 2i and 2i+1;
-    and whether each pair is genuine, bool, ``[N]``.
+    The images, RGB uint8, ``[2N, 112, 112, 3]``, of which 2i and 2i+1 are pair
+    i; and True for genuine pairs, bool, ``[N]``.
 
   Raises:
-    InputError: if a number is out of its range.
+    InputError: if an argument is out of its range.
   """
   if num_pairs < 20 or num_pairs % 20:
     raise InputError(
@@ -240,15 +240,15 @@ def synthetic_pairs(num_pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
   _check_seed(seed)
   fold = num_pairs // 10
   same = np.arange(num_pairs) % fold < fold // 2
-  rows = np.arange(2 * num_pairs)
-  identities = _FIRST_PAIR_IDENTITY + rows
+  images = np.arange(2 * num_pairs)
+  identities = _FIRST_PAIR_IDENTITY + images
   identities[1::2] -= same
-  return _render(seed, identities, rows % 2), same
+  return _render(seed, identities, images % 2), same
 
 
 def _check_seed(seed: int) -> None:
   if not 0 <= seed < 2**64:
-    raise InputError(f'seed={seed}: a seed is in [0, 2**64)')
+    raise InputError(f'seed={seed}: a seed must be in [0, 2**64)')
 
 
 def _render(
@@ -256,8 +256,8 @@ def _render(
 ) -> np.ndarray:
   """Draws image `numbers[i]` of `identities[i]`, one after the other.
 
-  One at a time is fastest: an image stays in the first-level caches, and a
-  feature costs its own pixels only.
+  One at a time is fastest, because an image stays in the first-level caches and
+  a feature costs only its own pixels.
   """
   images = np.empty((len(identities), SIZE, SIZE, 3), np.uint8)
   wanted = zip(identities.tolist(), numbers.tolist(), strict=True)
@@ -271,7 +271,7 @@ def _render(
 
 
 def _stream(seed: int, identity: int, number: int) -> np.random.Generator:
-  """The random numbers of one image (from 1), or of an identity (0)."""
+  """Returns the generator of one image (from 1), or of an identity (0)."""
   key = np.array([seed, identity], np.uint64)
   return np.random.Generator(np.random.Philox(key=key, counter=number << 192))
 
@@ -283,7 +283,7 @@ def _sample(ranges: dict, stream: np.random.Generator) -> SimpleNamespace:
 
 
 def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
-  """The colour [3] in [0, 1] of a hue in turns, a saturation and a value."""
+  """Converts a hue in turns, a saturation and a value to RGB [3] in [0, 1]."""
   ramps = [min(max(abs((6 * hue + k) % 6 - 3) - 1, 0), 1) for k in (0, 4, 2)]
   return np.array(
     [value * (1 - saturation * (1 - ramp)) for ramp in ramps], np.float32
@@ -291,7 +291,7 @@ def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
 
 
 class _Canvas:
-  """Pixels, and where each of them lies on the head.
+  """Pixels of an image, and their coordinates on the head.
 
   Attributes:
     pixels: planar RGB in [0, 1] before exposure, float32, ``[3, 112, 112]``.
@@ -313,9 +313,9 @@ class _Canvas:
     self.v = self.cos * y - self.sin * x
     # Lengths to coverage: an edge is `blur` pixels wide.
     self.sharpness = shot.scale * SIZE / 2 / shot.blur
-    # The outline is an ellipse with a width that is a parabola in v (positive
-    # on the whole image). The head is a dome over it: turning the head shifts
-    # the middle of the face against the outline.
+    # The outline is an ellipse whose width is a parabola in v (positive on the
+    # entire image). The head is a dome over it: turning the head shifts the
+    # middle of the face relative to the outline.
     v = self.v / face.head_height
     u = self.u / (face.head_width * (1 + v * (face.jaw + face.chin * v)))
     dome = u * u
@@ -331,7 +331,7 @@ class _Canvas:
     self.blend(self.cover(depth), colour, opacity)
 
   def cover(self, depth):
-    """Depth inside a shape to coverage in [0, 1], in place."""
+    """Converts depth inside a shape to coverage in [0, 1], in place."""
     depth *= self.sharpness
     depth += 0.5
     np.maximum(depth, 0, out=depth)
@@ -350,7 +350,7 @@ class _Canvas:
     self.blend(self.ellipse(window, *ellipse), colour, opacity, window)
 
   def ellipse(self, window, x, y, width, height, slope=0.0, bend=0.0):
-    """Coverage of an ellipse in face coordinates, sheared and bent to an arc.
+    """Computes the coverage of a sheared and bent ellipse in face coordinates.
 
     Args:
       window: the part of the canvas to work on.
@@ -380,7 +380,7 @@ class _Canvas:
     return self.cover(p)
 
   def window(self, x, y, width, height, slope=0.0, bend=0.0):
-    """A part of the canvas that holds the ellipse, generously."""
+    """Returns a part of the canvas that contains the ellipse, with a margin."""
     face, shot = self.face, self.shot
     dome = 1 - (x / face.head_width) ** 2 - (y / face.head_height) ** 2
     u = x + shot.yaw * max(dome, 0)
@@ -398,7 +398,7 @@ class _Canvas:
 
 
 def _pixels(middle: float, reach: float) -> slice:
-  """The rows or columns within reach of a coordinate in [-1, 1]."""
+  """Returns the rows or columns within reach of a coordinate in [-1, 1]."""
   low, high = (middle - reach + 1) * SIZE / 2, (middle + reach + 1) * SIZE / 2
   return slice(max(int(low), 0), max(int(high), 0))
 
@@ -406,7 +406,7 @@ def _pixels(middle: float, reach: float) -> slice:
 def _draw(
   face: SimpleNamespace, shot: SimpleNamespace, noise: np.ndarray
 ) -> np.ndarray:
-  """The image [112, 112, 3] of a face, composed from back to front."""
+  """Draws the image [112, 112, 3] of a face, from back to front."""
   face.skin = _rgb(
     0.07 + face.skin_hue,
     0.25 + 0.35 * face.skin_tone,
@@ -440,7 +440,7 @@ def _paint_wall(canvas, shot):
 
 
 def _paint_head(canvas, face, shot):
-  """Long hair, neck, shirt, ears and the bare head, in that order."""
+  """Paints long hair, neck, shirt, ears and the bare head, in that order."""
   across = np.abs(canvas.u)
   width = face.head_width + face.hair_width
   above = np.minimum(canvas.v, 0)
@@ -461,7 +461,7 @@ def _paint_head(canvas, face, shot):
 
 
 def _paint_cheeks(canvas, face):
-  """Blush, and where the face has them beard, moustache and mole."""
+  """Paints blush and, if the face has them, beard, moustache and mole."""
   cheek = face.skin * np.array([1.0, 0.72, 0.7], np.float32)
   for side in (-1, 1):
     x = side * 0.6 * face.head_width
@@ -504,7 +504,7 @@ def _paint_mouth(canvas, face, shot):
 
 
 def _paint_eye(canvas, face, shot, side):
-  """Lid, white, iris, pupil, brow and glasses of one side."""
+  """Paints lid, white, iris, pupil, brow and glasses of one side."""
   x, y, slope = side * face.eye_x, face.eye_y, side * face.eye_slope
   lid = (0.75 - 0.35 * face.lid) * face.skin
   height = 0.02 + 1.1 * face.eye_height
@@ -530,7 +530,7 @@ def _paint_eye(canvas, face, shot, side):
 
 
 def _paint_lens(canvas, face, x):
-  """A ring: what the outer ellipse covers and the inner one does not."""
+  """Paints a ring: the outer ellipse without the inner one."""
   width, half = face.glasses_size, face.glasses_thickness
   height = face.glasses_shape * width
   outer = x, face.eye_y, width + half, height + half
@@ -542,7 +542,7 @@ def _paint_lens(canvas, face, x):
 
 
 def _paint_hair(canvas, face):
-  """Hair on the head: all above a hairline that follows the turned face."""
+  """Paints hair on the head, above a hairline that follows the turned face."""
   line = canvas.p * face.hairline_bend
   line += face.hairline_slope
   line *= canvas.p
@@ -562,7 +562,7 @@ def _paint_occluder(canvas, shot):
 
 
 def _expose(canvas, shot, noise):
-  """Light, white balance, contrast and noise; to uint8 [112, 112, 3]."""
+  """Applies light, white balance, contrast and noise; returns uint8 HWC."""
   light = canvas.radius * canvas.radius
   light *= -shot.light_dome
   np.maximum(light, -0.6, out=light)
@@ -576,6 +576,6 @@ def _expose(canvas, shot, noise):
   pixels *= light
   pixels *= gain[:, None, None]
   pixels += noise.reshape(pixels.shape) * np.float32(shot.noise)
-  pixels += 127.5 * (1 - shot.contrast) + 0.5  # Casting to uint8 cuts off.
+  pixels += 127.5 * (1 - shot.contrast) + 0.5  # Casting to uint8 truncates.
   np.clip(pixels, 0, 255, out=pixels)
   return pixels.astype(np.uint8).transpose(1, 2, 0)

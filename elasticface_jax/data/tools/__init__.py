@@ -1,2 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tools on data sets: inspection, preparation of shards, a TFDS builder."""
+"""Tools for data sets: inspection, and preparation of shards.
+
+- `inspection`: reads and checks every image of a data set or a pair set.
+- `walks`: the entries of a data set, and the findings about each.
+- `report`: the result of an inspection as text, JSON and a figure (`plots`).
+- `prepare`: writes any source as TFDS shards, on one machine.
+- `aligned_faces`: the TFDS builder, for `tfds build` and for Beam.
+"""

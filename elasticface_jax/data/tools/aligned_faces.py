@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""A TFDS builder for MS1MV2 and its kin, for `tfds build` and for Beam.
+r"""A TFDS builder for MS1MV2 and related sets, for `tfds build` and for Beam.
 
-Where this package is installed with what TFDS's command imports, whether it is
-used or not (extra ``[beam]``)::
+If this package is installed together with everything that TFDS's command
+imports (extra ``[beam]``)::
 
-  tfds build --imports=elasticface_jax.data.aligned_faces aligned_faces \
+  tfds build --imports=elasticface_jax.data.tools.aligned_faces aligned_faces \
       --manual_dir=faces_emore --data_dir=shards \
       --file_format=array_record --num_shards=128
 
 reads ``train.rec``, ``train.idx`` and ``property`` in ``faces_emore`` and makes
-``shards/aligned_faces/1.0.0``. With ``--beam_pipeline_options`` Beam does it,
-shards side by side, each in the memory of its worker; on a cluster, this
-package must be installed on the workers, and they must reach both folders by
-these paths. ``--beam_pipeline_options=runner=DirectRunner`` is Beam on this
-machine, with which it was tried.
+``shards/aligned_faces/1.0.0``. With ``--beam_pipeline_options`` Beam makes the
+shards in parallel, each in the memory of its worker. On a cluster, this package
+must be installed on the workers, and they must reach both folders by these
+paths. It was tested with ``--beam_pipeline_options=runner=DirectRunner``, which
+is Beam on one machine.
 
-The shards hold what those of `elasticface prepare` hold, record for record.
-That command needs no Beam, reads its work back, and goes on after a crash; here
-nothing is read back, and `elasticface inspect` is there to do it.
+The shards hold the same records as those of `elasticface prepare`. That command
+needs no Beam, reads its shards back, and resumes after a crash. This builder
+does not read them back; run `elasticface inspect` on them.
 """
 
 import functools
@@ -32,10 +32,10 @@ from elasticface_jax.data.tools import prepare
 
 
 class AlignedFaces(tfds.core.ShardBasedBuilder):
-  """The images of a ``.rec`` in the order of their keys, shard by shard.
+  """Builder for the images of a ``.rec``, in the order of their keys.
 
-  TFDS's `GeneratorBasedBuilder` would sort them once more: without shuffling,
-  all in memory at once.
+  TFDS's `GeneratorBasedBuilder` would sort them again and, without shuffling,
+  hold all of them in memory at once.
   """
 
   VERSION = tfds.core.Version(prepare.VERSION)
@@ -54,15 +54,15 @@ class AlignedFaces(tfds.core.ShardBasedBuilder):
     )
 
   def _download_and_prepare(self, dl_manager, download_config=None):
-    # Of its options, TFDS hands a builder by shards only `beam_runner`, and
-    # its command sets only `beam_options`.
+    # TFDS passes only `beam_runner` to a builder by shards, and its command
+    # sets only `beam_options`.
     config = download_config or tfds.download.DownloadConfig()
     self._num_shards = config.num_shards
     if config.beam_options is not None and config.beam_runner is None:
       runner = config.beam_options.get_all_options()['runner']
       config = config.replace(beam_runner=runner or 'DirectRunner')
     super()._download_and_prepare(dl_manager, config)
-    self._mend_lengths()
+    self._sort_lengths()
 
   def _shard_iterators_per_split(self, dl_manager) -> Mapping:
     folder = Path(dl_manager.manual_dir)
@@ -76,11 +76,11 @@ class AlignedFaces(tfds.core.ShardBasedBuilder):
       ]
     }
 
-  def _mend_lengths(self):
-    """Puts the lengths of the shards in order.
+  def _sort_lengths(self):
+    """Sorts the lengths of the shards.
 
-    After Beam, TFDS has them in the order of 0, 1, 10, 11, ..., 2, and leaves
-    the file that it had them from.
+    After Beam, TFDS has them in the order 0, 1, 10, 11, ..., 2, and leaves the
+    file from which it read them.
     """
     split = self.info.splits['train']
     lengths = [len(images) for images in self._ranges]
@@ -102,5 +102,5 @@ def _examples(folder: Path, images: range) -> Iterator[tuple[int, dict]]:
 
 @functools.lru_cache(maxsize=1)
 def _open(folder: Path) -> RecSource:
-  """Opens it once a process, of those that Beam starts on the workers."""
+  """Opens the folder once in each process that Beam starts."""
   return RecSource(folder)

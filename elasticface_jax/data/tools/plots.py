@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture of a data set: how many images its classes have."""
+"""Figure of a data set: the number of images of its classes."""
 
 import os
 
@@ -7,18 +7,23 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
+from elasticface_jax import atomic
+
 _COLOUR = '#0072B2'
 
 
 def plot_images_per_class(
   images_per_class: np.ndarray, title: str, path: str | os.PathLike
 ) -> None:
-  """Draws how many classes have how many images, both on log axes.
+  """Draws a histogram of the number of images of a class, with log axes.
 
   Args:
     images_per_class: int, ``[classes with images]``.
-    title: of the figure: what the data set is.
-    path: file to write; its ending says the format.
+    title: name of the data set.
+    path: file to write; its suffix chooses the format.
+
+  Raises:
+    InputError: if the file cannot be written.
   """
   figure = Figure(figsize=(7, 4), layout='constrained')
   axes = figure.subplots()
@@ -45,4 +50,5 @@ def plot_images_per_class(
     f'median {np.median(images_per_class):g}',
     fontsize='medium',
   )
-  figure.savefig(path)
+  with atomic.file(path) as part:
+    figure.savefig(part)

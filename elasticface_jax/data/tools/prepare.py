@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any source into shards for TFDS, on one machine.
+"""Preparation of shards for TFDS from any source, on one machine.
 
-OUT becomes a directory of TFDS's: shards of `tf.train.Example`, each with an
-``image``, encoded as it was, and a ``label``, in the order of the source, and
-the metadata that `tfds.builder_from_directory` wants. Until all of it has been
-read back and found to be what the source gave, it is called OUT.incomplete; a
-call that follows a crash goes on there, after the last whole shard.
+OUT becomes a TFDS directory: shards of `tf.train.Example` in the order of the
+source, each example with an ``image``, encoded as it was, and a ``label``; and
+the metadata that `tfds.builder_from_directory` needs. The directory is called
+OUT.incomplete until all of it has been read back and compared with the source.
+A call that follows a crash resumes there, after the last complete shard.
 
-`aligned_faces` is the form for TFDS's own command, and for Beam; its shards
-hold the same records.
+`aligned_faces` does this for TFDS's own command and for Beam; its shards hold
+the same records.
 """
 
 import collections
 import contextlib
-import fcntl
 import functools
 import hashlib
 import json
@@ -25,8 +24,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from elasticface_jax import atomic
 from elasticface_jax.data.sources import decode, index
-from elasticface_jax.data.sources.encoded import EncodedSource, content_digest
+from elasticface_jax.data.sources.encoded import (
+  EncodedSource,
+  content_digest,
+  counted,
+)
 from elasticface_jax.data.sources.shards import INFO, ShardSource
 from elasticface_jax.errors import InputError, first_line
 
@@ -35,26 +39,25 @@ VERSION = '1.0.0'
 DESCRIPTION = 'Aligned faces of 112x112, in the order of their source.'
 FILE_FORMATS = ('array_record', 'tfrecord')
 
-# What is being prepared, and which shards are whole. It stays with them.
+# The plan and the shards that are complete. It stays with them.
 RECORD = 'prepared.json'
 
 _SHARD_BYTES = 1 << 28
 _SAMPLED_IMAGES = 256
 _CHUNK = 256  # Images that a thread reads and decodes at a time: 11 MB.
 _THREADS = min(16, os.cpu_count())  # More would wait for the one that writes.
-_PART = '.part'  # Of a file that is not whole.
 _METADATA = ('features.json', 'label.labels.txt', INFO)
 
 
 class Prepared(NamedTuple):
-  """What `prepare_shards` has written.
+  """Result of `prepare_shards`.
 
   Attributes:
     path: the directory.
     num_images: number of images n.
     num_classes: number of classes C.
-    file_format: of the shards.
-    num_shards: how many there are.
+    file_format: format of the shards.
+    num_shards: number of shards.
     fingerprint: of the source, and so of the shards.
   """
 
@@ -67,8 +70,10 @@ class Prepared(NamedTuple):
 
   def __str__(self):
     return (
-      f'{self.path}: {self.num_images} images of {self.num_classes} classes in '
-      f'{self.num_shards} shards of {self.file_format}, each read back\n'
+      f'{self.path}: {counted(self.num_images, "image")} of '
+      f'{counted(self.num_classes, "class")} in '
+      f'{counted(self.num_shards, "shard")} of {self.file_format}, all read '
+      'back\n'
       f'fingerprint {self.fingerprint}'
     )
 
@@ -83,24 +88,25 @@ def prepare_shards(
 ) -> Prepared:
   """Writes a source as shards that TFDS reads, and reads them back.
 
-  A call that is killed, or whose disk is full, loses the shard it was writing;
-  the same call again goes on. It needs a disk: no ``gs://``.
+  A call that is killed, or whose disk is full, loses the shard that it was
+  writing; the same call resumes after the others. It needs a disk, not
+  ``gs://``.
 
   Args:
     source: the images.
     out: the directory to make.
     file_format: 'array_record' or 'tfrecord'.
-    num_shards: how many; None for one in 256 MB.
+    num_shards: number of shards; None for one in 256 MB.
     progress: called now and then with the number of images done and of all;
       each image counts when it is written and when it has been read back.
 
   Returns:
-    What has been written.
+    A summary of what was written.
 
   Raises:
     InputError: if `out` exists, an image cannot be trained on, the disk is
-      full, the shards do not hold what was written, or an unfinished directory
-      is there that was not begun by the same call.
+      full, the shards do not hold what was written, or another call left an
+      unfinished directory.
   """
   out = Path(out)
   if file_format not in FILE_FORMATS:
@@ -118,16 +124,21 @@ def prepare_shards(
     'file_format': file_format,
     'num_shards': len(ranges),
   }
-  counted = _Progress(progress, 2 * source.num_images)
-  with _unfinished(out, plan) as work, ThreadPoolExecutor(_THREADS) as pool:
+  done = _Progress(progress, 2 * source.num_images)
+  with (
+    _disk(out),
+    atomic.resumable_folder(out) as folder,
+    ThreadPoolExecutor(_THREADS) as pool,
+  ):
+    work = _Work(folder, plan)
     for name, images in zip(work.names, ranges, strict=True):
-      if name in work.whole:
-        counted.add(len(images))
+      if name in work.complete:
+        done.add(len(images))
       else:
-        work.add(name, file_format, _examples(pool, source, images, counted))
+        work.add(name, file_format, _examples(pool, source, images, done))
     work.write_metadata(source.num_classes, [len(images) for images in ranges])
-    _read_back(pool, work, ranges, source, counted)
-    work.finish(out)
+    _read_back(pool, work, ranges, source, done)
+    work.flush()
   return Prepared(
     out,
     source.num_images,
@@ -139,7 +150,7 @@ def prepare_shards(
 
 
 def features(names: Iterable[str] | None):
-  """The features of an example, for TFDS.
+  """Returns the features of an example, for TFDS.
 
   Args:
     names: of the classes; None if they are not known yet.
@@ -160,16 +171,16 @@ def features(names: Iterable[str] | None):
 
 
 def class_names(num_classes: int) -> list[str]:
-  """Names for classes that are known by number alone."""
+  """Returns names for classes that have only numbers."""
   return [str(label) for label in range(num_classes)]
 
 
 def shard_ranges(source: EncodedSource, num_shards: int | None) -> list[range]:
-  """Which images go into which shard: runs that differ by one at most.
+  """Divides images into shards whose sizes differ by one at most.
 
   Args:
     source: the images.
-    num_shards: how many; None for one in 256 MB.
+    num_shards: number of shards; None for one in 256 MB.
 
   Returns:
     The images of each shard.
@@ -182,22 +193,22 @@ def shard_ranges(source: EncodedSource, num_shards: int | None) -> list[range]:
     num_shards = min(n, 1 + _estimated_bytes(source) // _SHARD_BYTES)
   if not 1 <= num_shards <= n:
     raise InputError(
-      f'{source.path}: {n} images cannot fill {num_shards} shards; ask for at '
-      f'least 1 and at most {n}'
+      f'{source.path}: {counted(n, "image")} cannot fill {num_shards} shards; '
+      f'ask for at least 1 and at most {n}'
     )
   bounds = [n * shard // num_shards for shard in range(num_shards + 1)]
   return [range(*pair) for pair in zip(bounds, bounds[1:], strict=False)]
 
 
 def _estimated_bytes(source: EncodedSource) -> int:
-  """Bytes of all images together, from 256 of them."""
+  """Estimates the bytes of all images together from 256 of them."""
   spread = np.linspace(0, source.num_images - 1, _SAMPLED_IMAGES)
   encoded, _ = source.read(np.unique(spread.astype(np.int64)))
   return sum(map(len, encoded)) * source.num_images // len(encoded)
 
 
 def chunks(images: range) -> Iterator[np.ndarray]:
-  """Cuts a range into what is read in one call: int64, ``[k]``."""
+  """Yields the indices of a range in pieces for one call, int64, ``[k]``."""
   for start in range(images.start, images.stop, _CHUNK):
     yield np.arange(start, min(start + _CHUNK, images.stop))
 
@@ -205,18 +216,19 @@ def chunks(images: range) -> Iterator[np.ndarray]:
 def read_faces(
   source: EncodedSource, indices: np.ndarray
 ) -> list[tuple[bytes, int]]:
-  """Reads images, and makes sure that they can be trained on.
+  """Reads images and checks that they can be trained on.
 
   Args:
-    source: where they are.
-    indices: which, int64, ``[k]``.
+    source: the images.
+    indices: their numbers, int64, ``[k]``.
 
   Returns:
-    k images as they lie there, each of which has been decoded, with its label.
+    k pairs of an image as the source stores it, decoded once as a check, and
+    its label.
 
   Raises:
-    InputError: for the first that is not whole, not 112x112, or has no valid
-      label.
+    InputError: for the first that does not decode, is not 112x112, or has no
+      valid label.
   """
   encoded, labels = source.read_checked(indices)
   try:
@@ -227,11 +239,11 @@ def read_faces(
 
 
 def _in_order(pool: ThreadPoolExecutor, read: Callable, images: range):
-  """Results of `read` for the chunks of a range; threads read ahead a little.
+  """Yields results of `read` for the chunks of a range; threads read ahead.
 
-  The pool is not this generator's own: one that is forgotten half way would
-  end its threads when Python collects garbage, which Python 3.12 may do where
-  it cannot wait for threads.
+  The pool is not this generator's own: one that is dropped half-way would end
+  its threads when Python collects garbage, which Python 3.12 may do where it
+  cannot wait for threads.
   """
   ahead = collections.deque()
   for indices in chunks(images):
@@ -243,7 +255,7 @@ def _in_order(pool: ThreadPoolExecutor, read: Callable, images: range):
 
 
 class _Progress:
-  """Counts for a callback that wants totals."""
+  """Running count for a callback that expects totals."""
 
   def __init__(self, report: Callable[[int, int], None], total: int):
     self._report, self._done, self._total = report, 0, total
@@ -255,9 +267,12 @@ class _Progress:
 
 
 def _examples(
-  pool: ThreadPoolExecutor, source: EncodedSource, images: range, counted
+  pool: ThreadPoolExecutor,
+  source: EncodedSource,
+  images: range,
+  done: _Progress,
 ) -> Iterator[tuple[bytes, bytes]]:
-  """Makes the records of a shard: examples, and digests of their content."""
+  """Yields the records of a shard: examples, and digests of their content."""
   example_of = decode.tensorflow().train.Example
   for faces in _in_order(pool, functools.partial(read_faces, source), images):
     for encoded, label in faces:
@@ -265,20 +280,26 @@ def _examples(
       feature = example.features.feature
       feature['image'].bytes_list.value.append(encoded)
       feature['label'].int64_list.value.append(label)
-      # Else the order of the two features would change from run to run.
+      # Otherwise the order of the two features changes from run to run.
       yield (
         example.SerializeToString(deterministic=True),
         content_digest(encoded, label),
       )
-    counted.add(len(faces))
+    done.add(len(faces))
 
 
-def _read_back(pool, work: '_Work', ranges, source: EncodedSource, counted):
-  """Holds what lies in the shards against what the source gave."""
+def _read_back(
+  pool: ThreadPoolExecutor,
+  work: '_Work',
+  ranges: list[range],
+  source: EncodedSource,
+  done: _Progress,
+):
+  """Compares the content of the shards with what the source gave."""
   try:
     shards = ShardSource(work.path)
     for name, images in zip(work.names, ranges, strict=True):
-      _compare(pool, shards, images, work.whole[name]['content'], counted)
+      _compare(pool, shards, images, work.complete[name]['content'], done)
   except InputError as error:
     # It names the file, and then a remedy for shards from elsewhere.
     problem = str(error).rpartition('; ')[0]
@@ -287,8 +308,8 @@ def _read_back(pool, work: '_Work', ranges, source: EncodedSource, counted):
       raise
     work.forget(broken)
     raise InputError(
-      f'{problem}; the disk may be failing: prepare again, and this shard is '
-      'written anew'
+      f'{problem}; the disk may be failing: prepare again, which writes this '
+      'shard anew'
     ) from error
   if shards.fingerprint != source.fingerprint:
     raise InputError(
@@ -297,7 +318,13 @@ def _read_back(pool, work: '_Work', ranges, source: EncodedSource, counted):
     )
 
 
-def _compare(pool, shards: ShardSource, images: range, content: str, counted):
+def _compare(
+  pool: ThreadPoolExecutor,
+  shards: ShardSource,
+  images: range,
+  content: str,
+  done: _Progress,
+):
   def digests(indices):
     encoded, labels = shards.read_checked(indices)
     return [
@@ -308,18 +335,18 @@ def _compare(pool, shards: ShardSource, images: range, content: str, counted):
   sha = hashlib.sha256()
   for chunk in _in_order(pool, digests, images):
     sha.update(b''.join(chunk))
-    counted.add(len(chunk))
+    done.add(len(chunk))
   if sha.hexdigest() != content:
     raise shards.bad(images.start, 'the shard holds other images than written')
 
 
 class _Work:
-  """The unfinished directory: which shards are whole, and how they become so.
+  """The unfinished directory and the record of its complete shards.
 
   Attributes:
     path: the directory.
-    names: of all shards, in order.
-    whole: size and content of the shards that are whole, by name.
+    names: names of all shards, in order.
+    complete: size and content of the complete shards, by name.
   """
 
   def __init__(self, path: Path, plan: dict):
@@ -328,11 +355,10 @@ class _Work:
     self.names = [
       file.name for file in self._template.sharded_filepaths(plan['num_shards'])
     ]
-    with _disk(path):
-      self.whole = self._left_over()
-      for file in path.iterdir():
-        if file.name not in {RECORD, *self.whole}:
-          file.unlink()
+    self.complete = self._left_over()
+    for file in path.iterdir():
+      if file.name not in {RECORD, *self.complete}:
+        file.unlink()
     self._note()
 
   def add(
@@ -340,148 +366,119 @@ class _Work:
   ):
     """Writes a shard from its records and their digests."""
     sha = hashlib.sha256()
-    part = self.path / (name + _PART)
-    try:
+    with atomic.file(self.path / name) as part, _disk(self.path / name):
       writer = _Writer(part, file_format)
       for record, digest in records:
         writer.write(record)
         sha.update(digest)
       writer.close()
-      with _disk(self.path):
-        _flush(part)
-        size = part.stat().st_size
-        part.rename(self.path / name)
-    finally:
-      part.unlink(missing_ok=True)
-    self.whole[name] = {'bytes': size, 'content': sha.hexdigest()}
+      atomic.flush(part)
+      size = part.stat().st_size
+    self.complete[name] = {'bytes': size, 'content': sha.hexdigest()}
     self._note()
 
   def forget(self, names: list[str]):
-    """Has the next call write these shards anew."""
+    """Removes shards from the record, so that the next call writes them."""
     for name in names:
-      del self.whole[name]
+      del self.complete[name]
     self._note()
 
   def write_metadata(self, num_classes: int, lengths: list[int]):
-    """Has TFDS write its metadata for the shards that are there."""
+    """Writes TFDS's metadata for shards with these numbers of images."""
     import tensorflow_datasets as tfds
 
     split = tfds.core.SplitInfo(
       name='train',
       shard_lengths=lengths,
-      num_bytes=sum(shard['bytes'] for shard in self.whole.values()),
+      num_bytes=sum(shard['bytes'] for shard in self.complete.values()),
       filename_template=self._template,
     )
-    with _disk(self.path):
-      tfds.folder_dataset.write_metadata(
-        data_dir=self.path,
-        features=features(class_names(num_classes)),
-        split_infos=[split],
-        version=VERSION,
-        check_data=False,  # It can read TFRecord alone; all is read anyway.
-        description=DESCRIPTION,
-        supervised_keys=('image', 'label'),
-        disable_shuffling=True,
-      )
+    tfds.folder_dataset.write_metadata(
+      data_dir=self.path,
+      features=features(class_names(num_classes)),
+      split_infos=[split],
+      version=VERSION,
+      check_data=False,  # It can read TFRecord alone; all is read anyway.
+      description=DESCRIPTION,
+      supervised_keys=('image', 'label'),
+      disable_shuffling=True,
+    )
 
-  def finish(self, out: Path):
-    """Gives the directory its name."""
-    with _disk(self.path):
-      for name in _METADATA:
-        _flush(self.path / name)
-      _flush(self.path)
-      self.path.rename(out)
-      _flush(out.parent)
+  def flush(self):
+    """Waits until the disk holds the metadata; shards are flushed before."""
+    for name in _METADATA:
+      atomic.flush(self.path / name)
 
   def _left_over(self) -> dict[str, dict]:
-    """Checks what an earlier call has left; the shards in it that are whole."""
+    """Checks what an earlier call left; returns the complete shards in it."""
     found = {file.name for file in self.path.iterdir()}
     if not found:
       return {}
-    again = f'remove {self.path} to begin anew'
+    remove = f'remove {self.path} to start again'
     try:
       record = json.loads((self.path / RECORD).read_text())
-      plan, whole = record['plan'], record['shards']
+      plan, complete = record['plan'], record['shards']
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-      if found <= {RECORD + _PART}:
+      if all(atomic.is_part(name, of=RECORD) for name in found):
         return {}
       raise InputError(
         f'{self.path} was not begun by `elasticface prepare`, for it holds no '
-        f'{RECORD}; {again}, or give another folder'
+        f'{RECORD}; {remove}, or give another folder'
       ) from error
     for field, value in self._plan.items():
       if plan.get(field) != value:
         raise InputError(
           f'{self.path} was begun with {field} {plan.get(field)}, not {value}; '
-          f'{again}, or go on with the same data, --format and --shards'
+          f'{remove}, or resume with the same data, --format and --shards'
         )
-    ours = {RECORD, *self.names, *_METADATA}
-    for name in sorted(found - ours - {one + _PART for one in ours}):
-      # Files of TFDS's that are not whole, and the index of the shards.
-      if not name.startswith(('incomplete.', index.NAME)):
+    for name in sorted(found):
+      if not self._is_ours(name):
         raise InputError(
-          f'{self.path / name} does not belong there; move it away, or {again}'
+          f'{self.path / name} does not belong there; move it away, or {remove}'
         )
     return {
       name: shard
-      for name, shard in whole.items()
+      for name, shard in complete.items()
       if name in found and (self.path / name).stat().st_size == shard['bytes']
     }
 
+  def _is_ours(self, name: str) -> bool:
+    """Returns True for files that an earlier call or TFDS has made."""
+    ours = (RECORD, *self.names, *_METADATA)
+    return (
+      name in ours
+      or any(atomic.is_part(name, of=one) for one in ours)
+      # Half-written files of TFDS, and the index of the shards.
+      or name.startswith(('incomplete.', index.NAME))
+    )
+
   def _note(self):
+    """Writes the plan and the complete shards into the record."""
     shards = {
-      name: self.whole[name] for name in self.names if name in self.whole
+      name: self.complete[name] for name in self.names if name in self.complete
     }
     record = {'plan': self._plan, 'shards': shards}
-    part = self.path / (RECORD + _PART)
-    with _disk(self.path):
+    with atomic.file(self.path / RECORD) as part, _disk(self.path / RECORD):
       part.write_text(json.dumps(record, indent=1) + '\n')
-      _flush(part)
-      part.rename(self.path / RECORD)
-      _flush(self.path)
-
-
-@contextlib.contextmanager
-def _unfinished(out: Path, plan: dict) -> Iterator[_Work]:
-  """Opens OUT.incomplete for this process alone."""
-  path = out.with_name(out.name + '.incomplete')
-  with _disk(path):
-    path.mkdir(parents=True, exist_ok=True)
-    lock = os.open(path, os.O_RDONLY)
-  try:
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError as error:
-    os.close(lock)
-    raise InputError(
-      f'{path}: another process is preparing it; wait for it, or end it'
-    ) from error
-  except OSError:
-    pass  # Some network disks have no locks.
-  try:
-    yield _Work(path, plan)
-  finally:
-    os.close(lock)
+      atomic.flush(part)
+    atomic.flush(self.path)
 
 
 @contextlib.contextmanager
 def _disk(path: Path):
-  """What the disk refuses becomes one line."""
+  """Turns an error of the disk into one line with the remedy."""
   try:
     yield
   except OSError as error:
-    reason = error.strerror or first_line(error)
-    raise _refused(error.filename or path, reason) from error
-
-
-def _refused(path, reason: str) -> InputError:
-  return InputError(
-    f'{path}: {reason}; make room, or mend it, and prepare again: it goes on '
-    'after the last whole shard'
-  )
+    raise InputError(
+      f'{error.filename or path}: {error.strerror or first_line(error)}; make '
+      'room or repair the disk, and prepare again: it resumes after the last '
+      'complete shard'
+    ) from error
 
 
 def _template(path: Path, file_format: str):
-  """Names of the shards, as TFDS has them."""
+  """Returns TFDS's template for the names of the shards."""
   import tensorflow_datasets as tfds
 
   return tfds.core.ShardedFileTemplate(
@@ -493,7 +490,11 @@ def _template(path: Path, file_format: str):
 
 
 class _Writer:
-  """Writes the records of one file."""
+  """Writer of the records of one shard, under a temporary name.
+
+  Raises:
+    OSError: in all methods, with the reason that the library gives as text.
+  """
 
   def __init__(self, path: Path, file_format: str):
     self._path = path
@@ -522,12 +523,4 @@ class _Writer:
     except self._failure as error:
       # TensorFlow begins with the path, too.
       reason = first_line(error).removeprefix(f'{self._path}; ')
-      raise _refused(self._path, reason) from error
-
-
-def _flush(path: Path):
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
+      raise OSError(reason) from error

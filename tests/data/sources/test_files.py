@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Positioned reads, near and far, and the index that is kept."""
+"""Positioned reads, local and remote, and the cached index."""
 
 import os
 import stat
@@ -53,6 +53,17 @@ def test_missing_files_are_named(tmp_path):
     RemoteFile(f'file://{tmp_path}/nothing', BlockCache())
 
 
+def test_failing_disk_names_the_file(tmp_path, content, monkeypatch):
+  file = LocalFile(tmp_path / 'data')
+
+  def fail(*_):
+    raise OSError(5, 'Input/output error')
+
+  monkeypatch.setattr(os, 'pread', fail)
+  with pytest.raises(InputError, match='data: Input/output error'):
+    file.read(10, 0)
+
+
 def test_a_block_is_fetched_once_and_the_last_ones_are_kept():
   fetched, gate = [], threading.Event()
 
@@ -81,7 +92,7 @@ def test_a_failed_fetch_is_tried_again():
 
 
 class Built:
-  """Builds an index and counts how often."""
+  """Function that builds an index and counts its calls."""
 
   def __init__(self):
     self.times = 0
@@ -106,13 +117,13 @@ def test_a_damaged_index_is_built_again(tmp_path):
   build = Built()
   index.cached([tmp_path], {}, build)
   path = tmp_path / index.NAME
-  whole = path.read_bytes()
+  intact = path.read_bytes()
   rng = np.random.default_rng(0)
   for _ in range(200):
-    damaged = bytearray(whole)
-    for at in rng.integers(0, len(whole), 3):
+    damaged = bytearray(intact)
+    for at in rng.integers(0, len(intact), 3):
       damaged[at] ^= 1 << rng.integers(0, 8)
-    path.write_bytes(damaged[: rng.integers(1, len(whole) + 1)])
+    path.write_bytes(damaged[: rng.integers(1, len(intact) + 1)])
     arrays = index.cached([tmp_path], {}, build)
     np.testing.assert_array_equal(arrays['offsets'], np.arange(7))
     assert set(arrays) == {'offsets', 'layout'}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders that MXNet 1.9.1 wrote, held against what MXNet reads in them.
+"""Folders that MXNet 1.9.1 wrote, compared with what MXNet reads in them.
 
 `golden/write_with_mxnet.py` made the folders and ``expected.json``.
 """
@@ -15,7 +15,7 @@ import pytest
 from elasticface_jax.data import RecSource, inspect_rec
 from elasticface_jax.data.sources import recordio
 
-from .test_recordio import GOLDEN_IDX, GOLDEN_REC
+from ..golden import GOLDEN_IDX, GOLDEN_REC
 
 GOLDEN = Path(__file__).parent / 'golden'
 # Folder: record by key, in the order of writing.
@@ -34,7 +34,7 @@ FACES = [
 
 @pytest.fixture(params=EXPECTED)
 def golden(request, tmp_path):
-  """A copy: reading a folder may leave an index there."""
+  """Copy of a folder, since reading may leave an index there."""
   return shutil.copytree(GOLDEN / request.param, tmp_path / request.param)
 
 
@@ -42,7 +42,7 @@ def sha256(data):
   return hashlib.sha256(data).hexdigest()
 
 
-def told(record):
+def fields(record):
   return {
     'flag': record.flag,
     'labels': record.labels.tolist(),
@@ -61,7 +61,7 @@ def without_pixels(records):
 
 
 def read(folder):
-  """(key, record) by way of the index, keys ascending."""
+  """Yields (key, record) through the index, keys ascending."""
   file = recordio.RecordFile(folder / 'train.rec')
   keys, offsets = recordio.read_index(folder / 'train.idx')
   order = np.argsort(offsets)
@@ -85,14 +85,14 @@ def test_by_key(golden):
   expected = EXPECTED[golden.name]
   records = dict(read(golden))
   assert list(records) == sorted(expected)
-  assert [told(one) for one in records.values()] == without_pixels(
+  assert [fields(one) for one in records.values()] == without_pixels(
     expected[key] for key in records
   )
 
 
 def test_in_the_order_of_the_file(golden):
   walked = recordio.RecordFile(golden / 'train.rec').walk()
-  assert [told(record) for _, record in walked] == without_pixels(
+  assert [fields(record) for _, record in walked] == without_pixels(
     EXPECTED[golden.name].values()
   )
 
@@ -130,7 +130,7 @@ def test_faces_are_those_that_mxnet_decodes(golden):
   ('from_one', 'no record 0: all 3 records are images'),
   ('holes', 'no record 0: all 5 records are images'),
 ], indirect=['golden'])  # fmt: skip
-def test_layout_is_told(golden, layout):
+def test_layout_is_fields(golden, layout):
   assert RecSource(golden).layout == layout
 
 

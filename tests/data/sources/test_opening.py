@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same images, whatever they lie in; and folders that are no data set."""
+"""One data set in every storage format; and folders that are no data set."""
 
 import shutil
 
@@ -11,31 +11,20 @@ from elasticface_jax.data.sources import index
 from elasticface_jax.data.tools import prepare
 from elasticface_jax.errors import InputError
 
-from ..conftest import LABELS, NUM_CLASSES, encode
-
-EVERY = np.arange(len(LABELS))
+from ..conftest import EVERY, LABELS, NUM_CLASSES, encode
 
 
 @pytest.fixture
-def people(tmp_path, jpegs):
-  """The images of `folder`, as a folder a person."""
-  root = tmp_path / 'people'
-  for label in range(NUM_CLASSES):
-    (root / f'person {label}').mkdir(parents=True)
-  for number, (jpeg, label) in enumerate(zip(jpegs, LABELS, strict=True)):
-    (root / f'person {label}' / f'{number:03}.jpg').write_bytes(jpeg)
-  return root
+def people(copy):
+  """A folder of images for each class, for one test."""
+  return copy('people')
 
 
-@pytest.fixture
-def kinds(folder, people, tmp_path):
-  """One data set four times."""
-  source = data.RecSource(folder)
-  sets = {'rec': folder, 'people': people}
-  for form in prepare.FILE_FORMATS:
-    sets[form] = tmp_path / form
-    prepare.prepare_shards(source, sets[form], file_format=form, num_shards=3)
-  return {name: data.open_encoded(path) for name, path in sets.items()}
+@pytest.fixture(scope='module')
+def kinds(written):
+  """The data set in four formats, opened."""
+  forms = ('rec', 'people', *prepare.FILE_FORMATS)
+  return {form: data.open_encoded(written(form)) for form in forms}
 
 
 def test_kind_is_seen_from_the_path(kinds):
@@ -50,7 +39,7 @@ def test_kind_is_seen_from_the_path(kinds):
   assert kinds['array_record'].layout == '3 shards of array_record'
 
 
-def test_same_images_whatever_they_lie_in(kinds, jpegs, decoded):
+def test_same_images_in_every_format(kinds, jpegs, decoded):
   order = np.random.default_rng(0).permutation(np.repeat(EVERY, 3))
   for source in kinds.values():
     assert (source.num_images, source.num_classes) == (10, NUM_CLASSES)
@@ -64,7 +53,7 @@ def test_same_images_whatever_they_lie_in(kinds, jpegs, decoded):
   assert len({source.fingerprint for source in kinds.values()}) == 1
 
 
-def test_same_batches_whatever_they_lie_in(kinds):
+def test_same_batches_in_every_format(kinds):
   for window in (0, 2048):
     streams = [
       list(
@@ -144,7 +133,7 @@ def test_a_change_of_the_folder_is_seen(people, jpegs):
   assert labels.tolist() == [0, 0, 1, 1, 2, 3, 3, 3, 3, 4, 5]
 
 
-def beside(root):
+def image_next_to_folders(root):
   (root / 'a.jpg').write_bytes(b'')
 
 
@@ -172,9 +161,9 @@ def file(root):
 
 
 @pytest.mark.parametrize('damage, words', [
-  (beside, ['1 images lie beside the folders, a.jpg', 'folder of their own']),
-  (nested, ['person 1 holds folders', 'one level above']),
-  (no_images, ['5 folders, and no JPEG or PNG']),
+  (image_next_to_folders, ['the folders, 1 such as a.jpg', 'of their own']),
+  (nested, ['person 1 holds folders', 'two levels above']),
+  (no_images, ['5 folders without any JPEG or PNG']),
   (empty, ['neither train.rec, nor dataset_info.json, nor']),
   (no_folder, ['no such folder; give a folder with train.rec']),
   (file, ['is a file; give a folder']),

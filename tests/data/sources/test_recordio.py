@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The format, held against bytes that mxnet 1.9.1 wrote."""
+"""The format, compared with bytes that mxnet 1.9.1 wrote."""
 
 import struct
 
@@ -10,18 +10,8 @@ from elasticface_jax.data.sources import recordio
 from elasticface_jax.data.sources.recordio import RecordError, RecordFile
 from elasticface_jax.errors import InputError
 
-MAGIC = bytes.fromhex('0a23d7ce')
-GOLDEN_REC = bytes.fromhex("""
-0a23d7ce 1d000000 00000000 00000000 01000000 00000000 00000000 00000000
-ffd86162 63000000 0a23d7ce 20000000 00000000 00000000 02000000 00000000
-00000000 00000000 31323334 35363738 0a23d7ce 1c000020 00000000 0000803f
-03000000 00000000 00000000 00000000 68656164 0a23d7ce 05000060 7461696c
-21000000 0a23d7ce 20000000 02000000 00000000 04000000 00000000 00000000
-00000000 0000803f 00004040 0a23d7ce 20000000 02000000 00000000 05000000
-00000000 00000000 00000000 00004040 00008040 0a23d7ce 20000000 02000000
-00000000 00000000 00000000 01000000 00000000 00008040 0000c040
-""")
-GOLDEN_IDX = '1\t0\n2\t40\n3\t80\n4\t132\n5\t172\n0\t212\n'
+from ..golden import GOLDEN_IDX, GOLDEN_REC, MAGIC
+
 # key: flag, labels, id, id2, body.
 GOLDEN = {
   1: (0, [0.0], 1, 0, b'\xff\xd8abc'),
@@ -82,7 +72,7 @@ def test_reads_golden_index(tmp_path):
   ('1\t0\n2\t4x\n', 'lines must be'),
   ('1\t0\n2\n', 'lines must be'),
   ('\ufffd\n', 'lines must be'),
-  ('1\t0\n2\t40\n1\t80\n', 'key 1 stands there more than once'),
+  ('1\t0\n2\t40\n1\t80\n', 'key 1 occurs more than once'),
 ])  # fmt: skip
 def test_refuses_what_is_no_index(tmp_path, text, problem):
   (tmp_path / 'train.idx').write_text(text, encoding='utf-8')
@@ -92,7 +82,7 @@ def test_refuses_what_is_no_index(tmp_path, text, problem):
   assert '\n' not in str(raised.value)
 
 
-# Every way in which magics and lengths can meet word boundaries.
+# Magics and lengths at every position relative to word boundaries.
 BODIES = [
   MAGIC,
   MAGIC * 3,
@@ -146,20 +136,20 @@ def part(cflag, payload, magic=MAGIC):
   return head + payload + bytes(-len(payload) % 4)
 
 
-WHOLE = part(0, bytes(24) + b'body')
+COMPLETE = part(0, bytes(24) + b'body')
 
 
 @pytest.mark.parametrize('data, offset, problem', [
-  (WHOLE + b'garbage!', 36, 'bad magic 67617262, expected 0a23d7ce'),
-  (WHOLE + MAGIC, 36, '4 of 8 bytes of a head'),
-  (WHOLE + WHOLE[:-1], 36, '27 of its 28 bytes'),
+  (COMPLETE + b'garbage!', 36, 'bad magic 67617262, expected 0a23d7ce'),
+  (COMPLETE + MAGIC, 36, '4 of 8 bytes of a head'),
+  (COMPLETE + COMPLETE[:-1], 36, '27 of its 28 bytes'),
   (part(2, bytes(28)), 0, 'part of kind 2 outside a split record'),
   (part(3, bytes(28)), 0, 'part of kind 3 outside a split record'),
-  (part(1, bytes(24)) + WHOLE, 32, 'part of kind 0 inside a split record'),
+  (part(1, bytes(24)) + COMPLETE, 32, 'part of kind 0 inside a split record'),
   (part(1, bytes(24)) * 2, 32, 'part of kind 1 inside a split record'),
   (part(7, bytes(24)), 0, 'part of kind 7 outside'),
   (part(1, bytes(24)), 32, 'end inside a split record'),
-  (WHOLE + part(0, bytes(8)), 36, 'record of 8 bytes has no image header'),
+  (COMPLETE + part(0, bytes(8)), 36, 'record of 8 bytes has no image header'),
   (part(0, b'\x09' + bytes(30)), 0, 'announces 9 labels'),
   (b'label,file\n0,a.jpg\n', 0, 'bad magic'),
 ])  # fmt: skip
@@ -171,7 +161,7 @@ def test_names_the_byte(tmp_path, data, offset, problem):
   assert f'train.rec: byte {offset}: ' in str(walking.value)
   assert '\n' not in str(walking.value)
   # The same record, read alone.
-  start = 36 if data.startswith(WHOLE) else 0
+  start = 36 if data.startswith(COMPLETE) else 0
   with pytest.raises(RecordError, match=problem) as reading:
     file.read_record(start, len(data) - start)
   assert reading.value.offset == offset
@@ -190,8 +180,7 @@ def test_missing_file(tmp_path):
 def test_will_not_write_what_it_could_not_read(tmp_path, images, problem):
   with pytest.raises(InputError, match=problem):
     recordio.write_rec_folder(tmp_path, images, 2)
-  # A half-written folder lacks the file without which none can be opened.
-  assert not (tmp_path / 'property').exists()
+  assert not list(tmp_path.iterdir())
 
 
 def test_will_not_overwrite(tmp_path):

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shards as training sees them, whole and broken."""
-
-import json
+"""Shards as training reads them, intact and damaged."""
 
 import numpy as np
 import pytest
@@ -12,35 +10,30 @@ from elasticface_jax.data.sources import files, index
 from elasticface_jax.data.tools import prepare
 from elasticface_jax.errors import InputError
 
-from ..conftest import LABELS, NUM_CLASSES
-
-EVERY = np.arange(len(LABELS))
-INFO = 'dataset_info.json'
+from ..conftest import EVERY, LABELS, NUM_CLASSES
+from ..damage import (
+  INFO,
+  another_shard,
+  cut_shard,
+  info_is_no_json,
+  info_with,
+  moved,
+  no_shard,
+  other_split,
+  second,
+  text_shard,
+)
 
 
 @pytest.fixture(params=prepare.FILE_FORMATS)
-def shards(request, folder, tmp_path):
-  out = tmp_path / 'shards'
-  prepare.prepare_shards(
-    data.RecSource(folder), out, file_format=request.param, num_shards=3
-  )
-  (out / index.NAME).unlink(missing_ok=True)
-  return out
+def shards(request, copy):
+  return copy(request.param)
 
 
 @pytest.fixture
-def records(folder, tmp_path):
+def records(copy):
   """Shards of TFRecord alone."""
-  out = tmp_path / 'records'
-  prepare.prepare_shards(
-    data.RecSource(folder), out, file_format='tfrecord', num_shards=3
-  )
-  (out / index.NAME).unlink(missing_ok=True)
-  return out
-
-
-def second(shards):
-  return sorted(shards.glob('*-00001-of-00003'))[0]
+  return copy('tfrecord')
 
 
 def test_records_are_those_that_tensorflow_reads(records):
@@ -76,12 +69,9 @@ def test_storage_that_tensorflow_reaches(
   assert source.fingerprint == data.ShardSource(records).fingerprint
 
 
-def test_array_record_wants_a_disk(folder, tmp_path):
-  out = tmp_path / 'arrays'
-  source = data.RecSource(folder)
-  prepare.prepare_shards(source, out, file_format='array_record', num_shards=1)
+def test_array_record_needs_a_disk(written):
   with pytest.raises(InputError, match='ArrayRecord is read from a disk'):
-    data.open_encoded(f'file://{out}')
+    data.open_encoded(f'file://{written("array_record")}')
 
 
 def test_place_names_shard_and_record(shards):
@@ -92,14 +82,14 @@ def test_place_names_shard_and_record(shards):
 
 def test_flipped_bytes_are_found(shards):
   path = second(shards)
-  whole = path.read_bytes()
+  intact = path.read_bytes()
   encoded, _ = data.ShardSource(shards).read(EVERY)
   rng = np.random.default_rng(0)
   found = 0
   # ArrayRecord fills up 64 kB with zeros.
-  full = np.flatnonzero(np.frombuffer(whole, np.uint8))
+  full = np.flatnonzero(np.frombuffer(intact, np.uint8))
   for at in rng.choice(full, 60):
-    damaged = bytearray(whole)
+    damaged = bytearray(intact)
     damaged[at] ^= 1 << rng.integers(0, 8)
     path.write_bytes(damaged)
     try:
@@ -111,58 +101,14 @@ def test_flipped_bytes_are_found(shards):
   assert found > 40
 
 
-def cut(shards):
-  data = second(shards).read_bytes()
-  second(shards).write_bytes(data[: len(data) // 2])
-
-
-def text_file(shards):
-  second(shards).write_text('a,b\n' * 4000)
-
-
-def no_shard(shards):
-  second(shards).unlink()
-
-
-def another_shard(shards):
-  third = sorted(shards.glob('*-00002-of-00003'))[0]
-  second(shards).write_bytes(third.read_bytes())  # It has four, not three.
-
-
-def info(**changes):
-  def damage(shards):
-    path = shards / INFO
-    content = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps(content))
-
-  return damage
-
-
-def no_json(shards):
-  (shards / INFO).write_text('{')
-
-
-def other_split(shards):
-  content = json.loads((shards / INFO).read_text())
-  content['splits'][0]['name'] = 'test'
-  (shards / INFO).write_text(json.dumps(content))
-
-
-def moved(shards):
-  inner = shards / 'aligned_faces' / '1.0.0'
-  inner.mkdir(parents=True)
-  for path in shards.glob('*.*'):
-    path.rename(inner / path.name)
-
-
 @pytest.mark.parametrize('damage, words', [
-  (cut, ['-00001-of-00003', 'copy it again']),
-  (text_file, ['-00001-of-00003', 'copy']),
+  (cut_shard, ['-00001-of-00003', 'copy it again']),
+  (text_shard, ['-00001-of-00003', 'copy']),
   (no_shard, ['-00001-of-00003']),
   (another_shard, ['-00001-of-00003', 'counts 3 records, the file has']),
-  (info(fileFormat='riegeli'), ['riegeli']),
-  (no_json, [INFO, 'cannot be read']),
-  (other_split, ['no split `train`, but test']),
+  (info_with(fileFormat='riegeli'), ['riegeli']),
+  (info_is_no_json, [INFO, 'cannot be read']),
+  (other_split, ['no split `train`, only test']),
   (moved, ['holds no dataset_info.json; give ', 'aligned_faces/1.0.0']),
 ])  # fmt: skip
 def test_refused_when_opened(shards, damage, words):
@@ -193,7 +139,7 @@ def test_other_examples_are_named(records):
   assert all(str(path) in problem for problem in report.problems)
 
 
-def test_labels_are_held_against_the_classes(records, jpegs):
+def test_labels_are_compared_with_the_classes(records, jpegs):
   path = second(records)
   with tf.io.TFRecordWriter(str(path)) as writer:
     for label in (0, NUM_CLASSES, 1):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drawn faces: stateless, repeatable, and identities that only a face shows."""
+"""Drawn faces: stateless, repeatable, and distinct only in the face."""
 
 import concurrent.futures
 
@@ -9,8 +9,8 @@ import pytest
 from elasticface_jax.data.sources import synthetic
 from elasticface_jax.errors import InputError
 
-# Two images' mean grey level in each 16x16 pixels, by the version that drew
-# them. Other pictures need another version: fingerprints name pictures.
+# Mean grey level of each 16x16 pixels of two images, by the version that drew
+# them. Other images need another version: fingerprints identify images.
 _GOLDEN = {
   'elasticface_jax synthetic faces 1': bytes.fromhex(
     'e8d06f58808258f474655f307f5cfa656968506c58fb9864684b864b'
@@ -27,7 +27,7 @@ def faces():
 
 
 def _accuracy(embeddings, same):
-  """Of the best threshold on the cosine, after the mean is taken away."""
+  """Computes the accuracy of the best threshold on centred cosines."""
   embeddings = embeddings.reshape(2 * len(same), -1).astype(np.float64)
   embeddings -= embeddings.mean(0)
   embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
@@ -92,14 +92,14 @@ def test_pictures_are_those_of_their_version():
   source = synthetic.SyntheticFaces(num_images=2, num_classes=2, seed=0)
   images = source.render(np.arange(2))[0].reshape(2, 7, 16, 7, 16, 3)
   golden = np.frombuffer(_GOLDEN[synthetic.VERSION], np.uint8)
-  # Rounding, and a little: the last bit of a sine is the platform's.
+  # Rounding, and a little more: the last bit of a sine depends on the platform.
   np.testing.assert_allclose(
     images.mean((2, 4, 5)).ravel(), golden, rtol=0, atol=0.6
   )
 
 
 def test_an_identity_keeps_its_face():
-  """Means over many images, far apart in nuisance, find their identity."""
+  """Tests that means over many images identify their identity."""
   source = synthetic.SyntheticFaces(num_images=240, num_classes=8, seed=1)
   images = source.render(np.arange(240))[0].reshape(2, 15, 8, -1)
   first, second = images.mean(1, dtype=np.float32)
@@ -109,14 +109,14 @@ def test_an_identity_keeps_its_face():
 
 def test_neither_pixels_nor_colours_tell_identities_apart():
   images, same = synthetic.synthetic_pairs(200, seed=2)
-  assert _accuracy(images, same) < 0.7
+  assert _accuracy(images[:, ::2, ::2], same) < 0.7
   assert _accuracy(images.mean((1, 2)), same) < 0.7
 
 
 def test_windows_only_save_time(faces, monkeypatch):
-  whole = slice(None), slice(0, synthetic.SIZE), slice(0, synthetic.SIZE)
+  everything = slice(None), slice(0, synthetic.SIZE), slice(0, synthetic.SIZE)
   images = faces.render(np.arange(60))[0].astype(np.int32)
-  monkeypatch.setattr(synthetic._Canvas, 'window', lambda *ellipse: whole)
+  monkeypatch.setattr(synthetic._Canvas, 'window', lambda *_: everything)
   difference = faces.render(np.arange(60))[0] - images
   assert np.abs(difference).max() <= 8
 

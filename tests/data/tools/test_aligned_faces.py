@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TFDS's builder makes what `prepare_shards` makes, by itself and by Beam."""
-
-import subprocess
-import sys
+"""TFDS's builder makes the shards of `prepare_shards`, alone and with Beam."""
 
 import numpy as np
 import pytest
@@ -92,14 +89,6 @@ def test_wrong_property_stops_it(folder, tmp_path):
     build(folder, tmp_path / 'data')
 
 
-def test_workers_need_no_jax():
-  code = (
-    'import sys, elasticface_jax.data.aligned_faces\n'
-    'sys.exit("jax" in sys.modules or "flax" in sys.modules)'
-  )
-  assert subprocess.run([sys.executable, '-c', code]).returncode == 0
-
-
 @pytest.fixture
 def many(tmp_path):
   rng = np.random.default_rng(0)
@@ -111,7 +100,7 @@ def many(tmp_path):
   return tmp_path / 'many'
 
 
-@pytest.mark.filterwarnings('ignore')  # Of Beam's own.
+@pytest.mark.filterwarnings('ignore')  # Beam's own.
 @pytest.mark.parametrize('file_format', FORMATS)
 @pytest.mark.parametrize('by', ['runner', 'options'])
 def test_beam_makes_the_same(many, tmp_path, file_format, by, monkeypatch):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report finds every bad record, and says which."""
+"""The report finds and names every bad record."""
 
 import json
 
@@ -8,17 +8,17 @@ import pytest
 
 from elasticface_jax.data import (
   RecSource,
+  Report,
   inspect,
   inspect_pairs,
   inspect_rec,
 )
 from elasticface_jax.data.pairs import write_pairs
-from elasticface_jax.data.sources.recordio import read_index
-from elasticface_jax.data.tools.plots import plot_images_per_class
+from elasticface_jax.data.sources.recordio import RecordWriter, read_index
+from elasticface_jax.data.tools.report import write_report
 from elasticface_jax.errors import InputError
 
-from ..conftest import LABELS, encode
-from ..sources.test_rec import EVERY, rewrite
+from ..conftest import EVERY, LABELS, encode, rewrite
 
 
 def test_good_folder(folder):
@@ -153,7 +153,7 @@ def test_many_problems_are_counted_not_listed(folder):
   lines = str(report).splitlines()
   assert len([line for line in lines if 'key' in line]) == 20
   assert '... 80 more' in lines[-2]
-  assert lines[-1] == 'BAD: 100 problem(s)'
+  assert lines[-1] == 'BAD: 100 problems'
 
 
 def test_nothing_to_inspect(folder):
@@ -172,12 +172,22 @@ def test_pairs(tmp_path, jpegs):
   assert len(report.facts['contents']) == 64
 
 
+def test_counts_have_separators_and_nouns():
+  facts = {'images': f'{5_822_653:,}'}
+  many = Report('faces', facts, ['odd'], 1_001)
+  assert str(many).splitlines()[-2:] == [
+    '  bad: ... 1,000 more',
+    'BAD: 1,001 problems',
+  ]
+  assert str(Report('faces', facts, ['odd'], 1)).endswith('\nBAD: 1 problem')
+
+
 # Copies, and clean copies.
 
 
 @pytest.fixture
 def messy(folder, jpegs):
-  """A folder with one image of every kind that is left out."""
+  """Folder with one image of every kind that is left out."""
   records = list(zip(EVERY, LABELS, jpegs, strict=True))
   records[1] = (1, 0, jpegs[0])  # A copy in its class.
   records[4] = (4, 1, jpegs[9])  # In two classes, 1 and 4.
@@ -208,7 +218,7 @@ def test_copies_are_noted_and_are_no_problem(folder, jpegs):
   assert f'  note: {report.notes[0]}' in str(report).splitlines()
 
 
-def test_fix_writes_what_is_whole(messy, jpegs, tmp_path):
+def test_fix_writes_what_is_intact(messy, jpegs, tmp_path):
   report = inspect_rec(messy, fix=tmp_path / 'clean')
   assert not report.ok
   assert report.facts['clean copy'] == f'5 of 11 images, in {tmp_path}/clean'
@@ -228,12 +238,33 @@ def test_fix_of_a_sound_folder_is_the_folder(folder, tmp_path):
 
 
 def test_fix_needs_a_new_folder_and_an_image(folder, tmp_path):
-  with pytest.raises(InputError, match=f'^{tmp_path} exists'):
+  with pytest.raises(InputError, match=f'^--fix {tmp_path} is in use'):
     inspect_rec(folder, fix=tmp_path)
   rewrite(folder, [(0, 0, b'junk')])
-  with pytest.raises(InputError, match='no image is whole'):
+  with pytest.raises(InputError, match='no image is intact'):
     inspect_rec(folder, fix=tmp_path / 'clean')
   assert not list(tmp_path.glob('clean*'))
+
+
+def test_fix_that_fails_leaves_nothing(folder, tmp_path, monkeypatch):
+  write = RecordWriter.write
+
+  def write_three(writer, key, payload):
+    if key > 3:
+      raise OSError(28, 'No space left')
+    write(writer, key, payload)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(RecordWriter, 'write', write_three)
+    with pytest.raises(InputError, match='clean.*No space left; nothing is'):
+      inspect_rec(folder, fix=tmp_path / 'clean')
+  assert not list(tmp_path.glob('clean*'))
+  # What a killed process left does not stop the next one either.
+  (tmp_path / 'clean.partial').mkdir()
+  (tmp_path / 'clean.partial' / 'train.rec').write_bytes(b'half')
+  inspect_rec(folder, fix=tmp_path / 'clean')
+  assert inspect_rec(tmp_path / 'clean').ok
+  assert not list(tmp_path.glob('clean.*'))
 
 
 def test_fix_without_property_counts_the_classes(folder, tmp_path):
@@ -255,12 +286,17 @@ def test_pairs_have_no_clean_copy(tmp_path, jpegs):
 
 def test_report_goes_into_json_and_a_picture(messy, tmp_path):
   report = inspect(messy)
-  as_json = json.loads(json.dumps(report.as_dict()))
+  for _ in range(2):  # The second time it replaces the files.
+    write_report(report, tmp_path / 'report')
+  assert sorted(path.name for path in (tmp_path / 'report').iterdir()) == [
+    'images_per_class.png',
+    'inspection.json',
+  ]
+  as_json = json.loads((tmp_path / 'report' / 'inspection.json').read_text())
   assert as_json['ok'] is False
   assert as_json['num_problems'] == report.num_problems
   assert as_json['facts'] == report.facts
-  # Of labels 4 and 17 one; of 1 two; of 3, whole or not, three; of 0 four.
+  # Labels 4 and 17 have one, 1 has two, 3 has three with the bad ones, 0 four.
   assert as_json['images_per_class'] == {'1': 2, '2': 1, '3': 1, '4': 1}
-  path = tmp_path / 'images.png'
-  plot_images_per_class(report.images_per_class, 'messy', path)
-  assert path.read_bytes().startswith(b'\x89PNG')
+  figure = tmp_path / 'report' / 'images_per_class.png'
+  assert figure.read_bytes().startswith(b'\x89PNG')

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shards hold what the source held, whatever happened on the way."""
+"""Shards hold the images of their source, after every kind of interruption."""
 
 import contextlib
 import fcntl
+import functools
 import os
 import pathlib
 import resource
@@ -17,6 +18,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 import elasticface_jax
+from elasticface_jax import atomic
 from elasticface_jax.data import RecSource, batches
 from elasticface_jax.data.sources.encoded import EncodedSource
 from elasticface_jax.data.sources.shards import ShardSource
@@ -25,13 +27,18 @@ from elasticface_jax.data.tools.prepare import prepare_shards
 from elasticface_jax.errors import InputError
 
 from ..conftest import encode
+from ..damage import flip_bit
 
 FORMATS = ('array_record', 'tfrecord')
 N, C, SHARDS = 50, 7, 4
 
 
+class Crash(Exception):
+  """Stands for the end of the process at some image."""
+
+
 class Faces(EncodedSource):
-  """Images in a list, which can be told to fail."""
+  """Source of a list of images, which raises `Crash` at image `fail_at`."""
 
   path, layout = 'memory', 'a list'
 
@@ -43,7 +50,7 @@ class Faces(EncodedSource):
 
   def read(self, indices):
     if self.fail_at in indices and len(indices) < N:
-      raise ConnectionError('the lights went out')
+      raise Crash
     self.read_so_far += indices.tolist()
     return [self.images[i] for i in indices], self.labels[indices]
 
@@ -71,7 +78,7 @@ def source(images):
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-  """Several in every shard, and one thread, so that reads come in order."""
+  """Makes several chunks in every shard, and reads them in order."""
   monkeypatch.setattr(prepare, '_CHUNK', 5)
   monkeypatch.setattr(prepare, '_THREADS', 1)
 
@@ -84,12 +91,12 @@ def shards_of(folder, file_format):
 
 
 def records_of(path, file_format):
-  """Images and labels of a shard, read without anything of ours or TFDS's."""
+  """Reads images and labels of a shard without this package or TFDS."""
   if file_format == 'tfrecord':
     raw = [one.numpy() for one in tf.data.TFRecordDataset(str(path))]
   else:
     raw = array_record_module.ArrayRecordReader(str(path)).read_all()
-  # Else a shard written by another process could differ in its bytes.
+  # Otherwise a shard written by another process could differ in its bytes.
   assert all(one.index(b'\x05image') < one.index(b'\x05label') for one in raw)
   spec = {
     'image': tf.io.FixedLenFeature([], tf.string),
@@ -100,12 +107,35 @@ def records_of(path, file_format):
 
 
 def contents(folder):
-  """The bytes of all files but the index that `ShardSource` keeps."""
+  """Reads all files except the index that `ShardSource` keeps."""
   return {
     path.name: path.read_bytes()
     for path in folder.iterdir()
     if not path.name.startswith('.')
   }
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(images, tmp_path_factory):
+  """``uninterrupted(file_format)``: shards of one call, only to read."""
+  root = tmp_path_factory.mktemp('uninterrupted')
+
+  @functools.cache
+  def write(file_format):
+    out = root / file_format
+    source = Faces(images, np.arange(N) % C)
+    prepare_shards(source, out, file_format=file_format, num_shards=SHARDS)
+    return out
+
+  return write
+
+
+def crash(source, out, fail_at=30, **plan):
+  """Prepares shards until the source crashes, and repairs the source."""
+  source.fail_at = fail_at
+  with pytest.raises(Crash):
+    prepare_shards(source, out, **plan)
+  source.fail_at = None
 
 
 @contextlib.contextmanager
@@ -194,15 +224,11 @@ def test_batches_are_those_of_the_source(source, tmp_path, file_format):
 
 @pytest.mark.parametrize('file_format', FORMATS)
 @pytest.mark.parametrize('fail_at', [0, 13, 24, 25, 49])
-def test_goes_on_after_the_last_whole_shard(
-  source, images, tmp_path, file_format, fail_at
+def test_resumes_after_the_last_complete_shard(
+  source, images, uninterrupted, tmp_path, file_format, fail_at
 ):
   plan = {'file_format': file_format, 'num_shards': SHARDS}
-  prepare_shards(source, tmp_path / 'expected', **plan)
-
-  source.fail_at = fail_at
-  with pytest.raises(ConnectionError):
-    prepare_shards(source, tmp_path / 'out', **plan)
+  crash(source, tmp_path / 'out', fail_at, **plan)
   starts = [0, 12, 25, 37]
   done = max(start for start in starts if start <= fail_at)
   left = {path.name for path in (tmp_path / 'out.incomplete').iterdir()}
@@ -215,82 +241,91 @@ def test_goes_on_after_the_last_whole_shard(
 
   again = Faces(images, source.labels)
   prepare_shards(again, tmp_path / 'out', **plan)
-  assert contents(tmp_path / 'out') == contents(tmp_path / 'expected')
-  # Once for the fingerprint, and those that were not in a whole shard again.
+  assert contents(tmp_path / 'out') == contents(uninterrupted(file_format))
+  # Once for the fingerprint, and those without a complete shard once more.
   assert sorted(again.read_so_far) == sorted([*range(N), *range(done, N)])
 
 
-def test_what_a_kill_may_leave_is_cleared_away(source, tmp_path):
+def test_what_a_kill_may_leave_is_cleared_away(source, uninterrupted, tmp_path):
   plan = {'file_format': 'tfrecord', 'num_shards': SHARDS}
-  prepare_shards(source, tmp_path / 'expected', **plan)
-  source.fail_at = 30
-  with pytest.raises(ConnectionError):
-    prepare_shards(source, tmp_path / 'out', **plan)
-  source.fail_at = None
+  crash(source, tmp_path / 'out', **plan)
   work = tmp_path / 'out.incomplete'
   _, _, renamed, half = shards_of(work, 'tfrecord')
   for path in (
-    renamed,  # Not noted yet.
-    half.with_name(half.name + '.part'),
-    work / 'prepared.json.part',
+    renamed,  # Not in the record yet.
+    half.with_name(f'{half.name}.host.7.part{half.suffix}'),
+    work / 'prepared.json.host.7.part.json',
     work / 'dataset_info.json',
     work / 'incomplete.0123.features.json',
     work / '.elasticface_index.npz',
   ):
     path.write_bytes(b'half')
   prepare_shards(source, tmp_path / 'out', **plan)
-  assert contents(tmp_path / 'out') == contents(tmp_path / 'expected')
+  assert contents(tmp_path / 'out') == contents(uninterrupted('tfrecord'))
 
 
 _KILLED = """
-import sys, time
-import numpy as np
-from elasticface_jax.data.prepare import prepare_shards
-from elasticface_jax.data.rec_source import RecSource
+import os, sys, threading, time
+import tensorflow_datasets
+from elasticface_jax.data import RecSource, prepare_shards
 
 class Slow(RecSource):
   def read(self, indices):
     if len(indices) < 10 and 5 in indices:
-      print('half', flush=True)
+      os.write(1, b'half\\n')
       time.sleep(600)
     return super().read(indices)
 
-folder, out, file_format = sys.argv[1:]
-prepare_shards(Slow(folder), out, file_format=file_format, num_shards=3)
+folder, out, *formats = sys.argv[1:]
+def prepare(form):
+  prepare_shards(
+    Slow(folder), f'{out}.{form}', file_format=form, num_shards=3
+  )
+
+threads = [threading.Thread(target=prepare, args=(form,)) for form in formats]
+for thread in threads:
+  thread.start()
+for thread in threads:
+  thread.join()
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('file_format', FORMATS)
-def test_goes_on_after_kill_9(folder, tmp_path, file_format):
+def test_resumes_after_kill_9(folder, tmp_path):
   root = pathlib.Path(elasticface_jax.__file__).parent.parent
-  command = [sys.executable, '-c', _KILLED, folder, tmp_path / 'out']
   child = subprocess.Popen(
-    [*map(str, command), file_format],
+    [sys.executable, '-c', _KILLED, folder, tmp_path / 'out', *FORMATS],
     stdout=subprocess.PIPE,
     env=os.environ | {'PYTHONPATH': str(root)},
   )
   try:
-    assert child.stdout.readline() == b'half\n'
+    for _ in FORMATS:
+      assert child.stdout.readline() == b'half\n'
   finally:
     child.kill()
     child.communicate()
   assert child.returncode == -signal.SIGKILL
-  left = {path.name for path in (tmp_path / 'out.incomplete').iterdir()}
-  assert f'aligned_faces-train.{file_format}-00000-of-00003' in left
-  assert f'aligned_faces-train.{file_format}-00001-of-00003.part' in left
+  for form in FORMATS:
+    out = tmp_path / f'out.{form}'
+    first, second = (
+      f'aligned_faces-train.{form}-0000{n}-of-00003' for n in (0, 1)
+    )
+    left = {path.name for path in (tmp_path / f'{out}.incomplete').iterdir()}
+    assert first in left and second not in left
+    assert any(atomic.is_part(name, of=second) for name in left)
 
-  plan = {'file_format': file_format, 'num_shards': 3}
-  prepare_shards(RecSource(folder), tmp_path / 'out', **plan)
-  prepare_shards(RecSource(folder), tmp_path / 'expected', **plan)
-  assert contents(tmp_path / 'out') == contents(tmp_path / 'expected')
+    plan = {'file_format': form, 'num_shards': 3}
+    prepare_shards(RecSource(folder), out, **plan)
+    prepare_shards(RecSource(folder), tmp_path / f'other.{form}', **plan)
+    assert contents(out) == contents(tmp_path / f'other.{form}')
 
 
 @pytest.mark.parametrize('file_format', FORMATS)
-def test_full_disk_is_one_line_and_no_loss(source, tmp_path, file_format):
+def test_full_disk_is_one_line_and_no_loss(
+  source, uninterrupted, tmp_path, file_format
+):
   plan = {'file_format': file_format, 'num_shards': SHARDS}
-  prepare_shards(source, tmp_path / 'expected', **plan)
-  shards = shards_of(tmp_path / 'expected', file_format)
+  shards = shards_of(uninterrupted(file_format), file_format)
   limit = min(path.stat().st_size for path in shards) // 2
   work = tmp_path / 'out.incomplete'
   with (
@@ -298,13 +333,12 @@ def test_full_disk_is_one_line_and_no_loss(source, tmp_path, file_format):
     pytest.raises(InputError, match='File too large.*prepare again') as caught,
   ):
     prepare_shards(source, tmp_path / 'out', **plan)
-  assert str(work / f'aligned_faces-train.{file_format}-00000') in str(
-    caught.value
-  )
+  shard = f'aligned_faces-train.{file_format}-00000-of-00004'
+  assert str(caught.value).startswith(f'{work / shard}: ')
   assert '\n' not in str(caught.value)
   assert [path.name for path in work.iterdir()] == ['prepared.json']
   prepare_shards(source, tmp_path / 'out', **plan)
-  assert contents(tmp_path / 'out') == contents(tmp_path / 'expected')
+  assert contents(tmp_path / 'out') == contents(uninterrupted(file_format))
 
 
 def test_no_room_for_the_record(source, tmp_path):
@@ -313,12 +347,6 @@ def test_no_room_for_the_record(source, tmp_path):
     pytest.raises(InputError, match='File too large.*prepare again'),
   ):
     prepare_shards(source, tmp_path / 'out', num_shards=SHARDS)
-
-
-def flip(path, position):
-  data = bytearray(path.read_bytes())
-  data[position] ^= 1
-  path.write_bytes(data)
 
 
 @pytest.mark.parametrize(
@@ -330,34 +358,28 @@ def flip(path, position):
     ('array_record', 0.2),
   ],
 )
-def test_flipped_byte_is_found_and_mended(source, tmp_path, file_format, where):
+def test_flipped_byte_is_found_and_repaired(
+  source, uninterrupted, tmp_path, file_format, where
+):
   plan = {'file_format': file_format, 'num_shards': SHARDS}
-  prepare_shards(source, tmp_path / 'expected', **plan)
-  source.fail_at = 30
-  with pytest.raises(ConnectionError):
-    prepare_shards(source, tmp_path / 'out', **plan)
-  source.fail_at = None
-  _, damaged = shards_of(tmp_path / 'expected', file_format)[:2]
-  damaged = tmp_path / 'out.incomplete' / damaged.name
+  crash(source, tmp_path / 'out', **plan)
+  damaged = shards_of(tmp_path / 'out.incomplete', file_format)[1]
   size = damaged.stat().st_size
-  flip(damaged, int(where * size) if isinstance(where, float) else where)
+  flip_bit(damaged, int(where * size) if isinstance(where, float) else where)
 
   with pytest.raises(InputError, match='prepare again') as caught:
     prepare_shards(source, tmp_path / 'out', **plan)
   assert str(caught.value).startswith(f'{damaged}: ')
   assert not (tmp_path / 'out').exists()
   prepare_shards(source, tmp_path / 'out', **plan)
-  assert contents(tmp_path / 'out') == contents(tmp_path / 'expected')
+  assert contents(tmp_path / 'out') == contents(uninterrupted(file_format))
 
 
 def test_sound_record_of_another_image_is_found(source, images, tmp_path):
   other = Faces([images[-1], *images[1:]], source.labels)
   plan = {'file_format': 'tfrecord', 'num_shards': SHARDS}
   prepare_shards(other, tmp_path / 'other', **plan)
-  source.fail_at = 30
-  with pytest.raises(ConnectionError):
-    prepare_shards(source, tmp_path / 'out', **plan)
-  source.fail_at = None
+  crash(source, tmp_path / 'out', **plan)
   # Of the size that was noted, but not with the content.
   record = tmp_path / 'out.incomplete' / 'prepared.json'
   name = 'aligned_faces-train.tfrecord-00000-of-00004'
@@ -382,17 +404,13 @@ def test_error_that_names_no_shard_is_left_as_it_is(
     prepare_shards(source, tmp_path / 'out', num_shards=SHARDS)
 
 
-def test_cut_shard_is_written_anew(source, tmp_path):
+def test_cut_shard_is_written_anew(source, uninterrupted, tmp_path):
   plan = {'file_format': 'array_record', 'num_shards': SHARDS}
-  prepare_shards(source, tmp_path / 'expected', **plan)
-  source.fail_at = 30
-  with pytest.raises(ConnectionError):
-    prepare_shards(source, tmp_path / 'out', **plan)
-  source.fail_at = None
+  crash(source, tmp_path / 'out', **plan)
   shard = next((tmp_path / 'out.incomplete').glob('*-00001-of-*'))
   shard.write_bytes(shard.read_bytes()[:-100])
   prepare_shards(source, tmp_path / 'out', **plan)
-  assert contents(tmp_path / 'out') == contents(tmp_path / 'expected')
+  assert contents(tmp_path / 'out') == contents(uninterrupted('array_record'))
 
 
 @pytest.mark.parametrize(
@@ -406,9 +424,7 @@ def test_cut_shard_is_written_anew(source, tmp_path):
 )
 def test_another_source_or_plan_is_refused(source, tmp_path, change, field):
   plan = {'file_format': 'array_record', 'num_shards': SHARDS}
-  source.fail_at = 30
-  with pytest.raises(ConnectionError):
-    prepare_shards(source, tmp_path / 'out', **plan)
+  crash(source, tmp_path / 'out', **plan)
   before = contents(tmp_path / 'out.incomplete')
   faces = {'labels': source.labels, 'num_classes': C} | change
   other = Faces(source.images, faces['labels'], faces['num_classes'])
@@ -435,10 +451,7 @@ def test_files_of_others_are_left_alone(source, tmp_path):
   with pytest.raises(InputError, match=f'{work} was not begun by'):
     prepare_shards(source, tmp_path / 'out', num_shards=SHARDS)
   (work / 'thesis.tex').rename(tmp_path / 'thesis.tex')
-  source.fail_at = 30
-  with pytest.raises(ConnectionError):
-    prepare_shards(source, tmp_path / 'out', num_shards=SHARDS)
-  source.fail_at = None
+  crash(source, tmp_path / 'out', num_shards=SHARDS)
   (tmp_path / 'thesis.tex').rename(work / 'thesis.tex')
   with pytest.raises(InputError, match='thesis.tex does not belong there'):
     prepare_shards(source, tmp_path / 'out', num_shards=SHARDS)
@@ -450,7 +463,7 @@ def test_two_at_once_are_refused(source, tmp_path):
   other = os.open(tmp_path / 'out.incomplete', os.O_RDONLY)
   fcntl.flock(other, fcntl.LOCK_EX)
   try:
-    with pytest.raises(InputError, match='another process is preparing it'):
+    with pytest.raises(InputError, match='another process is writing it'):
       prepare_shards(source, tmp_path / 'out')
   finally:
     os.close(other)
@@ -506,7 +519,7 @@ def test_bad_options_are_named(source, tmp_path, options, message):
 
 
 class Many(Faces):
-  """A million images of 900 or 1,100 bytes, none of which can be seen."""
+  """Source of many images of 900 or 1,100 bytes, which are no images."""
 
   def __init__(self, num_images):
     self.num_images, self.num_classes = num_images, C

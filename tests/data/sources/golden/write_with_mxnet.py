@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Writes the golden files beside it with MXNet 1.9.1, and reads them back.
+r"""Writes the golden files next to it with MXNet 1.9.1, and reads them back.
 
-MXNet is retired and needs an old NumPy, so this runs in an environment of its
-own, and what it wrote is committed:
+MXNet is retired and needs an old NumPy. This runs in its own environment, and
+its output is committed:
 
     python3.11 -m venv mxnet_env
     mxnet_env/bin/pip install 'mxnet==1.9.1' 'numpy==1.23.5' \
         'opencv-python-headless==4.11.0.86'
-    mxnet_env/bin/python tests/data/golden/write_with_mxnet.py
+    mxnet_env/bin/python tests/data/sources/golden/write_with_mxnet.py
 
 Each folder holds ``train.rec``, ``train.idx`` and ``property``, as the tools of
 insightface leave them. ``expected.json`` holds what MXNet read back by key,
@@ -32,7 +32,7 @@ MAGIC_INT = struct.unpack('<I', MAGIC)[0]
 
 
 def draw(number):
-  """A smooth image, BGR as OpenCV has it: uint8 ``[112, 112, 3]``."""
+  """Draws a smooth image, BGR as in OpenCV: uint8 ``[112, 112, 3]``."""
   y, x = np.mgrid[:112, :112] / 111
   channels = [
     128
@@ -44,7 +44,7 @@ def draw(number):
 
 
 def jpeg(number, comment=b'', tail=b''):
-  """A JPEG in few bytes, with a comment segment, and bytes after its end."""
+  """Encodes a small JPEG, with a comment segment and bytes after its end."""
   import cv2
 
   settings = [cv2.IMWRITE_JPEG_QUALITY, 75, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
@@ -55,7 +55,7 @@ def jpeg(number, comment=b'', tail=b''):
 
 
 def png(number, grey=False):
-  """A PNG in few bytes: stripes."""
+  """Encodes a small PNG of stripes."""
   import cv2
 
   image = draw(number)[:1].repeat(112, axis=0)
@@ -65,7 +65,7 @@ def png(number, grey=False):
 
 
 class Writer:
-  """One folder, written as insightface's tools write theirs."""
+  """Writer of one folder, like those of insightface's tools."""
 
   def __init__(self, name, num_classes):
     import mxnet as mx
@@ -95,7 +95,7 @@ class Writer:
     self.file.write_idx(key, packed)
 
   def add_header(self, counts):
-    """Identity records, then record 0: `counts` images in each class."""
+    """Adds identity records and record 0 for `counts` images in each class."""
     first = 1
     identity = 1 + sum(counts)
     for key, count in enumerate(counts, start=identity):
@@ -113,7 +113,7 @@ def write():
     out.add(3, 1, b'head' + MAGIC + b'tail!')
     out.add_header([2, 1])
 
-  # As MS1MV2 and its kin.
+  # Like MS1MV2.
   with Writer('header', 3) as out:
     for key, label in enumerate([0, 0, 1, 2, 2], start=1):
       out.add_drawn(key, label, key, quality=75)
@@ -126,7 +126,7 @@ def write():
     out.add(3, np.array([1, 31, 0, -1.5, 2**24]), jpeg(3))
     out.add_header([1, 2])
 
-  # As im2rec writes: key 0 is an image like the rest.
+  # Like im2rec: key 0 is an image like the rest.
   with Writer('headerless', 3) as out:
     for key, label in enumerate([2, 0, 1, 0]):
       out.add(key, float(label), jpeg(10 + key))
@@ -159,7 +159,7 @@ def write():
       ]
     ):
       out.add(key, key, jpeg(50 + key, comment, tail))
-    # The last four bytes of a record of whole words.
+    # The last four bytes of a record without padding.
     padding = bytes(-len(jpeg(54)) % 4)
     out.add(4, 4, jpeg(54, tail=padding + MAGIC))
     out.add(5, [5, MAGIC_FLOAT], jpeg(55, b'..' + MAGIC))
@@ -188,7 +188,7 @@ def write():
 
 
 def read_back(folder):
-  """What MXNet makes of a folder, by key."""
+  """Reads a folder with MXNet; returns its records by key."""
   import mxnet as mx
 
   paths = [str(folder / name) for name in ('train.idx', 'train.rec')]
@@ -216,7 +216,7 @@ def read_back(folder):
 
 
 def is_image(body):
-  """Whether it begins as a whole JPEG or PNG does."""
+  """Returns True for the first bytes of a JPEG or PNG."""
   return body[:3] == b'\xff\xd8\xff' or body[1:4] == b'PNG'
 
 
