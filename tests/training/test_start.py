@@ -130,12 +130,12 @@ def test_mistakes(training, released, tmp_path, capsys):
   refused('model.width is 2 there, 4 here', model__width=4)
   refused("model.name is 'iresnet10' there", model__name='iresnet18')
   refused(
-    'is of 20 classes, the data have 10',
+    'has 20 classes, the data have 10',
     start__head=True,
     data__synthetic__num_classes=10,
   )
   refused(
-    '16 numbers, and not 3 centres of 16',
+    '16 values, not 3 centres of 16',
     start__head=True,
     head__subcenters=3,
   )
