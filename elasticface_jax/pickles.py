@@ -39,7 +39,7 @@ class UnknownName(BadPickle):
   """
 
   def __init__(self, name: str):
-    self.name = ascii(name[:100])[1:-1]
+    self.name: str = ascii(name[:100])[1:-1]
     super().__init__(
       f'it asks for {self.name}, which plain data never do; do not load it '
       'with anything else'
@@ -56,10 +56,10 @@ class Array:
   """
 
   dtype: np.dtype
-  data: bytes | list
+  data: bytes | list[Any]
 
   @property
-  def values(self) -> np.ndarray | list:
+  def values(self) -> np.ndarray | list[Any]:
     """Items of the array, ``[n]``."""
     if self.dtype.hasobject:
       return self.data
@@ -150,7 +150,7 @@ class Machine:
     names: the full names that a pickle may ask for.
   """
 
-  names = frozenset(
+  names: frozenset[str] = frozenset(
     {
       # Bytes, and empty bytes, in protocols 0 to 2.
       '_codecs.encode',
@@ -164,10 +164,10 @@ class Machine:
   )
 
   def __init__(self):
-    self.stack = []
-    self.stacks_below = []
-    self.memo = {}
-    self.encoded = {}
+    self.stack: list[Any] = []
+    self.stacks_below: list[list[Any]] = []
+    self.memo: dict[int, Any] = {}
+    self.encoded: dict[str, bytes] = {}
 
   def load(self, stream: io.BytesIO) -> Any:
     """Reads the pickle that begins at the position of the stream.
@@ -197,7 +197,7 @@ class Machine:
         ) from error
     return self.stack[0]
 
-  def make(self, name: str, arguments: tuple) -> Any:
+  def make(self, name: str, arguments: tuple[Any, ...]) -> Any:
     """Makes the object that a known name and its arguments stand for.
 
     Args:
@@ -228,7 +228,7 @@ class Machine:
         return np.frombuffer(data, dtype.dtype)[0]
     raise TypeError
 
-  def build(self, made: Any, state: Any):
+  def build(self, made: Any, state: Any) -> None:
     """Gives an object its state.
 
     Args:
@@ -247,7 +247,7 @@ class Machine:
       case _:
         raise TypeError
 
-  def make_dict(self) -> dict:
+  def make_dict(self) -> dict[Any, Any]:
     """Makes a new dictionary; plain data have none, so it raises."""
     raise _never('EMPTY_DICT')
 
@@ -255,7 +255,7 @@ class Machine:
     """Finds an object by persistent id; plain data have none, so it raises."""
     raise _never('BINPERSID')
 
-  def step(self, instruction: str, argument: Any):
+  def step(self, instruction: str, argument: Any) -> None:
     """Executes an instruction."""
     push, pop = self.stack.append, self.stack.pop
     match instruction:
@@ -322,7 +322,7 @@ class Machine:
       case _:
         self._step_by_name(instruction, argument)
 
-  def _step_by_name(self, instruction: str, argument: Any):
+  def _step_by_name(self, instruction: str, argument: Any) -> None:
     """Executes an instruction that asks for a name, or for what a name made."""
     push, pop = self.stack.append, self.stack.pop
     match instruction:
@@ -347,12 +347,12 @@ class Machine:
       case _:
         raise _never(instruction)
 
-  def _marked(self) -> list:
+  def _marked(self) -> list[Any]:
     """Pops all items above the last mark."""
     items, self.stack = self.stack, self.stacks_below.pop()
     return items
 
-  def _set(self, key: Any, value: Any):
+  def _set(self, key: Any, value: Any) -> None:
     items = self.stack[-1]
     if type(items) is not dict:
       raise TypeError
