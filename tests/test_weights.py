@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch's weights into run folders, and run folders out to others."""
+"""Conversion of PyTorch weights to run folders, and exports of run folders."""
 
 import functools
 import json

@@ -786,21 +786,31 @@ def test_every_cut_is_noticed(path, form):
     assert str(error).isprintable()
 
 
+def damage(data, rng, begin, end, count):
+  """Returns a copy with random bytes at some places in ``[begin, end)``."""
+  damaged = bytearray(data)
+  for place in rng.integers(begin, end, count):
+    damaged[place] = rng.integers(0, 256)
+  return damaged
+
+
+def is_noticed(path, data):
+  """Tells whether reading a file of these bytes raises, in printable lines."""
+  path.write_bytes(data)
+  errors = use(path)
+  for error in errors:
+    assert str(error).isprintable()
+  return bool(errors)
+
+
 @pytest.mark.parametrize('form', [*FORMS, 'ours'])
 def test_damage_raises_nothing_else(path, form):
   rng = np.random.default_rng(3)
   data = small(form, path)
-  noticed = 0
-  for trial in range(1000):
-    damaged = bytearray(data)
-    count = 1 if trial % 2 else 8
-    for place in rng.integers(0, len(data), count):
-      damaged[place] = rng.integers(0, 256)
-    path.write_bytes(damaged)
-    errors = use(path)
-    for error in errors:
-      assert str(error).isprintable()
-    noticed += bool(errors)
+  noticed = sum(
+    is_noticed(path, damage(data, rng, 0, len(data), 1 if trial % 2 else 8))
+    for trial in range(1000)
+  )
   assert noticed > 300
 
 
@@ -830,14 +840,8 @@ def test_damage_with_correct_checksums(path, form):
   end = data.index(b'byteorder')
   noticed = 0
   for trial in range(500):
-    damaged = bytearray(data)
-    for place in rng.integers(begin, end - 30, 1 + trial % 3):
-      damaged[place] = rng.integers(0, 256)
-    path.write_bytes(with_checksums(damaged))
-    errors = use(path)
-    for error in errors:
-      assert str(error).isprintable()
-    noticed += bool(errors)
+    damaged = damage(data, rng, begin, end - 30, 1 + trial % 3)
+    noticed += is_noticed(path, with_checksums(damaged))
   assert noticed > 100
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real but narrow run that compiles and trains in seconds."""
+"""Fixtures for real but narrow runs, which compile and train in seconds."""
 
 import os
 import socket
@@ -37,12 +37,12 @@ def overrides(**changes):
 
 @pytest.fixture(scope='session')
 def compile_cache(tmp_path_factory):
-  """Processes that do the same share what they compile."""
+  """A folder of compiled programs that all child processes share."""
   return tmp_path_factory.mktemp('compiled')
 
 
 def environment(devices, compile_cache):
-  """Of a process with so many CPU devices, without the test suite's own."""
+  """Returns variables for some CPU devices, without those of the suite."""
   left_out = ('XLA_FLAGS', 'PJRT_NPROC', 'JAX_PLATFORMS')
   kept = {k: v for k, v in os.environ.items() if k not in left_out}
   return kept | {
@@ -91,7 +91,7 @@ def train(elasticface, training):
 
 @pytest.fixture
 def wait_for_a_step():
-  """``wait_for_a_step(workdir, process)``: until it has done one."""
+  """``wait_for_a_step(workdir, process)``: waits until one step is logged."""
 
   def wait(workdir, process):
     metrics = workdir / 'metrics.jsonl'
@@ -111,9 +111,10 @@ def free_port():
 
 @pytest.fixture
 def train_together(elasticface, training, free_port):
-  """``train_together(workdir, processes=2, devices=1, **changes)``: a list.
+  """``train_together(workdir, processes=2, devices=1, **changes)``: processes.
 
-  A change to a tuple is one for each process. No process outlives its test.
+  A tuple among the changes has one value for each process. No process outlives
+  its test.
   """
   started = []
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run has one fingerprint: any devices, any processes, killed or not."""
+"""One fingerprint for a run on any devices and processes, killed or not."""
 
 import signal
 import time
 
 import pytest
 
-# The size that the promise is made for.
+# A run of the size that the promise is made for.
 RUN = {
   'total_steps': 20,
   'group_size': 8,
@@ -32,8 +32,8 @@ def wait_for_checkpoint(folder, step, process):
     time.sleep(0.05)
 
 
-def told(out):
-  """The fingerprint that a run prints at its end."""
+def printed(out):
+  """Returns the fingerprint that a run prints at its end."""
   return out.strip().splitlines()[-1].removeprefix('fingerprint of step 20: ')
 
 
@@ -56,7 +56,7 @@ def expected(folder, train, elasticface):
 def test_of_any_device_count(folder, train, elasticface, expected):
   for devices in (4, 8):  # And 2 in what follows, up to the kill.
     out = finish(train(folder / str(devices), devices, **RUN))
-    assert told(out) == expected, devices
+    assert printed(out) == expected, devices
   # Another step of the same run is another state.
   earlier = elasticface('fingerprint', folder / '1', '--step', 15)
   assert finish(earlier).strip() != expected
@@ -64,7 +64,7 @@ def test_of_any_device_count(folder, train, elasticface, expected):
 
 @pytest.mark.slow
 def test_after_a_kill_and_on_another_device_count(folder, train, expected):
-  # Killed at a moment that the run does not know, after a checkpoint.
+  # Killed at any moment after a checkpoint.
   killed = folder / 'killed'
   process = train(killed, 2, **RUN)
   wait_for_checkpoint(killed, 5, process)
@@ -73,7 +73,7 @@ def test_after_a_kill_and_on_another_device_count(folder, train, expected):
   assert not (killed / 'checkpoints' / '20').exists()
   out = finish(train(killed, 8, **RUN))
   assert 'going on from step' in out
-  assert told(out) == expected
+  assert printed(out) == expected
 
   # Each metric is written once, killed or not.
   rows = [(folder / f / 'metrics.jsonl').read_text() for f in ('1', 'killed')]
@@ -82,13 +82,13 @@ def test_after_a_kill_and_on_another_device_count(folder, train, expected):
 
 
 @pytest.mark.slow
-def test_of_a_loss_with_a_state_that_goes_on_elsewhere(tmp_path, train):
+def test_of_a_loss_with_a_state_that_resumes_elsewhere(tmp_path, train):
   run = {'loss__name': 'adaface', 'eval__pairs': '()'}
-  whole = finish(train(tmp_path / 'whole', 1, **run))
+  at_once = finish(train(tmp_path / 'at_once', 1, **run))
   finish(train(tmp_path / 'parts', 2, **run, total_steps=2))
   parts = finish(train(tmp_path / 'parts', 4, **run))
   assert 'going on from step 2' in parts
-  assert whole.splitlines()[-1] == parts.splitlines()[-1]
+  assert at_once.splitlines()[-1] == parts.splitlines()[-1]
 
 
 @pytest.mark.slow
@@ -99,8 +99,8 @@ def test_of_several_processes(
   workdir = folder / f'{processes} x {devices}'
   run = train_together(workdir, processes, devices, **RUN)
   outs = [finish(process) for process in run]
-  assert told(outs[0]) == expected
-  # The others say nothing; what stands there comes from the runtime.
+  assert printed(outs[0]) == expected
+  # The others print nothing; all their output comes from the runtime.
   assert not any('step' in out for out in outs[1:])
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   assert len(lines) == RUN['total_steps']
@@ -118,10 +118,10 @@ def test_after_the_loss_of_a_process(
   start = time.monotonic()
   _, err = run[1 - victim].communicate(timeout=120)
   assert run[1 - victim].returncode not in (0, 2)
-  # Ours where a sum between processes breaks off, else the runtime's own.
+  # Our message where a sum over processes fails, else that of the runtime.
   assert 'another process was lost' in err or 'another task died' in err, err
   assert time.monotonic() - start < 90  # A heartbeat counts 30 s.
   assert not (workdir / 'checkpoints' / '20').exists()
   out = finish(train(workdir, 1, **RUN))
   assert 'going on from step' in out
-  assert told(out) == expected
+  assert printed(out) == expected

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stopping, going on, and refusing to go on: whole processes."""
+"""Runs in processes of their own: stopped, resumed, and refused."""
 
 import json
 import resource
@@ -17,7 +17,7 @@ def end(process):
 
 
 def one_line(lines):
-  """The only thing that may stand on stderr."""
+  """Returns the only line on stderr."""
   assert len(lines) == 1, lines
   return lines[0]
 
@@ -33,7 +33,7 @@ def done(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_leaves_everything_that_it_says(done, train, elasticface):
+def test_writes_all_files_and_verifies_again(done, train, elasticface):
   code, out, err = end(train(done, checkpoint_every=2))
   assert code == 0, err
   names = {path.name for path in done.iterdir()}
@@ -65,16 +65,16 @@ def test_leaves_everything_that_it_says(done, train, elasticface):
   assert start['seed'] == 0 and start['platform'] == 'cpu'
   assert start['versions']['jax'] and len(start['data_fingerprint']) == 64
 
-  code, told, err = end(elasticface('fingerprint', done))
-  assert code == 0 and told.strip() in out
+  code, fingerprint, err = end(elasticface('fingerprint', done))
+  assert code == 0 and fingerprint.strip() in out
 
-  # A finished run is not trained again; it says the same.
+  # A finished run is not trained again; it reports the same.
   code, again, err = end(train(done, checkpoint_every=2))
   assert code == 0, err
-  assert told.strip() in again and 'going on from step 4' in again
+  assert fingerprint.strip() in again and 'going on from step 4' in again
   assert len(json.loads((done / 'manifest.json').read_text())['starts']) == 2
 
-  # The command that verifies a run finds what the run found.
+  # The command that verifies a run has the same results as the run.
   code, table, err = end(
     elasticface(
       'evaluate',
@@ -123,7 +123,7 @@ def test_refuses_another_config_and_damage(done, train):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('sent', [signal.SIGTERM, signal.SIGINT])
-def test_signal_saves_and_the_next_start_goes_on(
+def test_signal_saves_and_the_next_start_resumes(
   tmp_path, train, wait_for_a_step, sent
 ):
   long = SHORT | {'total_steps': 1000, 'checkpoint_every': 0}
@@ -157,7 +157,7 @@ def test_loss_that_is_not_finite_stops_with_step_and_images(tmp_path, train):
   assert code == 2
   assert 'loss is' in line and 'at step' in line and 'images' in line
   assert 'last checkpoint' in line
-  # Nothing that is not finite has been saved as if it were good.
+  # No state after a non-finite loss has been saved.
   rows = rows_of(tmp_path)
   steps = [int(p.name) for p in (tmp_path / 'checkpoints').iterdir()]
   assert all(step <= rows[-1]['step'] for step in steps)
@@ -165,18 +165,18 @@ def test_loss_that_is_not_finite_stops_with_step_and_images(tmp_path, train):
 
 @pytest.mark.slow
 def test_failed_write_costs_no_checkpoint(tmp_path, train):
-  small = 5_000  # Bytes that a file may have.
+  limit = 5_000  # Bytes of a file.
   code, _, err = end(train(tmp_path, **SHORT, total_steps=2))
   assert code == 0, err
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (small, before[1]))
+  resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
   try:
     process = train(tmp_path, **SHORT, total_steps=4)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
   code, _, err = end(process)
   assert code == 2, err
-  # What Orbax's threads say of a failed write stands around it, and is theirs.
+  # Orbax's threads print lines of their own about a failed write.
   (line,) = [line for line in err if line.startswith('elasticface: ')]
   assert 'checkpoints' in line and 'step 2 is kept' in line
   code, out, err = end(train(tmp_path, **SHORT, total_steps=4))
