@@ -73,7 +73,7 @@ def load(data: bytes) -> Any:
     data: the pickle.
 
   Returns:
-    What it holds: None, numbers, `bytes` (Python 2's `str` too), `str`, lists,
+    Its content: None, numbers, `bytes` (Python 2's `str` too), `str`, lists,
     tuples, NumPy scalars, and an `Array` for each array.
 
   Raises:

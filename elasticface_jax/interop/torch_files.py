@@ -367,7 +367,7 @@ class _Machine(pickles.Machine):
         return f'{kind[:20]}:{index}'
     return super().make(name, arguments)
 
-  def build(self, made: Any, state: Any):
+  def build(self, made: Any, state: Any) -> None:
     match made, state:
       case dict(), dict():
         pass  # Attributes of an OrderedDict: versions of modules, `_metadata`.
@@ -507,7 +507,9 @@ class _Tail(_Source):
       offset += len(part)
     return b''.join(parts)
 
-  def locate(self, keys: Any, storages: dict[str, _Storage], offset: int):
+  def locate(
+    self, keys: Any, storages: dict[str, _Storage], offset: int
+  ) -> None:
     """Locates the storages; each is its number of items, then the items."""
     size = os.fstat(self._fd).st_size
     if not isinstance(keys, list) or not all(
@@ -578,7 +580,9 @@ def _ints(values: Iterable[int]) -> bytes:
   return b'(' + b''.join(map(_int, values)) + b't'
 
 
-def _add(file: BinaryIO, archive: zipfile.ZipFile, name: str, data: memoryview):
+def _add(
+  file: BinaryIO, archive: zipfile.ZipFile, name: str, data: memoryview
+) -> None:
   """Adds a member whose bytes begin at a multiple of 64 in the file."""
   info = zipfile.ZipInfo(name)  # Its fixed date is 1980.
   info.create_system = 3  # Unix, wherever this runs.

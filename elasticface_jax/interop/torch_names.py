@@ -275,7 +275,7 @@ def _open_name(state_dict: Any) -> str:
 
 
 def _mappings(tree: Any, depth: int = 3) -> Iterator[dict[str, Any]]:
-  """Yields the string keys of all mappings in a checkpoint, outermost first."""
+  """Yields all mappings in a checkpoint, outermost first, string keys only."""
   if isinstance(tree, Mapping) and depth:
     yield {k: v for k, v in tree.items() if isinstance(k, str)}
     for value in tree.values():

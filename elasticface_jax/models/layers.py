@@ -73,7 +73,7 @@ class BatchNorm(nnx.Module):
     self.var: _Statistic = nnx.BatchStat(jnp.ones(channels, param_dtype))
 
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    """Normalises `x` and, in training, moves the running statistics."""
+    """Normalises `x` and, in training, updates the running statistics."""
     wide = at_least_float32(x.dtype)
     bias = self.bias[...].astype(wide)
     scale = self.scale[...] if self.use_scale else jnp.ones_like(bias)

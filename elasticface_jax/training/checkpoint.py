@@ -63,8 +63,8 @@ class Checkpoints:
     # Closing waits for all processes, and one of them may be gone.
     if error is not None and jax.process_count() > 1:
       return
-    # After an error, what is still being written may be what failed: the
-    # error that is under way says more than the one that waiting would raise.
+    # After an error, the pending write may have failed too: the error under way
+    # says more than the one that waiting would raise.
     try:
       self._manager.close()
     except Exception:
@@ -338,7 +338,7 @@ def claim(
   """Binds a run folder to a config, or checks that it belongs to it.
 
   Args:
-    workdir: W; made if it is not there.
+    workdir: W; created if it does not exist.
     config: nested, JSON-like.
     data_fingerprint: of the training data.
     start_fingerprint: of the weights that the run begins with; None if it draws

@@ -91,14 +91,14 @@ class Layout:
         f'head.sample_rate={self.sample_rate} must be in (0, 1]: the share of '
         'classes in a step, 1 for all'
       )
-    for what, count in (
-      (f'groups (data.batch_size / group_size = {self.num_groups})', None),
-      (f'blocks (head.num_blocks = {self.num_blocks})', self.num_blocks),
+    for name, fields, count in (
+      ('groups', 'data.batch_size / group_size', self.num_groups),
+      ('blocks', 'head.num_blocks', self.num_blocks),
     ):
-      if (count or self.num_groups) % n:
+      if count % n:
         raise InputError(
-          f'{n} devices do not divide the {what}: change the config, or run '
-          'on fewer devices'
+          f'{n} devices do not divide the {name} ({fields} = {count}): change '
+          'the config, or run on fewer devices'
         )
 
   @property
