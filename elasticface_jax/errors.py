@@ -30,7 +30,7 @@ class Stopped(Exception):
 
 
 def first_line(error: BaseException) -> str:
-  """What a library's error says, short enough to stand in a line of ours."""
+  """Returns the first line of a library's message, printable and short."""
   lines = str(error).strip().splitlines() or [type(error).__name__]
-  line = lines[0][:300]  # It may quote the bytes of a damaged file.
+  line = lines[0][:300]  # A message may quote the bytes of a damaged file.
   return ''.join(c if c.isprintable() else '?' for c in line)

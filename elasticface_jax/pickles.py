@@ -4,12 +4,16 @@
 A pickle is a program for a small machine with a stack, and Python's own machine
 calls whatever function the program names. The one here knows the instructions
 with which Python 2 and 3 write numbers, strings, lists, tuples and arrays, and
-no others. It imports nothing and calls nothing that it finds in the pickle:
-the few names that arrays need are words, compared with those it knows. What the
+no others. It imports nothing and calls nothing that it finds in the pickle: the
+few names that arrays need are strings, compared with a fixed set. What the
 pickle can nest or repeat is never walked, hashed, printed or copied, so time
 and memory are linear in its length, and no nesting is too deep.
 
-Who reads more than plain data inherits from `Machine` and says there which
+A `pickle.Unpickler` with another `find_class` is no substitute: it calls the
+functions that it lets through, takes extension codes from a cache, hashes keys
+however deep they nest, and allocates the lengths that a pickle claims.
+
+A reader of more than plain data subclasses `Machine` and defines there which
 names are known and what they make.
 """
 
@@ -24,18 +28,18 @@ import numpy as np
 
 
 class BadPickle(ValueError):
-  """No pickle of plain data; the message says why, and what to do."""
+  """Error of a pickle that is damaged or holds more than plain data."""
 
 
 class UnknownName(BadPickle):
-  """A pickle that asks for a function or class that is not known here.
+  """Error of a pickle that asks for an unknown function or class.
 
   Attributes:
     name: its full name, short and printable.
   """
 
   def __init__(self, name: str):
-    self.name = ascii(name[:100])[1:-1]
+    self.name: str = ascii(name[:100])[1:-1]
     super().__init__(
       f'it asks for {self.name}, which plain data never do; do not load it '
       'with anything else'
@@ -44,19 +48,19 @@ class UnknownName(BadPickle):
 
 @dataclasses.dataclass(eq=False)
 class Array:
-  """An array as it stands in a pickle, flat: nobody here needs its shape.
+  """A NumPy array of a pickle, flattened: its shape is not kept.
 
   Attributes:
     dtype: of its items.
-    data: their bytes or, if they are objects, a list of them.
+    data: bytes of the items or, if they are objects, a list of them.
   """
 
   dtype: np.dtype
-  data: bytes | list
+  data: bytes | list[Any]
 
   @property
-  def values(self) -> np.ndarray | list:
-    """The items, ``[n]``."""
+  def values(self) -> np.ndarray | list[Any]:
+    """Items of the array, ``[n]``."""
     if self.dtype.hasobject:
       return self.data
     return np.frombuffer(self.data, self.dtype)
@@ -69,7 +73,7 @@ def load(data: bytes) -> Any:
     data: the pickle.
 
   Returns:
-    What it holds: None, numbers, `bytes` (Python 2's `str` too), `str`, lists,
+    Its content: None, numbers, `bytes` (Python 2's `str` too), `str`, lists,
     tuples, NumPy scalars, and an `Array` for each array.
 
   Raises:
@@ -106,12 +110,12 @@ def _instructions(stream: io.BytesIO) -> Iterator[tuple[str, Any]]:
 
 
 class Name(str):
-  """A name, which no string in the pickle can pass for."""
+  """A known global; its own type, so that no string can stand in for one."""
 
 
 @dataclasses.dataclass(eq=False)
 class _DType:
-  """A dtype, which BUILD gives its byte order."""
+  """A dtype whose byte order the instruction BUILD may set."""
 
   dtype: np.dtype
 
@@ -120,7 +124,7 @@ _OBJECT = np.dtype('O')
 _DTYPES = {
   name: np.dtype(name) for name in 'b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8'.split()
 } | {'O4': _OBJECT, 'O8': _OBJECT}
-# As Python 2 writes them.
+# Python 2 writes the names as bytes.
 _DTYPES |= {name.encode(): dtype for name, dtype in _DTYPES.items()}
 
 # NumPy 2 writes `_core`.
@@ -129,24 +133,24 @@ _RECONSTRUCT = {f'{core}.multiarray._reconstruct' for core in _CORES}
 _SCALAR = {f'{core}.multiarray.scalar' for core in _CORES}
 _FROMBUFFER = {f'{core}.numeric._frombuffer' for core in _CORES}
 
-# The work for a key is bounded by these. The hash of a number is no secret, so
-# a pickle can choose many that collide.
+# Bounds of the work for the keys of a dictionary. The hash of an int is no
+# secret, so a pickle can choose many that collide.
 _MAX_KEY_LENGTH = 1 << 14
 _MAX_NUMBERED = 1 << 14
 
 
 class Machine:
-  """A stack, the stacks below its marks, and numbered notes of its items.
+  """The machine of a pickle: a stack, the stacks below its marks, and a memo.
 
-  It reads one pickle. A subclass may know more names, and say what they make;
-  what it is given there may be nested and repeated without end, so it looks at
-  no more of it than it can bound.
+  It reads one pickle. A subclass may know more names and define what they make.
+  The arguments that its methods receive may nest and repeat without end, so it
+  must bound how much of them it looks at.
 
   Attributes:
     names: the full names that a pickle may ask for.
   """
 
-  names = frozenset(
+  names: frozenset[str] = frozenset(
     {
       # Bytes, and empty bytes, in protocols 0 to 2.
       '_codecs.encode',
@@ -160,22 +164,22 @@ class Machine:
   )
 
   def __init__(self):
-    self.stack = []
-    self.below = []
-    self.notes = {}
-    self.encoded = {}
+    self.stack: list[Any] = []
+    self.stacks_below: list[list[Any]] = []
+    self.memo: dict[int, Any] = {}
+    self.encoded: dict[str, bytes] = {}
 
   def load(self, stream: io.BytesIO) -> Any:
-    """Reads the pickle that begins where the stream stands.
+    """Reads the pickle that begins at the position of the stream.
 
     Args:
-      stream: is left behind the pickle.
+      stream: its position afterwards is the end of the pickle.
 
     Returns:
-      What it holds.
+      The content of the pickle.
 
     Raises:
-      BadPickle: if it is cut off, damaged, or holds what is not known here.
+      BadPickle: if it is cut off, damaged, or holds anything unknown.
     """
     # Protocols 2 to 5 begin with 0x80, 0 and 1 with a tuple's or list's mark.
     start = stream.tell()
@@ -193,11 +197,11 @@ class Machine:
         ) from error
     return self.stack[0]
 
-  def make(self, name: str, arguments: tuple) -> Any:
-    """What a known name makes of its arguments.
+  def make(self, name: str, arguments: tuple[Any, ...]) -> Any:
+    """Makes the object that a known name and its arguments stand for.
 
     Args:
-      name: in full.
+      name: the full name.
       arguments: as the pickle gives them, of any kind and number.
 
     Returns:
@@ -224,11 +228,11 @@ class Machine:
         return np.frombuffer(data, dtype.dtype)[0]
     raise TypeError
 
-  def build(self, made: Any, state: Any):
+  def build(self, made: Any, state: Any) -> None:
     """Gives an object its state.
 
     Args:
-      made: what `make` made, or anything else.
+      made: a result of `make`, or anything else.
       state: as the pickle gives it.
 
     Raises:
@@ -243,16 +247,16 @@ class Machine:
       case _:
         raise TypeError
 
-  def make_dict(self) -> dict:
-    """A new dictionary; plain data have none."""
+  def make_dict(self) -> dict[Any, Any]:
+    """Makes a new dictionary; plain data have none, so it raises."""
     raise _never('EMPTY_DICT')
 
   def find(self, identity: Any) -> Any:
-    """What the pickle refers to by an identity; plain data refer to nothing."""
+    """Finds an object by persistent id; plain data have none, so it raises."""
     raise _never('BINPERSID')
 
-  def step(self, instruction: str, argument: Any):
-    """Carries out an instruction."""
+  def step(self, instruction: str, argument: Any) -> None:
+    """Executes an instruction."""
     push, pop = self.stack.append, self.stack.pop
     match instruction:
       case 'BINBYTES' | 'SHORT_BINBYTES' | 'BINBYTES8' | 'BYTEARRAY8':
@@ -271,7 +275,7 @@ class Machine:
         push(instruction == 'NEWTRUE')
 
       case 'MARK':
-        self.below.append(self.stack)
+        self.stacks_below.append(self.stack)
         self.stack = []
       case 'EMPTY_LIST':
         push([])
@@ -294,11 +298,11 @@ class Machine:
         list.extend(self.stack[-1], items)
 
       case 'PUT' | 'BINPUT' | 'LONG_BINPUT':
-        self.notes[argument] = self.stack[-1]
+        self.memo[argument] = self.stack[-1]
       case 'MEMOIZE':
-        self.notes[len(self.notes)] = self.stack[-1]
+        self.memo[len(self.memo)] = self.stack[-1]
       case 'GET' | 'BINGET' | 'LONG_BINGET':
-        push(self.notes[argument])
+        push(self.memo[argument])
 
       case 'EMPTY_DICT':
         push(self.make_dict())
@@ -310,6 +314,18 @@ class Machine:
         for key, value in zip(items[::2], items[1::2], strict=True):
           self._set(key, value)
 
+      case 'PROTO' | 'FRAME':
+        pass
+      case 'STOP':
+        if self.stacks_below or len(self.stack) != 1:
+          raise ValueError
+      case _:
+        self._step_by_name(instruction, argument)
+
+  def _step_by_name(self, instruction: str, argument: Any) -> None:
+    """Executes an instruction that asks for a name, or for what a name made."""
+    push, pop = self.stack.append, self.stack.pop
+    match instruction:
       case 'GLOBAL':
         push(self._known(*argument.split(' ', 1)))
       case 'STACK_GLOBAL':
@@ -328,26 +344,20 @@ class Machine:
       case 'INST':
         self._known(*argument.split(' ', 1))
         raise _never(instruction)
-
-      case 'PROTO' | 'FRAME':
-        pass
-      case 'STOP':
-        if self.below or len(self.stack) != 1:
-          raise ValueError
       case _:
         raise _never(instruction)
 
-  def _marked(self) -> list:
-    """Takes what lies above the last mark off the stack."""
-    items, self.stack = self.stack, self.below.pop()
+  def _marked(self) -> list[Any]:
+    """Pops all items above the last mark."""
+    items, self.stack = self.stack, self.stacks_below.pop()
     return items
 
-  def _set(self, key: Any, value: Any):
+  def _set(self, key: Any, value: Any) -> None:
     items = self.stack[-1]
     if type(items) is not dict:
       raise TypeError
     if type(key) is int:
-      # Numbers counted up from 0 cannot collide.
+      # Ints that count up from 0 cannot collide.
       bounded = len(items) < _MAX_NUMBERED or key == len(items)
     else:
       bounded = type(key) in (str, bytes) and len(key) <= _MAX_KEY_LENGTH

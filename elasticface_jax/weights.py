@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trained weights as users have them: run folders, and files of other makers.
+"""Trained weights, from a run folder or from a PyTorch file.
 
-Every command that wants weights takes both, and says in the same words what is
-wrong with them.
+Every command that needs weights takes both, and reports the same errors.
 """
 
 import dataclasses
@@ -21,16 +20,16 @@ from elasticface_jax.errors import InputError
 from elasticface_jax.interop import onnx_graph, stablehlo, torch_files
 from elasticface_jax.training import checkpoint
 
-# Arguments of `models.build` by which weights fit or do not.
+# Arguments of `models.build` that must match for weights to load.
 SHAPE_FIELDS = ('name', 'width', 'embedding_dim', 'use_se')
 
-# As in the recipes for a CPU, and in those for accelerators.
-_ROWS_ON_CPU, _ROWS = 16, 128
+# Images of an evaluation batch, as in the recipes for CPUs and accelerators.
+_BATCH_ON_CPU, _BATCH = 16, 128
 
-# What a recipe would say: PyTorch's files have none.
-_NO_RECIPE = {
+# Config fields of weights from a PyTorch file, which has no recipe.
+_CONFIG_OF_FILE = {
   'model': {'dropout': 0.0, 'dtype': 'float32', 'remat': False},
-  # Pairs are those drawn for `evaluate --pairs synthetic`.
+  # For `evaluate --pairs synthetic`.
   'eval': {'pairs': [], 'synthetic_pairs': 600},
   'seed': 0,
 }
@@ -41,11 +40,11 @@ class Weights:
   """A backbone with its weights.
 
   Attributes:
-    path: the run folder, or PyTorch's file.
+    path: the run folder or the PyTorch file.
     step: of the checkpoint; 0 for a file.
-    config: the run's; of a file, its model and how to draw pairs.
+    config: of the run; for a file, its model and how to draw pairs.
     params: of the backbone, NumPy arrays.
-    batch_stats: the same.
+    batch_stats: of the backbone, NumPy arrays.
   """
 
   path: Path
@@ -61,18 +60,18 @@ class Weights:
 
   @property
   def eval_rows(self) -> int:
-    """Images that go through the network together.
+    """Number of images in an evaluation batch.
 
-    Those of the recipe. PyTorch's files have none, nor have run folders that
-    are older than the field: there it follows from the hardware.
+    The recipe's ``eval.rows``. PyTorch files have no recipe, and run folders
+    older than the field do not have it: there it follows from the hardware.
     """
     if 'rows' in self.config['eval']:
       return self.config['eval']['rows']
-    return _ROWS_ON_CPU if jax.default_backend() == 'cpu' else _ROWS
+    return _BATCH_ON_CPU if jax.default_backend() == 'cpu' else _BATCH
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """What `elasticface fingerprint` says of them; of a file, of its arrays."""
+    """SHA-256 of the train state; for a file, of its arrays."""
     if self.path.is_dir():
       return checkpoint.fingerprint(self.path, self.step)[1]
     return checkpoint.tree_fingerprint(
@@ -80,13 +79,13 @@ class Weights:
     )
 
   def describe(self) -> dict[str, Any]:
-    """What a file made of them has to say; for JSON."""
+    """Returns the metadata of a file exported from these weights, for JSON."""
     return interop.describe(
       self.model, fingerprint=self.fingerprint, step=self.step
     )
 
   def class_centers(self, num_classes: int, subcenters: int) -> np.ndarray:
-    """Reads the head.
+    """Reads the class centres of the head.
 
     Args:
       num_classes: C, of the data.
@@ -107,15 +106,15 @@ class Weights:
       centers = centers.reshape(-1, centers.shape[-1])
     if centers.shape[1] != subcenters * self.model['embedding_dim']:
       raise InputError(
-        f'a class of the head in {self.path} has {centers.shape[1]} numbers, '
-        f'and not {subcenters} centres of {self.model["embedding_dim"]}; set '
-        'head.subcenters to what it was trained with'
+        f'a class of the head in {self.path} has {centers.shape[1]} values, '
+        f'not {subcenters} centres of {self.model["embedding_dim"]}; set '
+        'head.subcenters to the number that it was trained with'
       )
-    # The last block of a run is padded with zeros, and only that.
+    # Only the last block of a run is padded, with zeros.
     found = np.flatnonzero(centers.any(1))[-1] + 1
     if found != num_classes:
       raise InputError(
-        f'the head in {self.path} is of {found:,} classes, the data have '
+        f'the head in {self.path} has {found:,} classes, the data have '
         f'{num_classes:,}; set start.head to False for a new one'
       )
     return centers[:num_classes]
@@ -136,7 +135,8 @@ class Weights:
     ]
     if differing:
       raise InputError(
-        f'{self.path} is another network: {"; ".join(differing)}'
+        f'{self.path} holds another network: {"; ".join(differing)}; set '
+        'these fields to its values, or give other weights'
       )
 
 
@@ -158,12 +158,12 @@ def open_weights(path: Path, step: int | None = None) -> Weights:
       raise InputError(f'{path} is one file and has no step {step}')
     params, batch_stats = interop.from_torch(path)
     shape = interop.model_of(params)
-    config = _NO_RECIPE | {'model': shape | _NO_RECIPE['model']}
+    config = _CONFIG_OF_FILE | {'model': shape | _CONFIG_OF_FILE['model']}
     return Weights(path, 0, config, *_as_float32((params, batch_stats)))
   if not (path / 'config.json').is_file():
     raise InputError(
-      f'{path} is not a run folder (it holds no config.json), nor a file of '
-      "PyTorch's; give the --workdir of a training run, or a .pth"
+      f'{path} is not a run folder (it holds no config.json), nor a PyTorch '
+      'file; give the --workdir of a training run, or a .pth'
     )
   config = checkpoint.read_json(path / 'config.json')
   step, saved = checkpoint.read(path, step, ('params', 'batch_stats'))
@@ -171,31 +171,32 @@ def open_weights(path: Path, step: int | None = None) -> Weights:
 
 
 def convert(file: Path, workdir: Path, *, heads: Sequence[Path]) -> Weights:
-  """Makes a run folder of step 0 out of PyTorch's files.
+  """Converts PyTorch files to a run folder of step 0.
 
   Args:
     file: of the backbone.
-    workdir: the folder; not there yet, or empty.
-    heads: files of the head, one a rank; none to leave it out.
+    workdir: the folder; it does not exist yet, or is empty.
+    heads: files of the head, one for each rank; empty to leave the head out.
 
   Returns:
-    What was read.
+    The weights of the backbone.
 
   Raises:
-    InputError: if a file is not what it should be, or the folder is in use.
+    InputError: if a file is no backbone or head, or the folder is in use.
   """
-  given = open_weights(file)
+  weights = open_weights(file)
   state = {
     'step': np.zeros((), np.int32),
-    'params': given.params,
-    'batch_stats': given.batch_stats,
+    'params': weights.params,
+    'batch_stats': weights.batch_stats,
   }
   if heads:
     centers = interop.head_from_torch(*heads)
-    if centers.shape[1] != given.model['embedding_dim']:
+    if centers.shape[1] != weights.model['embedding_dim']:
       raise InputError(
-        f'--head {heads[0]} is for embeddings of {centers.shape[1]} numbers; '
-        f'those of {file} have {given.model["embedding_dim"]}'
+        f'--head {heads[0]} is for embeddings of size {centers.shape[1]}, '
+        f'{file} has embeddings of size {weights.model["embedding_dim"]}; give '
+        'the head that was trained with it'
       )
     state['class_centers'] = centers[None].astype(np.float32)
   manifest = {
@@ -206,49 +207,50 @@ def convert(file: Path, workdir: Path, *, heads: Sequence[Path]) -> Weights:
     },
   }
   with atomic.folder(workdir, '--workdir') as partial:
-    checkpoint.write_json(partial / 'config.json', given.config)
+    checkpoint.write_json(partial / 'config.json', weights.config)
     checkpoint.write_json(partial / 'manifest.json', manifest)
     with checkpoint.Checkpoints(partial, keep=1) as checkpoints:
       checkpoints.save(0, jax.tree.map(jnp.asarray, state))
       checkpoints.wait()
-  return given
+  return weights
 
 
 def export(weights: Weights, out: Path, *, file_format: str) -> None:
-  """Writes weights for others to run; a file is whole and checked at once.
+  """Exports weights to a file, which appears complete and checked.
 
   Args:
-    weights: of any kind.
+    weights: from a run folder or a PyTorch file.
     out: the file; one of that name is replaced.
     file_format: ``'torch'``, ``'onnx'`` or ``'stablehlo'``.
 
   Raises:
-    InputError: if it cannot be written, or what reads it computes otherwise.
+    InputError: if the file cannot be written.
+    RuntimeError: if an ONNX or StableHLO file computes other embeddings.
   """
   out.parent.mkdir(parents=True, exist_ok=True)
-  told = weights.describe()
+  metadata = weights.describe()
   state_dict = interop.to_torch(
     weights.params,
     weights.batch_stats,
     num_batches_tracked=_batches_seen(weights),
   )
   if file_format == 'torch':
-    torch_files.write(out, state_dict, told)
+    torch_files.write(out, state_dict, metadata)
     return
-  # What runs elsewhere computes in float32, whatever trained it.
-  backbone = models.build(**weights.model | _NO_RECIPE['model'])
-  numbers = weights.params, weights.batch_stats
+  # An exported network computes in float32, whatever dtype it trained in.
+  backbone = models.build(**weights.model | _CONFIG_OF_FILE['model'])
+  variables = weights.params, weights.batch_stats
   if file_format == 'onnx':
-    numbers = _as_float32(numbers)
+    variables = _as_float32(variables)
     apply = jax.jit(functools.partial(backbone.apply, train=False))
     onnx_graph.write(
       out,
       state_dict,
-      told,
-      embed=lambda images: apply(*numbers, images)[0],
+      metadata,
+      embed=lambda images: apply(*variables, images)[0],
     )
   else:
-    stablehlo.write(out, backbone, *numbers, told)
+    stablehlo.write(out, backbone, *variables, metadata)
 
 
 def _as_float32(tree: Any) -> Any:
@@ -256,7 +258,7 @@ def _as_float32(tree: Any) -> Any:
 
 
 def _batches_seen(weights: Weights) -> int:
-  """PyTorch's count: that of the file it was converted from, and own steps."""
+  """Counts batches for PyTorch: those of a converted file, and own steps."""
   if weights.path.is_file():
     return interop.num_batches_tracked(weights.path)
   manifest = checkpoint.read_json(weights.path / 'manifest.json')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pickles: plain data come back, and no pickle runs code or fills memory."""
+"""Pickles: plain data are read, and no pickle runs code or fills memory."""
 
 import copyreg
 import functools
@@ -29,7 +29,7 @@ PLAIN = (
 
 
 def plain(loaded):
-  """Arrays and scalars as lists and numbers."""
+  """Converts arrays to lists, and NumPy scalars to Python's."""
   if isinstance(loaded, Array):
     return plain(list(loaded.values))
   if isinstance(loaded, list | tuple):
@@ -99,7 +99,7 @@ def test_arrays_of_python_2(dtype, order, data):
   assert plain(pickles.load(data)) == [1, 0, 255]
 
 
-# An audit hook cannot be taken away again: it sleeps.
+# An audit hook cannot be removed, so it ignores events while this is None.
 watched = None
 
 
@@ -112,9 +112,9 @@ sys.addaudithook(watch)
 
 
 def load_watched(data):
-  """Loads, and fails if Python does anything of which it tells its auditors."""
+  """Loads a pickle, and fails if Python raises any audit event meanwhile."""
   global watched
-  for good in PYTHON_2:  # What is imported late is imported before.
+  for good in PYTHON_2:  # Late imports happen here, unwatched.
     pickles.load(good)
   watched = []
   try:
@@ -133,12 +133,12 @@ class Evil:
 
 
 def short(text):
-  """A string of protocol 4."""
+  """Returns the instruction for a short string in protocol 4."""
   return b'\x8c' + bytes([len(text)]) + text.encode()
 
 
 def attacks(folder):
-  """Programs that make a folder when Python runs them."""
+  """Returns programs that make a folder when Python runs them."""
   line = b'S' + repr(folder).encode() + b'\n'
   name = short('posix') + short('mkdir') + b'\x93'
   call = short(folder) + b'\x85R'
@@ -188,7 +188,7 @@ def test_runs_nothing(tmp_path, extension, name):
     assert '\n' not in str(raised.value)
     assert not os.path.exists(folder)
     pickle.loads(attack)
-    os.rmdir(folder)  # It was there: the attack works.
+    os.rmdir(folder)  # It exists: the attack works.
 
 
 DTYPE = b'cnumpy\ndtype\n'
@@ -215,7 +215,7 @@ ARRAY = b'cnumpy.core.multiarray\n_reconstruct\n)R'
   ARRAY + b'Nb', ARRAY + b'(K\x01)NNU\x00tb', ARRAY + b'NN\x86b',
   SCALAR + DTYPE + b'U\x02i4\x85RU\x03abc\x86R',
   SCALAR + DTYPE + b'U\x02O8\x85RU\x08abcdefgh\x86R',
-  # Programs that come to no good end.
+  # Programs that leave the stack in no valid state.
   b'', b'0', b'2', b'NN', b'(N', b't', b'e', b'a', b'Na', b'NNa', b'N(Ne', b'b',
   b'R', b'h\x01', b'q\x01', b'\x94', b'\x85', b'N\x86', b'\x93', b'KK\x93',
   b'](N',
@@ -322,7 +322,7 @@ def test_every_cut_is_noticed(protocol):
 
 
 class More(pickles.Machine):
-  """Knows dictionaries, references, and one name."""
+  """A machine that knows dictionaries, references, and one name."""
 
   names = pickles.Machine.names | {'datetime.date'}
 
@@ -387,13 +387,13 @@ def test_one_pickle_after_the_other():
 
 
 @pytest.mark.parametrize('name', ['posix.mkdir', 'builtins.eval'])
-def test_inst_is_told_by_name(name):
+def test_the_message_names_the_function_of_inst(name):
   program = '\n'.join(['(i' + name.replace('.', '\n'), '.']).encode()
   with pytest.raises(UnknownName, match=f'asks for {name}, which'):
     load_watched(program)
 
 
-PRIME = (1 << 61) - 1  # A number's hash is its rest.
+PRIME = (1 << 61) - 1  # The hash of an int is its remainder.
 
 
 @pytest.mark.parametrize('program', [
@@ -401,9 +401,9 @@ PRIME = (1 << 61) - 1  # A number's hash is its rest.
   *(b'}' + key + b'Ns'
     for key in (b'N', b')', b']', b'}', b'\x88', b'G' + b'\0' * 8, DTYPE, U1,
                 b'K\x01\x85', DEEP, LAUGHS)),
-  # The same long key, and another that is equal to it, again and again.
+  # A long key, and another that is equal to it, again and again.
   LONG + b'}' + GET + b'Ns' + LONG[:-2] + b'q\x080(' + 5000 * b'h\x08N' + b'u',
-  # Numbers that all have the same hash.
+  # Ints that all have the same hash.
   b'}(' + b''.join(
     pickle.dumps(i * PRIME, 2)[2:-1] + b'N' for i in range(1, 30_000)
   ) + b'u',

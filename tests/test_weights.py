@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of PyTorch made into run folders, and run folders exported."""
+"""Conversion of PyTorch weights to run folders, and exports of run folders."""
 
 import functools
 import json
@@ -213,7 +213,7 @@ def mistakes(tmp_path, pth, header):
     (['convert', header, '--workdir', new], 'no key has layer1.0'),
     (['convert', pth, '--workdir', used], 'in use'),
     (['convert', pth, '--workdir', new, '--head', pth], 'here is none'),
-    (['convert', pth, '--workdir', new, '--head', wide], 'of 9 numbers'),
+    (['convert', pth, '--workdir', new, '--head', wide], 'of size 9'),
     (['evaluate', '--checkpoint', gone, '--pairs', 'synthetic'], gone),
     (['evaluate', '--checkpoint', used, '--pairs', 'synthetic'], 'config.json'),
     (

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures of an evaluation and of a training run, as files.
 
-The ending of ``path`` says the format: ``.png``, ``.svg`` or ``.pdf``. Figures
-are made without pyplot, so no display, backend or global state takes part.
+The suffix of ``path`` sets the format: ``.png``, ``.svg`` or ``.pdf``. Figures
+are made without pyplot, so no display, backend or global state is involved.
 """
 
 import os
@@ -18,8 +18,8 @@ from elasticface_jax import atomic
 from elasticface_jax.errors import InputError
 from elasticface_jax.evaluation.verification import Verification, tar_at_far
 
-# The palette of Okabe and Ito, told apart with every kind of colour vision;
-# without its yellow, which is faint on white.
+# The palette of Okabe and Ito, which people of any colour vision can
+# distinguish; without its yellow, which is faint on white.
 _COLOURS = (
   '#0072B2',
   '#D55E00',
@@ -34,15 +34,15 @@ _GENUINE, _IMPOSTOR = _COLOURS[0], _COLOURS[1]
 
 
 def plot_roc(
-  results: Mapping[str, Verification], path: str | os.PathLike
+  results: Mapping[str, Verification], path: str | os.PathLike[str]
 ) -> None:
-  """Draws TAR over FAR, one curve a set, FAR on a logarithmic axis.
+  """Draws TAR over FAR, one curve for each set, FAR on a logarithmic axis.
 
-  A curve begins at 1 / number of impostor pairs, the least FAR that can be
+  A curve begins at 1 / number of impostor pairs, the lowest FAR that can be
   measured.
 
   Args:
-    results: results by the name of the set, each with pairs of both kinds.
+    results: results by name of the set, each with pairs of both kinds.
     path: file to write.
 
   Raises:
@@ -70,7 +70,7 @@ def plot_roc(
   _save(figure, path)
 
 
-def plot_scores(result: Verification, path: str | os.PathLike) -> None:
+def plot_scores(result: Verification, path: str | os.PathLike[str]) -> None:
   """Draws the distribution of the scores of genuine and of impostor pairs.
 
   Lines mark the threshold of the accuracy and that of FAR 1e-3.
@@ -109,7 +109,7 @@ def plot_scores(result: Verification, path: str | os.PathLike) -> None:
 def plot_training(
   losses: tuple[Sequence[int], Sequence[float]],
   accuracies: Mapping[str, tuple[Sequence[int], Sequence[float]]],
-  path: str | os.PathLike,
+  path: str | os.PathLike[str],
 ) -> None:
   """Draws the loss and the accuracy of each pair set over the steps.
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Face verification: are two images of one identity?
+"""Face verification: do two images show one identity?
 
 Shapes: N pairs, D embedding size, F targets of FAR. A pair is *genuine* when
 both images show one identity (``same`` is true), an *impostor* pair otherwise.
 
 ``verify`` is the protocol of LFW and its kin (CFP-FP, AgeDB-30, CALFW, CPLFW).
-The functions of ``scores`` know no protocol and serve any list of pairs; they
-sort once, so that the eight million pairs of IJB-B take seconds.
+The functions of ``scores`` depend on no protocol and take any list of pairs;
+they sort once, so that the eight million pairs of IJB-B take seconds.
 
 FAR is the share of impostor pairs accepted, TAR that of genuine pairs. In the
 words of ISO/IEC 19795, FAR is the FMR and TAR is 1 - FNMR.
@@ -24,27 +24,27 @@ from elasticface_jax.errors import InputError
 
 # Squared L2 distances of unit vectors lie in [0, 4].
 _DISTANCE_THRESHOLDS = np.arange(0, 4, 0.01)
-# LFW-style sets have about 3,000 impostor pairs: 1e-3 is three of them, and
-# nothing below can be told from zero.
+# LFW-style sets have about 3,000 impostor pairs: 1e-3 is three of them, and a
+# lower FAR cannot be distinguished from zero.
 _FARS = (1e-2, 1e-3)
 
 
 @dataclasses.dataclass(frozen=True)
 class OperatingPoint:
-  """The rates of accepting every pair that scores at least ``threshold``.
+  """Rates of accepting every pair that scores at least ``threshold``.
 
   The intervals are exact binomial (Clopper-Pearson) at 95 %, for independent
   pairs and a threshold set beforehand. Where pairs share images, and since the
   threshold was chosen on these very pairs, they are too narrow.
 
   Attributes:
-    far_target: the FAR that was asked for.
-    far: the FAR of this point: at most ``far_target``.
+    far_target: the requested FAR.
+    far: the FAR of this point, at most ``far_target``.
     far_interval: lower and upper limit of ``far``.
     tar: the share of genuine pairs accepted.
     tar_interval: lower and upper limit of ``tar``.
     threshold: accept a pair whose score is this or more. Infinite where the
-      target lets nothing through.
+      target allows no pair.
     num_genuine: the number of pairs behind ``tar``.
     num_impostors: the number of pairs behind ``far``.
   """
@@ -59,17 +59,17 @@ class OperatingPoint:
   num_impostors: int
 
   def as_dict(self) -> dict[str, Any]:
-    """Returns what JSON can hold: an infinite ``threshold`` becomes None."""
-    row = dataclasses.asdict(self)
+    """Returns a dict for JSON: an infinite ``threshold`` becomes None."""
+    point = dataclasses.asdict(self)
     if math.isinf(self.threshold):
-      row['threshold'] = None
-    return row
+      point['threshold'] = None
+    return point
 
 
 # eq=False: arrays have no single truth value to compare by.
 @dataclasses.dataclass(frozen=True, eq=False)
 class Verification:
-  """What ``verify`` measured on one set of pairs.
+  """Results of ``verify`` on one set of pairs.
 
   Attributes:
     accuracy: mean accuracy of the folds, in [0, 1].
@@ -80,7 +80,7 @@ class Verification:
     fold_accuracies: accuracy of each fold at its threshold, ``[folds]``.
     scores: cosine of each pair, float64, ``[N]``.
     same: whether the pair is genuine, bool, ``[N]``.
-    tar_at_far: the operating points at FAR 1e-2 and 1e-3, by those numbers.
+    tar_at_far: the operating points at FAR 1e-2 and 1e-3, by these rates.
       This and the next two are None where all pairs are of one kind.
     auc: area under the curve of TAR over FAR.
     eer: equal error rate, where FAR = 1 - TAR on that curve.
@@ -99,11 +99,11 @@ class Verification:
 
   @property
   def num_pairs(self) -> int:
-    """The number N of pairs."""
+    """Number of pairs, N."""
     return len(self.same)
 
   def as_dict(self) -> dict[str, Any]:
-    """Returns what JSON can hold, without ``scores`` and ``same``."""
+    """Returns a dict for JSON, without ``scores`` and ``same``."""
     points = self.tar_at_far
     return {
       'num_pairs': self.num_pairs,
@@ -123,19 +123,19 @@ class Verification:
 def verify(
   embeddings: np.ndarray, same: np.ndarray, folds: int = 10
 ) -> Verification:
-  r"""Verification accuracy by the LFW protocol, ten-fold cross-validated.
+  r"""Computes the cross-validated accuracy of the LFW protocol.
 
   Embeddings are l2-normalised in float64. A pair counts as genuine when its
   squared distance :math:`d = \lVert z_{2i} - z_{2i+1} \rVert^2` is strictly
   below a threshold from 0, 0.01, ..., 3.99. Each of the contiguous, unshuffled
-  folds is judged at the threshold that is best on the others, the smallest if
-  several are. Where ``folds`` does not divide N, the first folds hold one pair
+  folds is judged at the threshold that is best on the others, the smallest one
+  of several. Where ``folds`` does not divide N, the first folds have one pair
   more.
 
   Args:
     embeddings: embeddings of the images, any float dtype, ``[2N, D]``; pair i
-      is rows 2i and 2i+1. Their norms do not matter. For the flip test add the
-      embeddings of the image and of its mirror image before.
+      is rows 2i and 2i+1. Their norms do not matter. For the flip test, give
+      the sums of the embeddings of an image and of its mirror image.
     same: whether the pair is genuine, bool or 0 and 1, ``[N]``.
     folds: number of folds, at least 2 and at most N.
 
@@ -198,10 +198,10 @@ def verify(
 def roc(
   scores: np.ndarray, same: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """FAR and TAR at every threshold that tells any two pairs apart.
+  """Computes FAR and TAR at every threshold that separates two pairs.
 
-  Point k accepts the pairs with ``scores >= thresholds[k]``. Equal scores stand
-  or fall together, and no point is left out.
+  Point k accepts the pairs with ``scores >= thresholds[k]``. Pairs of equal
+  scores are accepted or rejected together, and no point is left out.
 
   Args:
     scores: score of each pair, higher = more alike, any float dtype, ``[N]``.
@@ -252,10 +252,10 @@ def roc(
 def tar_at_far(
   scores: np.ndarray, same: np.ndarray, far: float | Sequence[float]
 ) -> float | np.ndarray:
-  """TAR at the lowest threshold whose FAR on these pairs is at most ``far``.
+  """Computes TAR at the lowest threshold of a FAR of at most ``far``.
 
-  The FAR is never above its target. A target below 1 / number of impostor pairs
-  asks for no false accept at all.
+  The FAR on these pairs is never above its target. A target below 1 / number of
+  impostor pairs allows no false accept at all.
 
   Args:
     scores: score of each pair, higher = more alike, any float dtype, ``[N]``.
@@ -288,7 +288,7 @@ def tar_at_far(
 def threshold_at_far(
   scores: np.ndarray, same: np.ndarray, far: float | Sequence[float]
 ) -> float | np.ndarray:
-  """The lowest threshold whose FAR on these pairs is at most ``far``.
+  """Computes the lowest threshold whose FAR on these pairs is at most ``far``.
 
   Args:
     scores: score of each pair, higher = more alike, any float dtype, ``[N]``.
@@ -315,7 +315,7 @@ def threshold_at_far(
 def operating_points(
   scores: np.ndarray, same: np.ndarray, fars: Sequence[float]
 ) -> tuple[OperatingPoint, ...]:
-  """TAR and threshold at each target FAR, with exact 95 % intervals.
+  """Computes TAR and threshold at each target FAR, with exact 95 % intervals.
 
   Args:
     scores: score of each pair, higher = more alike, any float dtype, ``[N]``.
@@ -361,12 +361,12 @@ def operating_points(
 def binomial_interval(
   successes: int, trials: int, confidence: float = 0.95
 ) -> tuple[float, float]:
-  """Exact (Clopper-Pearson) interval of a proportion.
+  """Computes the exact (Clopper-Pearson) interval of a proportion.
 
   Args:
     successes: number of successes, in [0, ``trials``].
     trials: number of independent trials, at least 1.
-    confidence: probability, at least, that the interval holds the truth.
+    confidence: least probability that the interval contains the true value.
 
   Returns:
     Lower and upper limit of the proportion, in [0, 1].
@@ -387,10 +387,10 @@ def binomial_interval(
 
 
 def table(results: Mapping[str, Verification]) -> str:
-  """Results as text, a line for each set, for people to read.
+  """Formats results as a text table with a line for each set.
 
   Args:
-    results: results by the name of the set.
+    results: results by name of the set.
 
   Returns:
     Aligned lines without a final newline: the accuracy and its cosine
@@ -473,7 +473,7 @@ def _checked_same(same: np.ndarray, num_pairs: int) -> np.ndarray:
 
 
 def _squared_distances(embeddings: np.ndarray) -> np.ndarray:
-  """Squared L2 distance of each pair's unit vectors, ``[2N, D] -> [N]``."""
+  """Computes squared L2 distances of unit vectors, ``[2N, D] -> [N]``."""
   norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
   unit = embeddings / np.where(norms == 0, 1.0, norms)
   distances = np.square(unit[0::2] - unit[1::2]).sum(axis=1)
@@ -484,12 +484,12 @@ def _squared_distances(embeddings: np.ndarray) -> np.ndarray:
 def _cross_validate(
   distances: np.ndarray, same: np.ndarray, folds: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Accuracy and squared-distance threshold of each fold, both ``[folds]``."""
+  """Computes accuracy and distance threshold of each fold, ``[folds]``."""
   num_pairs, num_thresholds = len(same), len(_DISTANCE_THRESHOLDS)
   sizes = np.full(folds, num_pairs // folds)
   sizes[: num_pairs % folds] += 1
   fold = np.repeat(np.arange(folds), sizes)
-  # A pair is accepted from this threshold on; some are by none.
+  # The first threshold that accepts each pair; for some, none does.
   first = np.searchsorted(_DISTANCE_THRESHOLDS, distances, side='right')
   counts = np.zeros((2, folds, num_thresholds + 1), np.int64)
   np.add.at(counts, (same.astype(int), fold, first), 1)
@@ -505,15 +505,15 @@ def _cross_validate(
 def _last_within(
   curve_far: np.ndarray, far: float | Sequence[float]
 ) -> np.ndarray:
-  """Index of the last point of a ROC curve whose FAR is at most ``far``."""
+  """Finds the last point of a ROC curve whose FAR is at most ``far``."""
   far = np.asarray(far, np.float64)
   if not ((far >= 0) & (far <= 1)).all():
-    raise InputError(f'far={far} is not a rate; expected numbers in [0, 1]')
+    raise InputError(f'far={far} is not a rate; expected values in [0, 1]')
   return np.searchsorted(curve_far, far, side='right') - 1
 
 
 def _equal_error_rate(far: np.ndarray, tar: np.ndarray) -> float:
-  """FAR where FAR = 1 - TAR, linear between the two points round it."""
+  """Interpolates the FAR where FAR = 1 - TAR, between two points."""
   excess = far - (1 - tar)  # Rises from -1 to 1.
   k = np.argmax(excess >= 0)
   share = -excess[k - 1] / (excess[k] - excess[k - 1])

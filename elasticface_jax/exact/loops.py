@@ -3,18 +3,18 @@
 
 A device holds some groups of samples and some blocks of classes; how many
 depends on the number of devices. A loop over them must compile to the same
-arithmetic whether there are eight or one, or the last bit of the result would
-tell how many devices there are. Two things see to that, and both are needed:
+arithmetic whether there are eight or one, or the last bits of the result would
+depend on the number of devices. Two things see to that, and both are needed:
 
 - the trip count is a traced value: a constant 1 is unrolled, and the body fused
   with its surroundings;
 - inputs and outputs are *slots* of buffers that have at least two, so that
-  reading a slot is never reading the whole buffer, which XLA folds away.
+  reading a slot is never reading the full buffer, which XLA folds away.
 
-A loop also is a wall: XLA fuses nothing across its edge. `isolate` and
-`update_in_place` are loops of one trip for that alone, put round arithmetic
-whose neighbours (a collective here, nothing there) depend on the number of
-devices.
+A loop is also a fusion barrier: XLA fuses nothing across its edge. `isolate`
+and `update_in_place` are loops of one trip that serve as such a barrier alone,
+around arithmetic whose neighbours (a collective on several devices, nothing on
+one) depend on the number of devices.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ Tree = Any  # A pytree of arrays.
 
 
 def with_spare(buffers: Tree) -> Tree:
-  """Appends a second slot to buffers of one; costs a copy of those."""
+  """Appends a second slot to buffers that have one; copies those."""
 
   def pad(x):
     if x.shape[0] > 1:
@@ -41,7 +41,7 @@ def empty(count: int, like: Tree) -> Tree:
   """Allocates buffers of at least two slots.
 
   Args:
-    count: slots that will be written, and read only then.
+    count: number of slots; each is to be written before it is read.
     like: pytree with the shape and dtype of a slot.
 
   Returns:
@@ -76,9 +76,9 @@ def stack(
   """Calls a function on 0, 1, 2, ... in a loop and stacks what it returns.
 
   Args:
-    function: from an index to the contents of a slot.
+    function: maps an index to the contents of a slot.
     count: number of calls.
-    trip_count: the same number; traced where bits must not depend on it.
+    trip_count: `count` again, traced where bits must not depend on it.
 
   Returns:
     ``[count, ...]`` each.
@@ -103,9 +103,9 @@ def map_slots(
   """Calls a function on one slot after another, in a loop.
 
   Args:
-    function: from the contents of a slot to those of another.
+    function: maps the contents of a slot to those of another.
     inputs: ``[count, ...]`` each.
-    trip_count: count; traced where bits must not depend on it.
+    trip_count: count, traced where bits must not depend on it.
 
   Returns:
     ``[count, ...]`` each.
@@ -118,12 +118,12 @@ def map_slots(
 def isolate(
   function: Callable[[Tree], Tree], inputs: Tree, once: jax.Array
 ) -> Tree:
-  """Calls a function behind a wall that XLA does not fuse across.
+  """Calls a function in a loop of one trip, a fusion barrier.
 
   Args:
-    function: pure. All that its arithmetic depends on is in `inputs`, but for
-      keys and single numbers: what it makes of others that it closes over, XLA
-      may compute outside the wall.
+    function: pure. All that its arithmetic depends on is in `inputs`, except
+      keys and scalars: XLA may move arithmetic on other arrays that it closes
+      over out of the loop.
     inputs: small arrays: they are copied.
     once: 1, as a traced int32.
 
@@ -139,12 +139,12 @@ def isolate(
 def update_in_place(
   function: Callable[[Tree], Tree], values: Tree, once: jax.Array
 ) -> Tree:
-  """Calls a function behind the same wall as `isolate`, without copies.
+  """Calls a function in a loop of one trip, as `isolate`, without copies.
 
   Args:
     function: pure. It replaces all of its arguments by others of the same
-      structure, shapes and dtypes; what it would only pass on, XLA may take
-      out of the loop.
+      structure, shapes and dtypes; XLA may take a value that it returns
+      unchanged out of the loop.
     values: arrays of any size.
     once: 1, as a traced int32.
 
@@ -160,13 +160,13 @@ def update_in_place(
 def read_entries(buffers: Tree, index: jax.Array, places: jax.Array) -> Tree:
   """Gathers some entries of slot `index` of every buffer.
 
-  Reads the entries alone and never the whole slot.
+  Reads the entries alone and never the full slot.
 
   Args:
     buffers: ``[k, c, ...]`` each.
     index: of the slot.
-    places: of the entries, rising, each once; c or more is no entry, and reads
-      as zeros, ``[s]``.
+    places: indices of the entries, increasing and distinct; c or more is out
+      of range and reads as zeros, ``[s]``.
 
   Returns:
     ``[s, ...]`` each.
@@ -187,7 +187,7 @@ def write_entries(
 ) -> Tree:
   """Scatters what `read_entries` gathered; in place inside a loop.
 
-  All other entries keep their bits, and values for no entry are dropped.
+  All other entries keep their bits; values of places out of range are dropped.
   """
   return jax.tree.map(
     lambda x, v: x.at[index, places].set(

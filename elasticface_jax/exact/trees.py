@@ -2,10 +2,10 @@
 """Sums whose order no hardware can change.
 
 Floating-point addition is not associative, so a sum that is to give the same
-bits on 1 and on 8 devices needs one order for all of them. Here it is a binary
-tree over the parts (groups of samples, blocks of classes), whose number the
-config fixes and the device count does not change: neighbours are added, then
-neighbours of those sums, and so on; an odd last part moves up unchanged.
+bits on 1 and on 8 devices needs one order for all of them. That order is a
+binary tree over the parts (groups of samples, blocks of classes), whose number
+the config fixes and the device count does not change: neighbours are added,
+then neighbours of those sums, and so on; an odd last part moves up unchanged.
 
 Letters: P parts in all, n devices, p = P / n = o * 2^m parts on each device,
 o odd.
@@ -29,7 +29,7 @@ class Devices(NamedTuple):
   size: int = 1
 
   def index(self) -> jax.Array | int:
-    """Returns this device's place on the axis."""
+    """Returns this device's index on the axis."""
     return jax.lax.axis_index(self.axis_name) if self.axis_name else 0
 
   def gather(self, parts: jax.Array) -> jax.Array:
@@ -87,9 +87,9 @@ def tree_sum(parts: jax.Array) -> jax.Array:
 def _local_levels(parts: jax.Array) -> jax.Array:
   """Adds the levels of the tree that stay inside one device.
 
-  Neighbours here are neighbours in the whole tree only while the number of
-  parts on a device is even, so the work stops there. With the usual power of
-  two, one part is left to send; with an odd number, more bytes move.
+  Neighbours on a device are neighbours in the full tree only while the number
+  of parts on a device is even, so the local work stops there. With the usual
+  power of two, one part is left to send; with an odd number, more bytes move.
   """
   while parts.shape[0] % 2 == 0:
     parts = _add_neighbours(parts)
@@ -108,13 +108,13 @@ def _trailing_zeros(number: jax.Array | int) -> jax.Array:
 
 
 class RunningTree(NamedTuple):
-  """The local levels of the tree, while its parts come one after another.
+  """The local levels of the tree, computed as its parts arrive one by one.
 
-  A binary counter: sums of 1, 2, 4, ... parts wait, one of each, for a
-  neighbour of their own size. So m + o parts are held where a buffer of all
-  would hold p. Made for the carry of a loop over parts. The shapes of a part,
-  and so the arithmetic, are the same for any p; it needs no spare slot (see
-  `loops`), since its additions stand alone in a loop of their own.
+  A binary counter: one sum of each size 1, 2, 4, ... waits for a neighbour of
+  its own size, so m + o sums are held, where a buffer of all parts would hold
+  p. It is meant as the carry of a loop over parts. The shapes of a part, and
+  so the arithmetic, are the same for any p. It needs no spare slot (see
+  `loops`), since its additions have a loop of their own.
 
   Examples:
     >>> tree = RunningTree.start(6, 6, jnp.zeros(()))
@@ -124,7 +124,7 @@ class RunningTree(NamedTuple):
     [1. 5. 9.]
   """
 
-  nodes: Tree  # m sums that wait, then o that are done, [m + o, ...] each.
+  nodes: Tree  # m sums that wait, then o that are complete, [m + o, ...] each.
   levels: jax.Array  # m, traced where p is.
 
   @classmethod
@@ -135,7 +135,7 @@ class RunningTree(NamedTuple):
 
     Args:
       count: p.
-      trip_count: p again; traced where bits must not depend on it.
+      trip_count: p again, traced where bits must not depend on it.
       like: pytree with the shapes and dtypes of a part.
 
     Returns:
@@ -161,7 +161,7 @@ class RunningTree(NamedTuple):
     return RunningTree(loops.write(self.nodes, place, total), self.levels)
 
   def sums(self, count: int) -> Tree:
-    """Returns what the local levels leave of all `count` parts.
+    """Returns the o sums that the local levels leave of `count` parts.
 
     The bits of `tree_sum`, `tree_reduce_scatter` and `tree_all_reduce` of
     these sums equal those of the parts.
@@ -203,11 +203,11 @@ def tree_reduce_scatter(parts: jax.Array, devices: Devices) -> jax.Array:
 
 
 def tree_all_reduce(parts: Tree, devices: Devices) -> Tree:
-  """Adds the parts of all devices; every device gets the whole sum.
+  """Adds the parts of all devices; every device gets the full sum.
 
   All-to-all, local tree, all-gather: the bytes of a ring all-reduce, in an
-  order that does not depend on the ring. Arrays that end in the same dim
-  travel together as one matrix, and vectors as one vector: a network has
+  order that does not depend on the ring. Arrays that end in the same dim are
+  sent together as one matrix, and vectors as one vector: a network has
   hundreds of arrays and needs about six messages. A single flat vector would
   need one, but TPUs take longer to lay matrices out as a vector than to send
   them.
@@ -220,16 +220,16 @@ def tree_all_reduce(parts: Tree, devices: Devices) -> Tree:
   Returns:
     The sums, ``[...]`` each.
   """
-  # Before they are put together: a copy of one part is cheaper than of all.
+  # Before the concatenation, which copies: one part is cheaper than p of them.
   parts = jax.tree.map(_local_levels, parts)
   if devices.size == 1:
     return jax.tree.map(tree_sum, parts)
   leaves, structure = jax.tree.flatten(parts)
-  together: dict[Any, list[int]] = {}
+  messages: dict[Any, list[int]] = {}
   for i, leaf in enumerate(leaves):
     width = leaf.shape[-1:] if leaf.ndim > 2 else ()
-    together.setdefault((width, leaf.dtype), []).append(i)
-  for (width, _), members in together.items():
+    messages.setdefault((width, leaf.dtype), []).append(i)
+  for (width, _), members in messages.items():
     stacked = [leaves[i].reshape(len(leaves[i]), -1, *width) for i in members]
     sums = _all_reduce_rows(jnp.concatenate(stacked, axis=1), devices)
     ends = np.cumsum([x.shape[1] for x in stacked])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In and out: PyTorch's weights, ONNX, StableHLO."""
+"""Import and export of weights: PyTorch, ONNX, StableHLO."""
 
 from elasticface_jax.interop.metadata import describe
 from elasticface_jax.interop.torch_names import (

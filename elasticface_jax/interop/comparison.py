@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a file computes beside what it should."""
+"""Comparison of an exported file with its model."""
 
 import os
 from collections.abc import Callable
@@ -12,22 +12,23 @@ from elasticface_jax.models.iresnet import IMAGE_SHAPE
 
 Embed = Callable[[np.ndarray], np.ndarray]
 
-# Of the largest number in an embedding, or of 1 if all are smaller.
+# Relative to the largest absolute value of the embeddings, or to 1 if larger.
 TOLERANCE = 1e-4
 BATCHES = (1, 7)
 
 
-def compare(path: str | os.PathLike, found: Embed, expected: Embed) -> None:
+def compare(
+  path: str | os.PathLike[str], found: Embed, expected: Embed
+) -> None:
   """Compares embeddings of random images, on the CPU.
 
-  There all numbers are float32, where GPUs and TPUs convolve in less by
-  default.
+  A CPU computes in float32, where GPUs and TPUs convolve in less by default.
 
   Args:
     path: of the file, for the message.
-    found: what the file computes: float32 images, RGB in [-1, 1],
+    found: the file's function from float32 images, RGB in [-1, 1],
       ``[B, 112, 112, 3]``, to embeddings, for batches of different sizes.
-    expected: what it should.
+    expected: the model's function, likewise.
 
   Raises:
     RuntimeError: if they differ by more than `TOLERANCE`.
@@ -37,17 +38,17 @@ def compare(path: str | os.PathLike, found: Embed, expected: Embed) -> None:
     cpu = jax.local_devices(backend='cpu')[0]
   except RuntimeError as error:
     raise InputError(
-      f'{path}: what is exported is checked on the CPU, and JAX_PLATFORMS='
-      f'{jax.config.jax_platforms} leaves it out; add cpu to it'
+      f'{path}: exported files are checked on the CPU, which JAX_PLATFORMS='
+      f'{jax.config.jax_platforms} leaves out; add cpu to it'
     ) from error
   rng = np.random.default_rng(0)
   images = rng.uniform(-1, 1, (max(BATCHES), *IMAGE_SHAPE)).astype(np.float32)
   with jax.default_device(cpu):
-    right = np.asarray(expected(images))
-    limit = TOLERANCE * max(1, np.abs(right).max())
+    wanted = np.asarray(expected(images))
+    limit = TOLERANCE * max(1, np.abs(wanted).max())
     for count in BATCHES:
-      gap = np.abs(np.asarray(found(images[:count])) - right[:count]).max()
-      # What is no number is no small one.
+      gap = np.abs(np.asarray(found(images[:count])) - wanted[:count]).max()
+      # Written so that NaN fails.
       if not gap <= limit:
         raise RuntimeError(
           f'{path}: embeddings of {count} random images differ by {gap:.2g} '

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a file of weights has to say beside its numbers.
+"""Metadata of exported weights: network, pixels, alignment and origin.
 
-Most wrong accuracies of a network that was handed on come from another order
-of colours, another scale of pixels or another alignment than it was trained
-with. So every file says all three.
+Most wrong accuracies of a published network come from another order of colours,
+another scale of pixels or another alignment than it was trained with. So every
+file states all three.
 """
 
 from typing import Any
@@ -28,16 +28,16 @@ def describe(
 
   Args:
     model: arguments of `models.build`.
-    fingerprint: SHA-256 of the train state that the weights are from.
+    fingerprint: SHA-256 of the train state that holds the weights.
     step: of that state.
 
   Returns:
-    Names and values.
+    Values by name.
 
   Examples:
     >>> model = {'name': 'iresnet18', 'embedding_dim': 512, 'use_se': False}
-    >>> told = describe(model, fingerprint='ab', step=3)
-    >>> told['colour_order'], told['normalisation']
+    >>> metadata = describe(model, fingerprint='ab', step=3)
+    >>> metadata['colour_order'], metadata['normalisation']
     ('RGB', '(x - 127.5) / 127.5')
   """
   return {

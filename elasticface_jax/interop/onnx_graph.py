@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A backbone as an ONNX file, for onnxruntime and whatever else reads it.
+"""Export of a backbone to an ONNX file.
 
-An IResNet in evaluation is ten kinds of nodes, written here one by one. The
-general exporter, jax2onnx, needs an older Orbax than the one that trains, puts
-transposes round convolutions and writes PReLU as a comparison and a choice.
+An IResNet in evaluation has ten kinds of nodes, written here one by one. The
+general exporter, jax2onnx, needs an older Orbax than the trainer does, adds
+transposes around convolutions and writes PReLU as a comparison and a select.
 
 The file is what insightface's tools expect: images ``input.1``, float32
 ``[batch, 3, 112, 112]``, RGB, (x - 127.5) / 127.5; one output, ``embedding``,
-not normalised, ``[batch, D]``. They take the scaling of pixels for a part of
-the graph if the first 8 nodes have names that begin with ``Sub`` and ``Mul``.
-Here nodes have the names of PyTorch's modules, and arrays those of its tensors.
+not normalised, ``[batch, D]``. They assume that the graph scales pixels itself
+if the first 8 nodes have names that begin with ``Sub`` and ``Mul``. Here nodes
+have the names of PyTorch's modules, and arrays those of its tensors.
 """
 
 import itertools
@@ -27,7 +27,7 @@ from elasticface_jax.models.iresnet import IMAGE_SHAPE
 from elasticface_jax.models.layers import EPSILON
 
 INPUT, OUTPUT = 'input.1', 'embedding'
-# Of 2021, so that onnxruntime reads them since 1.10.
+# From 2021: onnxruntime reads them since 1.10.
 _OPSET, _IR_VERSION = 15, 8
 # Protobuf's limit.
 _MOST_BYTES = 2**31 - 1
@@ -35,37 +35,37 @@ _FATAL = 4
 
 
 def write(
-  path: str | os.PathLike,
+  path: str | os.PathLike[str],
   state_dict: Mapping[str, np.ndarray],
   metadata: Mapping[str, Any],
   *,
   embed: Callable[[np.ndarray], np.ndarray],
 ) -> None:
-  """Writes a backbone, once onnxruntime has computed embeddings with the file.
+  """Writes a backbone to an ONNX file that onnxruntime has checked.
 
   Equal arguments give equal bytes.
 
   Args:
-    path: of the file; one that is there is replaced.
+    path: of the file; an existing one is replaced.
     state_dict: of an IResNet of any depth and width, with SE or without, as
       from `to_torch`. Arrays are written as float32.
-    metadata: values for JSON by name. A string stands in the file as it is,
-      all else as JSON.
-    embed: the network in evaluation, to compare with: images, RGB in [-1, 1],
+    metadata: values for JSON by name. A string is stored as it is, everything
+      else as JSON.
+    embed: the network in evaluation, for the check: images, RGB in [-1, 1],
       float32 ``[B, 112, 112, 3]``, to embeddings ``[B, D]``.
 
   Raises:
     InputError: if onnx or onnxruntime is not installed, the network is too
       large, or the file cannot be written.
-    RuntimeError: if onnxruntime computes other embeddings. Then there is no
-      new file, and an old one stays.
+    RuntimeError: if onnxruntime computes other embeddings. No new file is
+      left then, and an existing one is kept.
   """
   onnx, onnxruntime = _packages()
   size = sum(array.size * 4 for array in state_dict.values())
   if size > _MOST_BYTES:
     raise InputError(
       f'{path}: weights of {size} bytes are more than the 2 GiB that an ONNX '
-      'file can have; export stablehlo'
+      'file can have; export to stablehlo'
     )
   model = _model(onnx, state_dict, metadata)
   onnx.checker.check_model(model, full_check=True)
@@ -127,7 +127,7 @@ def _model(onnx, state_dict, metadata):
 
 
 class _Graph:
-  """Nodes and arrays; methods add to them and give the name of the output."""
+  """A graph under construction; methods add nodes and return output names."""
 
   def __init__(self, onnx, state_dict):
     self.nodes = []
@@ -172,7 +172,7 @@ class _Graph:
     )
 
   def prelu(self, x, name):
-    # Slopes are broadcast from the last dim on; channels are third from it.
+    # Slopes broadcast from the last dim; channels are the third from the end.
     slopes = self.array(f'{name}.weight', shape=(-1, 1, 1))
     return self.node('PRelu', name, x, slopes)
 

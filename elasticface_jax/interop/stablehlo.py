@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A backbone as one file of StableHLO, run by jax alone.
+"""Export of a backbone to one StableHLO file, which jax alone can run.
 
 With nothing installed but jax and flatbuffers::
 
@@ -14,11 +14,11 @@ are not normalised, float32 ``[B, D]``. The file runs on CPUs, NVIDIA's GPUs and
 TPUs, and convolves there in the precision that is jax's default.
 
 A file of jax 0.10.2 is read by 0.10.2 and 0.11.2, one of 0.11.2 only by 0.11.2:
-write with the oldest version that shall read it.
+write with the oldest version that is to read it.
 
-`jax.export` has no place for metadata. A ZIP archive of one member follows its
-bytes: it is found from its end, they from their start, so what reads one does
-not see the other. ``unzip -p FILE metadata.json`` prints it.
+`jax.export` has no place for metadata. A ZIP archive of one member is appended
+to its bytes. ZIP readers begin at the end of a file and `jax.export` at its
+start, so neither sees the other. ``unzip -p FILE metadata.json`` prints it.
 """
 
 import contextlib
@@ -44,18 +44,18 @@ METADATA = 'metadata.json'
 
 
 def write(
-  path: str | os.PathLike,
+  path: str | os.PathLike[str],
   backbone: Backbone,
   params: dict[str, Any],
   batch_stats: dict[str, Any],
   metadata: Mapping[str, Any],
 ) -> None:
-  """Writes a backbone, once jax has computed embeddings with the file.
+  """Writes a backbone to a StableHLO file that jax has checked.
 
   Equal arguments give equal bytes, with one version of jax.
 
   Args:
-    path: of the file; one that is there is replaced.
+    path: of the file; an existing one is replaced.
     backbone: built with dtype ``'float32'``.
     params: its parameters, of any float dtype; the file has them as float32.
     batch_stats: its statistics, likewise.
@@ -64,42 +64,43 @@ def write(
   Raises:
     InputError: if flatbuffers is not installed or the file cannot be written.
     RuntimeError: if the file computes other embeddings than
-      ``backbone.apply``. Then there is no new file, and an old one stays.
+      ``backbone.apply``. No new file is left then, and an existing one is
+      kept.
   """
   if importlib.util.find_spec('flatbuffers') is None:
     raise InputError(
       'a StableHLO file needs the package flatbuffers: '
       "pip install 'elasticface_jax[export]'"
     )
-  numbers = jax.tree.map(
+  variables = jax.tree.map(
     lambda leaf: np.asarray(leaf, np.float32), (params, batch_stats)
   )
 
-  def embed(numbers, images):
-    return backbone.apply(*numbers, images, train=False)[0]
+  def embed(variables, images):
+    return backbone.apply(*variables, images, train=False)[0]
 
   (batch,) = export.symbolic_shape('B')
   images = jax.ShapeDtypeStruct((batch, *IMAGE_SHAPE), np.float32)
-  with_weights = jax.jit(lambda images: embed(numbers, images))
-  # With x64 switched on, numbers of images would be counted in int64.
+  with_weights = jax.jit(lambda images: embed(variables, images))
+  # With x64 switched on, the number of images would be an int64.
   with jax.enable_x64(False), _without_locations():
     exported = export.export(with_weights, platforms=PLATFORMS)(images)
     content = exported.serialize()
   with atomic.file(path) as part:
     part.write_bytes(content)
     with zipfile.ZipFile(part, 'a') as archive:
-      # Its time is 1980's, whenever this is.
+      # ZipInfo's fixed date of 1980 keeps the bytes reproducible.
       member = zipfile.ZipInfo(METADATA)
       archive.writestr(member, json.dumps(metadata, indent=2) + '\n')
     loaded = export.deserialize(bytearray(part.read_bytes()))
     expected = jax.jit(embed)
     comparison.compare(
-      path, loaded.call, lambda images: expected(numbers, images)
+      path, loaded.call, lambda images: expected(variables, images)
     )
 
 
-def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
-  """Reads what a file says about its network.
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """Reads the metadata of a file.
 
   Args:
     path: of a file that `write` wrote.
@@ -118,13 +119,13 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
   except (zipfile.BadZipFile, KeyError, ValueError) as error:
     raise InputError(
       f'{path} has no {METADATA}: it is no StableHLO file of this package, or '
-      'a part of one'
+      'it is cut off; export it again'
     ) from error
 
 
 @contextlib.contextmanager
 def _without_locations() -> Iterator[None]:
-  """Leaves out which line of which file on this machine wrote what."""
+  """Omits the source locations of this machine from the program."""
   name = 'jax_traceback_in_locations_limit'
   before = getattr(jax.config, name)
   jax.config.update(name, 0)

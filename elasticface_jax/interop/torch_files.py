@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch's files, read and written without PyTorch, and without trusting them.
+"""PyTorch files, read and written without PyTorch, and without trusting them.
 
 ``torch.save`` writes a pickle of nested dictionaries, in which a tensor is a
-reference to a storage, a place in it and strides; the storages' bytes stand
-beside it. Since PyTorch 1.6 the whole is a zip file, ``X/data.pkl`` with one
-member ``X/data/<key>`` for each storage. Before, and still on demand, it was
-five pickles in a row and then the storages (`_use_new_zipfile_serialization`).
-Both are read here, by a machine that executes nothing (`pickles.Machine`).
+reference to a storage, an offset and strides; the bytes of the storages are
+apart from it. Since PyTorch 1.6 the file is a zip archive, ``X/data.pkl`` with
+one member ``X/data/<key>`` for each storage. Before, and still on demand
+(`_use_new_zipfile_serialization`), it is five pickles, then the storages. Both
+are read here, by a machine that executes nothing (`pickles.Machine`).
 """
 
 import abc
@@ -45,14 +45,13 @@ _STORAGES = {dtype: name for name, dtype in _DTYPES.items()}
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
-# Python's objects take a hundred times the room of their pickle. That of a
-# network of ten thousand tensors, with its optimizer's state, takes 5 MB.
+# Python objects take a hundred times the memory of their pickle. That of a
+# network of ten thousand tensors, with its optimizer's state, has 5 MB.
 _MAX_PICKLE = 1 << 24
 _MAX_NDIM = 64  # NumPy's.
-_MAX_STORAGE_KEY = 100  # They are numbers, of twenty digits at most.
+_MAX_STORAGE_KEY = 100  # Keys are numbers of twenty digits at most.
 _ALIGNMENT = 64
-# Above, an entry of a zip file gets a longer header; zipfile's own limit is
-# higher.
+# A member of more bytes gets a longer header; zipfile's own limit is higher.
 _ZIP64_BYTES = 1 << 30
 _METADATA = 'metadata.json'
 _AGAIN = 'copy or download it again'
@@ -60,22 +59,22 @@ _SAVE = 'save its state_dict() with torch'
 
 
 class BadTensor(ValueError):
-  """A tensor that its file does not hold.
+  """Error of a tensor that its file does not hold intact.
 
-  Only who reads the tensor knows its key, so the message is the rest of a
+  Only the caller knows the key of the tensor, so the message is the rest of a
   sentence that begins with the file and the key.
   """
 
 
 class _Source(abc.ABC):
-  """Where the storages of a file are; it keeps the file open."""
+  """Reader of the storages of a file, which it keeps open."""
 
   byteorder: str
   _last = None, b''
 
   def read(self, key: str, num_bytes: int) -> bytes:
-    """The bytes of a storage."""
-    # Many tensors may be parts of one storage.
+    """Returns the bytes of a storage."""
+    # The last one is kept, since many tensors may be parts of one storage.
     if self._last[0] != key:
       self._last = key, self._fetch(key, num_bytes)
     return self._last[1]
@@ -87,7 +86,7 @@ class _Source(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Storage:
-  """What a pickle says about a storage, true or not, and where to find it."""
+  """A storage as its pickle describes it, unchecked, and where to read it."""
 
   source: _Source
   key: str
@@ -107,11 +106,11 @@ class _Storage:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tensor:
-  """A tensor in a file; its numbers are read when they are asked for.
+  """A tensor in a file, whose values are read on demand.
 
   Attributes:
-    shape: as the file says.
-    dtype: NumPy's; bfloat16 is that of ml_dtypes.
+    shape: as in the file.
+    dtype: of NumPy; bfloat16 is that of ml_dtypes.
   """
 
   shape: tuple[int, ...]
@@ -121,7 +120,7 @@ class Tensor:
   _strides: tuple[int, ...] = dataclasses.field(repr=False)
 
   def numpy(self) -> np.ndarray:
-    """Reads the numbers.
+    """Reads the values.
 
     Returns:
       A new contiguous array of `shape` and `dtype`. It is never larger than
@@ -130,7 +129,7 @@ class Tensor:
 
     Raises:
       BadTensor: if the tensor is not within its storage, or the storage is
-        missing, damaged or of another length.
+        missing, damaged or of another size.
     """
     if 0 in self.shape:
       try:
@@ -143,21 +142,21 @@ class Tensor:
     )
     size = self._storage.size
     if math.prod(self.shape) > size or last >= size:
-      raise BadTensor(f'is not within its storage of {size} numbers; {_AGAIN}')
+      raise BadTensor(f'is not within its storage of {size} values; {_AGAIN}')
     strides = [
       stride * self.dtype.itemsize if n > 1 else 0
       for n, stride in zip(self.shape, self._strides, strict=True)
     ]
-    numbers = self._storage.read()[self._offset :]
-    view = np.lib.stride_tricks.as_strided(numbers, self.shape, strides)
+    values = self._storage.read()[self._offset :]
+    view = np.lib.stride_tricks.as_strided(values, self.shape, strides)
     return view.copy()
 
 
-def read(path: str | os.PathLike) -> Any:
-  """Reads what ``torch.save`` wrote, in either of its formats.
+def read(path: str | os.PathLike[str]) -> Any:
+  """Reads a file of ``torch.save``, in either of its formats.
 
-  Executes nothing and needs no torch. Tensors are read later, from the open
-  file, when their `Tensor.numpy` is called.
+  Executes nothing and needs no torch. The values of a tensor are read from the
+  open file when its `Tensor.numpy` is called.
 
   Args:
     path: the file.
@@ -191,7 +190,7 @@ def read(path: str | os.PathLike) -> Any:
       return _Machine(archive).load(io.BytesIO(archive.member('data.pkl')))
     if head.startswith(b'\x80'):
       return _read_legacy(path)
-    raise ValueError(_what_else(head))
+    raise ValueError(_describe_other(head))
   except pickles.UnknownName as error:
     raise InputError(
       f'{path}: its pickle asks for {error.name}, which is no part of a '
@@ -199,25 +198,25 @@ def read(path: str | os.PathLike) -> Any:
     ) from error
   except pickles.BadPickle as error:
     raise InputError(
-      f'{path}: its pickle is none of a state_dict: {error}; if the file is '
-      f'whole, load it with torch and {_SAVE}'
+      f'{path}: its pickle is not that of a state_dict: {error}; if the file '
+      f'is intact, load it with torch and {_SAVE}'
     ) from error
   except ValueError as error:
     raise InputError(f'{path}: {error}') from error
 
 
-def read_metadata(path: str | os.PathLike) -> dict[str, Any] | None:
-  """Reads what `write` was given to say about the tensors.
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+  """Reads the metadata that `write` stores with the tensors.
 
   Args:
     path: the file.
 
   Returns:
-    The metadata, or None if the file has none, as those of ``torch.save``.
+    The metadata; None if the file has none, as one of ``torch.save``.
 
   Raises:
     InputError: if the file is missing, or a zip file that is damaged or not
-      of ``torch.save``'s form.
+      in the format of ``torch.save``.
 
   Examples:
     >>> import tempfile
@@ -248,21 +247,21 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any] | None:
 
 
 def write(
-  path: str | os.PathLike,
+  path: str | os.PathLike[str],
   state_dict: Mapping[str, np.ndarray],
   metadata: Mapping[str, Any],
-):
+) -> None:
   """Writes a file that ``torch.load(path, weights_only=True)`` reads.
 
-  It gives torch an ``OrderedDict`` of contiguous tensors on the CPU, and works
-  with ``mmap=True``. The same arguments give the same bytes. The file is whole
-  or not there.
+  torch gets an ``OrderedDict`` of contiguous tensors on the CPU, with
+  ``mmap=True`` too. Equal arguments give equal bytes. The file appears complete
+  or not at all.
 
   Args:
-    path: of the file; one that is there is replaced.
+    path: of the file; an existing one is replaced.
     state_dict: arrays by name, in order; floats (bfloat16 too), signed
       integers, uint8 or bool.
-    metadata: for JSON; torch does not look at it, and `read_metadata` does.
+    metadata: for JSON; torch ignores it, and `read_metadata` returns it.
 
   Raises:
     InputError: if the file cannot be written.
@@ -299,7 +298,7 @@ def _head(path: Path) -> bytes:
     ) from error
 
 
-def _what_else(head: bytes) -> str:
+def _describe_other(head: bytes) -> str:
   text = head[:512].lstrip().lower()
   if not head:
     return f'it is empty; {_AGAIN}'
@@ -316,7 +315,7 @@ def _what_else(head: bytes) -> str:
 
 
 class _Machine(pickles.Machine):
-  """Knows the names that a training checkpoint asks for."""
+  """The pickle machine with the names that a training checkpoint asks for."""
 
   names = pickles.Machine.names | {
     *_DTYPES,
@@ -368,7 +367,7 @@ class _Machine(pickles.Machine):
         return f'{kind[:20]}:{index}'
     return super().make(name, arguments)
 
-  def build(self, made: Any, state: Any):
+  def build(self, made: Any, state: Any) -> None:
     match made, state:
       case dict(), dict():
         pass  # Attributes of an OrderedDict: versions of modules, `_metadata`.
@@ -377,8 +376,8 @@ class _Machine(pickles.Machine):
 
   def find(self, identity: Any) -> _Storage:
     match identity:
-      # The location, like 'cuda:0', is where it was. The older format has one
-      # more place, for views, of which torch has made none since 2018.
+      # The location, like 'cuda:0', is that of the writer. The older format has
+      # one more entry, for views, which torch has not written since 2018.
       case (
         ('storage', pickles.Name(), str(), _, int())
         | ('storage', pickles.Name(), str(), _, int(), None)
@@ -389,7 +388,7 @@ class _Machine(pickles.Machine):
         storage = _Storage(self.source, key, _DTYPES[name], size)
         known = self.storages.setdefault(key, storage)
         if (known.dtype, known.size) != (storage.dtype, size):
-          raise pickles.BadPickle(f'it tells two things of storage {key!a}')
+          raise pickles.BadPickle(f'it describes storage {key!a} in two ways')
         return known
     raise pickles.BadPickle('it refers to a storage in an unknown way')
 
@@ -403,7 +402,7 @@ def _tensor(storage: _Storage, offset: Any, size: Any, strides: Any) -> Tensor:
 
 
 class _Archive(_Source):
-  """The zip format: each storage is a member."""
+  """The zip format, in which each storage is a member."""
 
   def __init__(self, path: Path):
     try:
@@ -442,7 +441,7 @@ class _Archive(_Source):
 
   def member(self, name: str) -> bytes:
     info = self._zip.getinfo(self._top + name)
-    # Not compressed, it cannot be more than the file is long.
+    # Uncompressed, it cannot be larger than the file.
     if info.compress_type != zipfile.ZIP_STORED:
       raise ValueError(
         f'its {name} is compressed, which torch never does; {_AGAIN}'
@@ -489,9 +488,9 @@ def _read_legacy(path: Path) -> Any:
 
 
 class _Tail(_Source):
-  """The format before the zip file: storages one after the other."""
+  """The format before zip files: the storages follow the pickles."""
 
-  byteorder = 'little'  # Whatever the machine was.
+  byteorder = 'little'  # On any machine.
 
   def __init__(self, path: Path):
     self._fd = os.open(path, os.O_RDONLY)
@@ -499,17 +498,19 @@ class _Tail(_Source):
     self._offsets = {}
 
   def pread(self, count: int, offset: int) -> bytes:
-    """Up to `count` bytes, fewer where the file ends."""
+    """Reads up to `count` bytes, fewer where the file ends."""
     parts = []
-    # One call of the system reads 2 GB at most.
+    # One system call reads 2 GB at most.
     while count and (part := os.pread(self._fd, count, offset)):
       parts.append(part)
       count -= len(part)
       offset += len(part)
     return b''.join(parts)
 
-  def locate(self, keys: Any, storages: dict[str, _Storage], offset: int):
-    """Finds the storages' places: each is its number of items, and these."""
+  def locate(
+    self, keys: Any, storages: dict[str, _Storage], offset: int
+  ) -> None:
+    """Locates the storages; each is its number of items, then the items."""
     size = os.fstat(self._fd).st_size
     if not isinstance(keys, list) or not all(
       isinstance(key, str) and key in storages for key in keys
@@ -518,14 +519,14 @@ class _Tail(_Source):
     for key in keys:
       storage = storages[key]
       num_bytes = storage.size * storage.dtype.itemsize
-      length = int.from_bytes(self.pread(8, offset), 'little', signed=True)
+      count = int.from_bytes(self.pread(8, offset), 'little', signed=True)
       self._offsets[key] = offset + 8
       offset += 8 + num_bytes
       if offset > size:
         raise ValueError(f'it is cut off in storage {key!a}; {_AGAIN}')
-      if length != storage.size:
+      if count != storage.size:
         raise ValueError(
-          f'its storage {key!a} has {length} numbers, not {storage.size}; '
+          f'its storage {key!a} has {count} values, not {storage.size}; '
           f'{_AGAIN}'
         )
 
@@ -544,7 +545,7 @@ def _contiguous(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def _pickle(names: Iterable[str], arrays: Sequence[np.ndarray]) -> bytes:
-  """The pickle of an ``OrderedDict`` of tensors, each in its own storage."""
+  """Pickles an ``OrderedDict`` of tensors, each in its own storage."""
   ordered_dict = b'ccollections\nOrderedDict\n)R'
   parts = [b'\x80\x02', ordered_dict, b'(']
   for i, (name, array) in enumerate(zip(names, arrays, strict=True)):
@@ -557,10 +558,10 @@ def _pickle(names: Iterable[str], arrays: Sequence[np.ndarray]) -> bytes:
       _text(name),
       b'ctorch._utils\n_rebuild_tensor_v2\n(',
       b'(' + _text('storage') + b'c' + storage + b'\n',
-      _text(str(i)) + _text('cpu') + _number(array.size) + b'tQ',
-      _number(0),  # Where in the storage it begins.
-      _numbers(array.shape) + _numbers(strides),
-      b'\x89' + ordered_dict,  # It needs no gradient, and has no hooks.
+      _text(str(i)) + _text('cpu') + _int(array.size) + b'tQ',
+      _int(0),  # Offset in the storage.
+      _ints(array.shape) + _ints(strides),
+      b'\x89' + ordered_dict,  # It requires no gradient, and has no hooks.
       b'tR',
     ]
   return b''.join([*parts, b'u.'])
@@ -571,17 +572,19 @@ def _text(text: str) -> bytes:
   return b'X' + len(data).to_bytes(4, 'little') + data
 
 
-def _number(number: int) -> bytes:
-  return b'\x8a\x08' + number.to_bytes(8, 'little', signed=True)
+def _int(value: int) -> bytes:
+  return b'\x8a\x08' + value.to_bytes(8, 'little', signed=True)
 
 
-def _numbers(numbers: Iterable[int]) -> bytes:
-  return b'(' + b''.join(map(_number, numbers)) + b't'
+def _ints(values: Iterable[int]) -> bytes:
+  return b'(' + b''.join(map(_int, values)) + b't'
 
 
-def _add(file: BinaryIO, archive: zipfile.ZipFile, name: str, data: memoryview):
+def _add(
+  file: BinaryIO, archive: zipfile.ZipFile, name: str, data: memoryview
+) -> None:
   """Adds a member whose bytes begin at a multiple of 64 in the file."""
-  info = zipfile.ZipInfo(name)  # Dated 1980.
+  info = zipfile.ZipInfo(name)  # Its fixed date is 1980.
   info.create_system = 3  # Unix, wherever this runs.
   large = data.nbytes > _ZIP64_BYTES
   header = 30 + len(name) + 4 + (20 if large else 0)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of an IResNet and of its head, from PyTorch's names and back.
+"""Conversion of IResNet weights and heads from PyTorch's names and back.
 
-ElasticFace and insightface's arcface_torch name the same network in the same
-way. What differs from ours is the order of axes, and these:
+ElasticFace and insightface's arcface_torch use the same names for the same
+network. It differs from ours in the order of axes, and:
 
 - ``features.weight``, frozen at 1 there, is no parameter here.
 - ``fc`` reads the feature map channel first there, channel last here.
@@ -27,7 +27,7 @@ from elasticface_jax.models.iresnet import IMAGE_SHAPE, SE_REDUCTION
 Tree = dict[str, Any]
 StateDict = Mapping[str, Any]
 
-# Names of a kind of module: PyTorch's, and where we have the same.
+# By kind of module and PyTorch's name: our collection and name.
 _NORM = {
   'weight': ('params', 'scale'),
   'bias': ('params', 'bias'),
@@ -43,16 +43,16 @@ _TENSORS = {
 }
 _COUNTER = 'num_batches_tracked'
 _FROZEN = 'features.weight'
-# Of the feature map that fc reads: each of the four stages halves it.
+# Side of the feature map that fc reads: each of the four stages halves it.
 _SIDE = IMAGE_SHAPE[0] >> 4
 
 
 def from_torch(
-  state_dict: StateDict | str | os.PathLike,
+  state_dict: StateDict | str | os.PathLike[str],
 ) -> tuple[Tree, Tree]:
   """Reads a backbone that was trained with PyTorch.
 
-  Takes the names of ElasticFace and of arcface_torch, below any prefix
+  Accepts the names of ElasticFace and of arcface_torch, with any prefix
   (``module.``), alone or inside a training checkpoint. torch is not needed,
   and nothing in a file is executed.
 
@@ -62,12 +62,12 @@ def from_torch(
 
   Returns:
     ``(params, batch_stats)``, nested dicts of NumPy arrays, as
-    `models.Backbone.apply` takes them; `model_of` tells the arguments of
-    `models.build` that go with them. float64 stays; what is narrower than
-    float32 becomes float32.
+    `models.Backbone.apply` takes them; `model_of` returns the arguments of
+    `models.build` that fit them. float64 stays; narrower dtypes than float32
+    become float32.
 
   Raises:
-    InputError: names the file and the key that is missing, too many, or of
+    InputError: names the file and the key that is missing, unknown, or of
       another shape.
 
   Examples:
@@ -86,12 +86,12 @@ def from_torch(
   model = _model_of_names(name, prefix, tensors)
   modules = list(_modules(**model))
   _check(name, prefix, tensors, modules)
-  halves = {'params': {}, 'batch_stats': {}}
+  collections = {'params': {}, 'batch_stats': {}}
   for module, kind, _ in modules:
-    for last, (half, ours) in _TENSORS[kind].items():
+    for last, (collection, ours) in _TENSORS[kind].items():
       key = f'{module}.{last}'
       array = _array(name, prefix + key, tensors[key])
-      node = halves[half]
+      node = collections[collection]
       for part in module.split('.'):
         node = node.setdefault(part, {})
       node[ours] = _to_ours(array, kind) if last == 'weight' else array
@@ -100,22 +100,22 @@ def from_torch(
       f'{name}: {prefix + _FROZEN} is not 1 everywhere; ElasticFace and '
       'insightface freeze it there, and this package has no such parameter'
     )
-  return halves['params'], halves['batch_stats']
+  return collections['params'], collections['batch_stats']
 
 
 def to_torch(
   params: Tree, batch_stats: Tree, *, num_batches_tracked: int = 0
 ) -> dict[str, np.ndarray]:
-  """Gives a backbone the names and layouts of PyTorch.
+  """Converts a backbone to the names and layouts of PyTorch.
 
   ElasticFace's and arcface_torch's modules load it with ``strict=True``, once
   ``torch.from_numpy`` is mapped over it.
 
   Args:
     params: of an IResNet, as from ``init`` or `from_torch`.
-    batch_stats: the same.
-    num_batches_tracked: how many batches BatchNorm has seen, which PyTorch
-      keeps and does not use.
+    batch_stats: likewise.
+    num_batches_tracked: number of batches that BatchNorm has seen, which
+      PyTorch stores and does not use.
 
   Returns:
     Arrays by name, in PyTorch's order; dtypes as given, int64 for counts.
@@ -128,14 +128,14 @@ def to_torch(
     >>> len(state_dict), list(state_dict)[0], state_dict['fc.weight'].shape
     (187, 'conv1.weight', (8, 784))
   """
-  halves = {'params': params, 'batch_stats': batch_stats}
+  collections = {'params': params, 'batch_stats': batch_stats}
   state_dict = {}
-  for module, kind, shape in _modules(**_model_of(params)):
+  for module, kind, shape in _modules(**_model_of_params(params)):
     if kind == 'features':
       dtype = params['features']['bias'].dtype
       state_dict[_FROZEN] = np.ones(shape, dtype)
-    for last, (half, ours) in _TENSORS[kind].items():
-      node = halves[half]
+    for last, (collection, ours) in _TENSORS[kind].items():
+      node = collections[collection]
       for part in module.split('.'):
         node = node[part]
       array = np.asarray(node[ours])
@@ -147,13 +147,13 @@ def to_torch(
 
 
 def model_of(params: Tree) -> dict[str, Any]:
-  """Tells which network parameters belong to.
+  """Returns the arguments of `models.build` that fit parameters.
 
   Args:
     params: of an IResNet, as from ``init`` or `from_torch`.
 
   Returns:
-    Arguments of `models.build`: name, width, embedding_dim, use_se.
+    ``name``, ``width``, ``embedding_dim`` and ``use_se``.
 
   Raises:
     InputError: if `models.build` has no such depth.
@@ -166,12 +166,12 @@ def model_of(params: Tree) -> dict[str, Any]:
     >>> model_of(params)
     {'name': 'iresnet34', 'width': 64, 'embedding_dim': 512, 'use_se': True}
   """
-  model = _model_of(params)
+  model = _model_of_params(params)
   return {'name': _named('params', model.pop('stages'))} | model
 
 
-def num_batches_tracked(state_dict: StateDict | str | os.PathLike) -> int:
-  """Reads how many batches the BatchNorms of a backbone have seen.
+def num_batches_tracked(state_dict: StateDict | str | os.PathLike[str]) -> int:
+  """Reads the number of batches that the BatchNorms of a backbone have seen.
 
   Args:
     state_dict: as for `from_torch`.
@@ -195,23 +195,24 @@ def num_batches_tracked(state_dict: StateDict | str | os.PathLike) -> int:
 
 
 def head_from_torch(
-  state_dict: StateDict | str | os.PathLike, *more: str | os.PathLike
+  state_dict: StateDict | str | os.PathLike[str],
+  *more: str | os.PathLike[str],
 ) -> np.ndarray:
   """Reads the class centres of a head that was trained with PyTorch.
 
-  ``kernel`` of ElasticFace, ``[D, C]``; ``weight`` of arcface_torch's Partial
-  FC, ``[C, D]``, of which every rank wrote its own part.
+  These are ``kernel`` of ElasticFace, ``[D, C]``, or ``weight`` of
+  arcface_torch's Partial FC, ``[C, D]``, of which every rank writes its part.
 
   Args:
     state_dict: a file or its content: a head's ``state_dict``, a training
       checkpoint that holds one, or a bare tensor ``[C, D]``.
-    *more: the files of all further ranks, in order.
+    *more: the files of all other ranks, in order.
 
   Returns:
     Class centres, not normalised, at least float32, ``[C, D]``.
 
   Raises:
-    InputError: names the file, and what is missing or does not fit.
+    InputError: names the file, and the part that is missing or does not fit.
 
   Examples:
     >>> head_from_torch({'kernel': np.ones((8, 3), np.float32)}).shape
@@ -255,13 +256,13 @@ def _head_part(name: str, tree: Any) -> np.ndarray:
 
 
 def _is_head(key: str, value: Any) -> bool:
-  """Whether a tensor may be class centres, where the backbone has no such."""
+  """Tells whether a tensor may be class centres, by its key and rank."""
   is_matrix = len(getattr(value, 'shape', ())) == 2
   return is_matrix and key.rpartition('.')[-1] in ('kernel', 'weight')
 
 
 def _open(state_dict: Any) -> tuple[str, Any]:
-  """What to call it in messages, and its content."""
+  """Returns the name of a state_dict for messages, and its content."""
   name = _open_name(state_dict)
   if isinstance(state_dict, str | os.PathLike):
     return name, torch_files.read(state_dict)
@@ -274,7 +275,7 @@ def _open_name(state_dict: Any) -> str:
 
 
 def _mappings(tree: Any, depth: int = 3) -> Iterator[dict[str, Any]]:
-  """All mappings with names in a checkpoint, the outermost first."""
+  """Yields all mappings in a checkpoint, outermost first, string keys only."""
   if isinstance(tree, Mapping) and depth:
     yield {k: v for k, v in tree.items() if isinstance(k, str)}
     for value in tree.values():
@@ -282,7 +283,7 @@ def _mappings(tree: Any, depth: int = 3) -> Iterator[dict[str, Any]]:
 
 
 def _find_backbone(name: str, tree: Any) -> tuple[dict[str, Any], str]:
-  """The one mapping that holds a backbone, and the prefix of its names."""
+  """Finds the one mapping that holds a backbone, and the prefix of its keys."""
   found = []
   for mapping in _mappings(tree):
     matches = (re.match(r'(.*?)layer1\.0\.', key) for key in mapping)
@@ -303,7 +304,7 @@ def _find_backbone(name: str, tree: Any) -> tuple[dict[str, Any], str]:
 def _model_of_names(
   name: str, prefix: str, tensors: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Arguments of `_modules`, from names and two shapes."""
+  """Derives the arguments of `_modules` from names and two shapes."""
   matches = (re.match(r'layer([1-4])\.(\d+)\.', key) for key in tensors)
   blocks = {match.groups() for match in matches if match}
   stages = tuple(sum(i == layer for i, _ in blocks) for layer in '1234')
@@ -336,8 +337,8 @@ def _named(name: str, stages: tuple[int, ...]) -> str:
   )
 
 
-def _model_of(params: Tree) -> dict[str, Any]:
-  """Arguments of `_modules`, from our own parameters."""
+def _model_of_params(params: Tree) -> dict[str, Any]:
+  """Derives the arguments of `_modules` from our own parameters."""
   return {
     'stages': tuple(len(params[f'layer{i}']) for i in range(1, 5)),
     'width': params['conv1']['kernel'].shape[-1],
@@ -349,7 +350,7 @@ def _model_of(params: Tree) -> dict[str, Any]:
 def _modules(
   *, stages: tuple[int, ...], width: int, embedding_dim: int, use_se: bool
 ) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-  """Name, kind and PyTorch's shape of ``weight`` of every module, in order."""
+  """Yields name, kind and PyTorch's shape of ``weight`` of every module."""
   yield 'conv1', 'conv', (width, IMAGE_SHAPE[-1], 3, 3)
   yield 'bn1', 'norm', (width,)
   yield 'prelu', 'prelu', (width,)
@@ -393,14 +394,14 @@ def _check(name, prefix, tensors, modules) -> None:
     for key, value in tensors.items()
     if key not in expected.keys() | counters and not _is_head(key, value)
   ]
-  told = [
+  faults = [
     f'{what} {prefix + keys[0]!a}'
     + (f' and {len(keys) - 1} more' if len(keys) > 1 else '')
     for what, keys in (('missing', missing), ('unknown', extra))
     if keys
   ]
-  if told:
-    raise InputError(f"{name} is no IResNet of PyTorch's: {'; '.join(told)}")
+  if faults:
+    raise InputError(f"{name} is no IResNet of PyTorch's: {'; '.join(faults)}")
   for key, shape in expected.items():
     found = tuple(getattr(tensors[key], 'shape', ()))
     if found != shape:
@@ -410,17 +411,17 @@ def _check(name, prefix, tensors, modules) -> None:
 
 
 def _array(name: str, key: str, value: Any) -> np.ndarray:
-  """The numbers of a tensor of weights, at least float32."""
+  """Reads a tensor of weights as an array, at least float32."""
   array = _read(name, key, value)
   if array.dtype not in (np.float32, np.float64):
     array = array.astype(np.float32)
   if not np.isfinite(array).all():
-    raise InputError(f'{name}: {key} holds numbers that are not finite')
+    raise InputError(f'{name}: {key} holds values that are not finite')
   return array
 
 
 def _read(name: str, key: str, value: Any) -> np.ndarray:
-  """The numbers of any kind of tensor."""
+  """Reads any kind of tensor as an array."""
   if hasattr(value, 'detach'):
     value = value.detach().cpu()
     # bfloat16 is unknown to NumPy.

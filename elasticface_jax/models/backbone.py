@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backbones: images to embeddings, as pure functions over plain dicts.
+"""The backbones by name: stages of blocks, and `build`.
 
 >>> backbone = build('iresnet10', embedding_dim=128, width=8)
 >>> params, batch_stats = jax.eval_shape(backbone.init, jax.random.key(0))
@@ -9,12 +9,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 
 from elasticface_jax.errors import InputError
 from elasticface_jax.models import functional, iresnet
+from elasticface_jax.models.functional import Apply, Init
 
 __all__ = ['STAGES', 'Backbone', 'build']
 
@@ -32,10 +32,10 @@ _DTYPES = ('float32', 'bfloat16', 'float64')
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-  """A network without weights: two pure functions and what they are.
+  """A network without weights, as two pure functions `init` and `apply`.
 
   Attributes:
-    name: as given to `build`.
+    name: the argument of `build`.
     embedding_dim: D, the size of an embedding.
     init: ``init(key) -> (params, batch_stats)``, nested dicts with string
       keys and float32 leaves (float64 for dtype ``'float64'``).
@@ -50,8 +50,8 @@ class Backbone:
 
   name: str
   embedding_dim: int
-  init: Callable
-  apply: Callable
+  init: Init
+  apply: Apply
 
 
 def build(
@@ -78,20 +78,19 @@ def build(
       least float32 in any case.
     width: channels of the first stage, doubled in each later one. 64 as
       published; smaller for trials on a CPU.
-    remat: whether to compute again what is not kept. From the forward to the
-      backward pass of training, little more than the inputs of stem and blocks
-      is then kept, about a seventh of what it is otherwise, and the backward
-      pass computes the insides of one block at a time again: a third more
-      work. Losses and statistics stay the same; gradients move in the last
-      digits of `dtype`, so a run has another fingerprint with it. On a CPU,
-      jax 0.10 merges the second computation with the first, and memory stays
-      as it is; 0.11 does not.
+    remat: whether the backward pass of training computes activations again.
+      Little more than the inputs of stem and blocks is then kept for it, about
+      a seventh of the memory otherwise, and it computes the insides of one
+      block at a time again: a third more work. Losses and statistics stay the
+      same; gradients change in the last digits of `dtype`, so a run has another
+      fingerprint with it. On a CPU, jax 0.10 merges the second computation with
+      the first, which saves no memory; 0.11 does not.
 
   Returns:
     The backbone.
 
   Raises:
-    InputError: if a value is not one of these.
+    InputError: if an argument has none of these values.
 
   Examples:
     >>> build('iresnet100').embedding_dim
@@ -103,7 +102,7 @@ def build(
     which adds a BatchNorm before the first convolution and PReLU.
     Differs from the authors' code in: the scale of the last BatchNorm,
     which they freeze at 1, is not a parameter; the feature map is flattened
-    channel last; iresnet10, `width` and `dtype` are ours.
+    channel last; iresnet10, `width` and `dtype` are additions.
   """
   if name not in STAGES:
     raise InputError(

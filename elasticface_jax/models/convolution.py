@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convolutions whose gradients are fast inside a loop on a CPU too.
 
-XLA matches a convolution and the gradients of `jax.vjp` with the vendor's
-kernels on GPUs and TPUs. Its CPU compiler has fast kernels for convolutions in
-one layout (batch, height, width, channel), and brings gradients into it only in
-the outermost computation. The training step runs the backbone inside a loop,
-where the same gradients fall back to plain loops, 10 to 60 times slower (jax
-0.10.2 and 0.11.2). So for a CPU the gradients are written in that layout here.
+XLA maps a convolution and the gradients of `jax.vjp` to the vendor's kernels on
+GPUs and TPUs. Its CPU compiler has fast kernels for convolutions in one layout
+(batch, height, width, channel), and brings gradients into it only in the
+outermost computation. The training step runs the backbone inside a loop, where
+the same gradients fall back to plain loops, 10 to 60 times slower (jax 0.10.2
+and 0.11.2). So for a CPU the gradients are written in that layout here.
 """
 
 import functools
@@ -18,7 +18,7 @@ _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
 
 def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
-  """Convolves with padding ``size // 2`` on every side, as torch does.
+  """Convolves with padding ``size // 2`` on every side, as PyTorch does.
 
   Differs from ``'SAME'`` at stride 2 and even height: that pads the far side
   only.
@@ -80,11 +80,11 @@ def gradients_by_vjp(
   Args:
     x: as for `convolve`.
     kernel: 3x3.
-    gradient: by the output.
+    gradient: that of the output.
     stride: 1 or 2.
 
   Returns:
-    Gradients by the input and by the kernel.
+    Gradients of the input and of the kernel.
   """
   plain = functools.partial(_plain, stride=stride)
   return jax.vjp(plain, x, kernel)[1](gradient)
@@ -93,22 +93,22 @@ def gradients_by_vjp(
 def gradients_in_layout(
   x: jax.Array, kernel: jax.Array, gradient: jax.Array, *, stride: int
 ) -> tuple[jax.Array, jax.Array]:
-  """Computes the same gradients as convolutions in the CPU's layout."""
+  """Computes the same gradients by convolutions in the CPU's layout."""
   to_input = _to_input if stride == 1 else _to_input_of_stride_2
   return to_input(kernel, gradient), _to_kernel(x, gradient, stride)
 
 
 def _to_input(kernel, gradient):
-  """Convolves with the kernel turned round and its channels exchanged."""
+  """Convolves with the kernel rotated by 180 degrees, its channels swapped."""
   return _plain(gradient, kernel[::-1, ::-1].swapaxes(2, 3))
 
 
 def _to_input_of_stride_2(kernel, gradient):
-  """Computes the gradient by the input without dilating that by the output.
+  """Computes the gradient of the input without dilating that of the output.
 
-  An even row 2i saw tap 1 of output i; an odd row 2i + 1 saw tap 2 of output
-  i and tap 0 of output i + 1; columns alike. So the four parities are four
-  sets of channels of one 2x2 convolution, interleaved afterwards.
+  Row 2i meets tap 1 of output i; row 2i + 1 meets tap 2 of output i and tap 0
+  of output i + 1; likewise columns. So the four parities are four sets of
+  channels of one 2x2 convolution, interleaved afterwards.
   """
   taps = {(0, 0): 1, (1, 0): 2, (1, 1): 0}  # (parity, output - i): tap
 
@@ -124,10 +124,10 @@ def _to_input_of_stride_2(kernel, gradient):
       [tap(row, column, p, q) for p in two for q in two], axis=1
     )
 
-  together = jnp.stack(
+  kernels = jnp.stack(
     [jnp.stack([all_parities(r, c) for c in two]) for r in two]
   )
-  parities = _plain(gradient, together, padding=((0, 1), (0, 1)))
+  parities = _plain(gradient, kernels, padding=((0, 1), (0, 1)))
   b, h, w, _ = parities.shape
   parities = parities.reshape(b, h, w, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5)
   return parities.reshape(b, 2 * h, 2 * w, -1)
@@ -138,7 +138,7 @@ def _to_kernel(x, gradient, stride):
   kernel = _plain(
     x.transpose(3, 1, 2, 0),
     gradient.transpose(1, 2, 0, 3),
-    # At stride 2 the last row of padding was never read.
+    # At stride 2 the last row of padding is never read.
     padding=((1, 2 - stride),) * 2,
     dilation=stride,
   )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a flax.nnx module to two pure functions over plain dicts.
+"""Conversion of a flax.nnx module to two pure functions over plain dicts.
 
 The only place that knows how nnx takes a module apart. Everything else sees
 nested dicts of arrays with string keys, which optimisers, checkpoints and
@@ -8,16 +8,41 @@ on its training mode: both are being redesigned.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 from flax import nnx
 
+Tree = dict[str, Any]  # Nested dicts of arrays, with string keys.
+
+
+class Init(Protocol):
+  """Type of ``init(key)``."""
+
+  def __call__(self, key: jax.Array, /) -> tuple[Tree, Tree]:
+    """Draws the initial parameters and statistics."""
+
+
+class Apply(Protocol):
+  """Type of ``apply(params, batch_stats, inputs, *, train, key)``."""
+
+  def __call__(
+    self,
+    params: Tree,
+    batch_stats: Tree,
+    inputs: jax.Array,
+    /,
+    *,
+    train: bool,
+    key: jax.Array | None = None,
+  ) -> tuple[jax.Array, Tree]:
+    """Computes the outputs, and the statistics after them."""
+
 
 def functional(
   make_module: Callable[[], nnx.Module],
-  randomize: Callable[[dict, jax.Array], dict],
-) -> tuple[Callable, Callable]:
+  randomize: Callable[[Tree, jax.Array], Tree],
+) -> tuple[Init, Apply]:
   """Turns a module into pure `init` and `apply`.
 
   Args:
@@ -26,8 +51,8 @@ def functional(
       `nnx.List` would put integers into the dicts, so number sub-modules by
       `nnx.Dict({'0': ..., '1': ...})`. The module's `__call__` takes
       ``(inputs, *, train, key)``.
-    randomize: from the constant parameters and a typed PRNG key, which it
-      consumes, to the initial ones.
+    randomize: maps the constant parameters and a typed PRNG key, which it
+      consumes, to the initial parameters.
 
   Returns:
     ``init(key) -> (params, batch_stats)`` and
@@ -50,7 +75,7 @@ def functional(
   abstract = nnx.eval_shape(make_module)
   graph, *abstract_states = nnx.split(abstract, nnx.Param, nnx.BatchStat)
 
-  # One program for some hundred arrays: eager, each shape is compiled alone.
+  # One program for some hundred arrays. Eagerly, XLA would compile every shape.
   @jax.jit
   def init(key):
     _, *states = nnx.split(make_module(), nnx.Param, nnx.BatchStat)
@@ -59,7 +84,7 @@ def functional(
 
   def apply(params, batch_stats, inputs, *, train, key=None):
     states = map(_fill, abstract_states, (params, batch_stats))
-    # Its variables are new, made under the caller's trace, as nnx demands of
+    # Merging makes new variables under the caller's trace, as nnx demands of
     # variables that are written to.
     module = nnx.merge(graph, *states)
     outputs = module(inputs, train=train, key=key)
@@ -71,10 +96,10 @@ def functional(
 def recomputed(
   function: Callable[[Any, jax.Array], jax.Array], module: Any, x: jax.Array
 ) -> jax.Array:
-  """Calls ``function(module, x)``, keeping nothing but `x` of it.
+  """Calls ``function(module, x)`` and keeps only `x` for the backward pass.
 
-  The backward pass calls the function again for all that it needs
-  (`jax.checkpoint`). Values and updated statistics are those of the plain call.
+  The backward pass calls the function again (`jax.checkpoint`). Values and
+  updated statistics are those of the plain call.
 
   Args:
     function: draws no random numbers.
@@ -82,11 +107,11 @@ def recomputed(
     x: input, any shape.
 
   Returns:
-    What the function returns.
+    The result of the function.
   """
   graph, *states = nnx.split(module, nnx.Param, nnx.BatchStat)
 
-  # Parameters are arguments, and so are their own residuals: no copies.
+  # Parameters are arguments, so that residuals are these arrays and no copies.
   @jax.checkpoint
   def call(params, batch_stats, x):
     module = nnx.merge(graph, params, batch_stats)

@@ -3,8 +3,8 @@ r"""IResNet, the residual network of face recognition.
 
 Input ``[B, 112, 112, 3]``; a stem at full resolution; four stages, each of
 which halves it (112 to 7) and, after the first, doubles the channels; a fully
-connected layer; a BatchNorm over the embedding. No activation lies on the way
-of the shortcut:
+connected layer; a BatchNorm over the embedding. No activation lies on the
+shortcut:
 
 .. math::
   y = \text{shortcut}(x) + \text{BN}(\text{conv}_s(\text{PReLU}(
@@ -14,6 +14,8 @@ Sub-modules carry the names of the PyTorch implementations (``layer1.0.conv1``,
 ``downsample.1``, ``features``), so weights convert name by name; numbered ones
 are string keys of `nnx.Dict`. Letters: B images, D embedding size.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +36,7 @@ SE_REDUCTION = 16
 
 
 class SqueezeExcitation(nnx.Module):
-  """Scales each channel by a gate in (0, 1) computed from all their means.
+  """A gate in (0, 1) for each channel, computed from the means of all.
 
   Args:
     channels: C, a multiple of `SE_REDUCTION`.
@@ -43,8 +45,8 @@ class SqueezeExcitation(nnx.Module):
 
   def __init__(self, channels: int, *, dtype: jax.typing.DTypeLike):
     hidden = channels // SE_REDUCTION
-    self.fc1 = Conv(channels, hidden, size=1, dtype=dtype)
-    self.fc2 = Conv(hidden, channels, size=1, dtype=dtype)
+    self.fc1: Conv = Conv(channels, hidden, size=1, dtype=dtype)
+    self.fc2: Conv = Conv(hidden, channels, size=1, dtype=dtype)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Multiplies `x` by its gates."""
@@ -72,20 +74,22 @@ class Block(nnx.Module):
     use_se: bool,
     dtype: jax.typing.DTypeLike,
   ):
-    self.bn1 = BatchNorm(channels_in, dtype=dtype)
-    self.conv1 = Conv(channels_in, channels_out, size=3, dtype=dtype)
-    self.bn2 = BatchNorm(channels_out, dtype=dtype)
-    self.prelu = PReLU(channels_out, dtype=dtype)
-    self.conv2 = Conv(
+    self.bn1: BatchNorm = BatchNorm(channels_in, dtype=dtype)
+    self.conv1: Conv = Conv(channels_in, channels_out, size=3, dtype=dtype)
+    self.bn2: BatchNorm = BatchNorm(channels_out, dtype=dtype)
+    self.prelu: PReLU = PReLU(channels_out, dtype=dtype)
+    self.conv2: Conv = Conv(
       channels_out, channels_out, size=3, stride=stride, dtype=dtype
     )
-    self.bn3 = BatchNorm(channels_out, dtype=dtype)
+    self.bn3: BatchNorm = BatchNorm(channels_out, dtype=dtype)
     self.use_se = use_se
     if use_se:
-      self.se_block = SqueezeExcitation(channels_out, dtype=dtype)
-    self.projects = stride != 1 or channels_in != channels_out
+      self.se_block: SqueezeExcitation = SqueezeExcitation(
+        channels_out, dtype=dtype
+      )
+    self.projects: bool = stride != 1 or channels_in != channels_out
     if self.projects:
-      self.downsample = nnx.Dict(
+      self.downsample: nnx.Dict[Conv | BatchNorm] = nnx.Dict(
         {
           '0': Conv(
             channels_in, channels_out, size=1, stride=stride, dtype=dtype
@@ -107,7 +111,7 @@ class Block(nnx.Module):
 
 
 class IResNet(nnx.Module):
-  """Face images to embeddings.
+  """The network that maps face images to embeddings.
 
   Differs from the authors' code in: the feature map is flattened as height,
   width, channel, where PyTorch has the channel first, so converting weights
@@ -139,9 +143,9 @@ class IResNet(nnx.Module):
     self.stages = stages
     self.remat = remat
     self.dropout = dropout
-    self.conv1 = Conv(IMAGE_SHAPE[-1], width, size=3, dtype=dtype)
-    self.bn1 = BatchNorm(width, dtype=dtype)
-    self.prelu = PReLU(width, dtype=dtype)
+    self.conv1: Conv = Conv(IMAGE_SHAPE[-1], width, size=3, dtype=dtype)
+    self.bn1: BatchNorm = BatchNorm(width, dtype=dtype)
+    self.prelu: PReLU = PReLU(width, dtype=dtype)
     channels = width
     for i, blocks in enumerate(stages):
       stage = nnx.Dict()
@@ -155,10 +159,10 @@ class IResNet(nnx.Module):
         )
         channels = width << i
       setattr(self, f'layer{i + 1}', stage)
-    self.bn2 = BatchNorm(channels, dtype=dtype)
+    self.bn2: BatchNorm = BatchNorm(channels, dtype=dtype)
     fan_in = channels * (IMAGE_SHAPE[0] >> len(stages)) ** 2
-    self.fc = Linear(fan_in, embedding_dim, dtype=dtype)
-    self.features = BatchNorm(
+    self.fc: Linear = Linear(fan_in, embedding_dim, dtype=dtype)
+    self.features: BatchNorm = BatchNorm(
       embedding_dim, dtype=at_least_float32(dtype), use_scale=False
     )
 
@@ -195,7 +199,7 @@ class IResNet(nnx.Module):
       stage = getattr(self, f'layer{i + 1}')
       for j in range(blocks):
         x = run(lambda block, x: block(x, train=train), stage[str(j)], x)
-    # What follows keeps little, and dropout's mask is drawn once.
+    # Not recomputed: the rest keeps little, and draws the dropout mask.
     x = self.bn2(x, train=train)
     x = x.reshape(x.shape[0], -1)
     if train and self.dropout:
@@ -204,7 +208,7 @@ class IResNet(nnx.Module):
     return self.features(self.fc(x), train=train)
 
 
-def randomize(params: dict, key: jax.Array) -> dict:
+def randomize(params: dict[str, Any], key: jax.Array) -> dict[str, Any]:
   r"""Draws the initial kernels of an `IResNet`; keeps all other parameters.
 
   Convolutions from :math:`N(0, 0.1^2)`; kernel and bias of ``fc`` from
@@ -218,7 +222,7 @@ def randomize(params: dict, key: jax.Array) -> dict:
     The parameters, same keys, shapes and dtypes.
   """
   conv_key, fc_key = jax.random.split(key)
-  # One flat draw for all kernels. Drawn apart, in four dims, every kernel
+  # One flat draw for all kernels. Drawn one by one, in four dims, each kernel
   # costs most of a second of compilation: IResNet-100 has 103.
   kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 4]
   dtype = kernels[0].dtype

@@ -5,11 +5,11 @@ They compute in `dtype`. Parameters and statistics are float32, or float64
 where `dtype` is, and so are sums over many values, in the backward pass too.
 The backward passes of `BatchNorm` and `PReLU` are written out: they need one
 array of the size of the input where JAX would keep two to four, a third of the
-memory of training IResNet-100, and one pass over it less. They have no
+memory of training IResNet-100, and save one pass over it. They have no
 forward-mode derivative.
 
-The last dim is channels, C. A new module's kernels are 0: drawing them is not a
-layer's business.
+The last dim is channels, C. A new module's kernels are 0; `iresnet.randomize`
+draws them.
 """
 
 import functools
@@ -26,9 +26,12 @@ EPSILON = 1e-5
 # replaced: its 0.1 is 0.9 here.
 MOMENTUM = 0.9
 
+_Param = nnx.Param[jax.Array]
+_Statistic = nnx.BatchStat[jax.Array]
+
 
 def at_least_float32(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-  """The dtype of parameters, statistics and sums beside a compute dtype."""
+  """Returns the dtype of parameters and sums for a compute dtype."""
   return jnp.promote_types(dtype, jnp.float32)
 
 
@@ -64,13 +67,13 @@ class BatchNorm(nnx.Module):
     self.dtype = dtype
     self.use_scale = use_scale
     if use_scale:
-      self.scale = nnx.Param(jnp.ones(channels, param_dtype))
-    self.bias = nnx.Param(jnp.zeros(channels, param_dtype))
-    self.mean = nnx.BatchStat(jnp.zeros(channels, param_dtype))
-    self.var = nnx.BatchStat(jnp.ones(channels, param_dtype))
+      self.scale: _Param = nnx.Param(jnp.ones(channels, param_dtype))
+    self.bias: _Param = nnx.Param(jnp.zeros(channels, param_dtype))
+    self.mean: _Statistic = nnx.BatchStat(jnp.zeros(channels, param_dtype))
+    self.var: _Statistic = nnx.BatchStat(jnp.ones(channels, param_dtype))
 
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    """Normalises `x` and, in training, moves the running statistics."""
+    """Normalises `x` and, in training, updates the running statistics."""
     wide = at_least_float32(x.dtype)
     bias = self.bias[...].astype(wide)
     scale = self.scale[...] if self.use_scale else jnp.ones_like(bias)
@@ -89,8 +92,8 @@ class BatchNorm(nnx.Module):
     unbiased = var * (count / max(count - 1, 1))
     for stat, value in ((self.mean, mean), (self.var, unbiased)):
       # Not `stat[...] = ...`: under a trace nnx then asks the tracer for its
-      # sharding, an error path of jax that walks all that was traced so far:
-      # 9 of 10 seconds of tracing IResNet-100.
+      # sharding, an error path of jax that walks the trace so far: 9 of 10
+      # seconds of tracing IResNet-100.
       stat.set_value(MOMENTUM * stat[...] + (1 - MOMENTUM) * value)
 
 
@@ -111,7 +114,7 @@ def _normalize_forward(x, scale, bias, dtype):
 
 
 def _normalize_backward(dtype, residuals, cotangents):
-  r"""The gradients, with :math:`\hat x` the normalised input.
+  r"""Computes the gradients, with :math:`\hat x` the normalised input.
 
   .. math::
     d\beta = \sum dy, \quad d\gamma = \sum dy \, \hat x, \quad
@@ -144,7 +147,8 @@ class PReLU(nnx.Module):
   """
 
   def __init__(self, channels: int, *, dtype: jax.typing.DTypeLike):
-    self.slope = nnx.Param(jnp.full(channels, 0.25, at_least_float32(dtype)))
+    slopes = jnp.full(channels, 0.25, at_least_float32(dtype))
+    self.slope: _Param = nnx.Param(slopes)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Applies the slopes; keeps the dtype of `x`."""
@@ -172,7 +176,7 @@ _prelu.defvjp(_prelu_forward, _prelu_backward)
 
 
 class Conv(nnx.Module):
-  """A square convolution without bias, padded alike on all sides.
+  """A square convolution without bias, padded equally on all sides.
 
   Args:
     channels_in: channels of the input.
@@ -194,7 +198,7 @@ class Conv(nnx.Module):
     self.stride = stride
     self.dtype = dtype
     shape = (size, size, channels_in, channels_out)
-    self.kernel = nnx.Param(jnp.zeros(shape, at_least_float32(dtype)))
+    self.kernel: _Param = nnx.Param(jnp.zeros(shape, at_least_float32(dtype)))
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Convolves ``[B, H, W, C]`` in `dtype`."""
@@ -220,8 +224,9 @@ class Linear(nnx.Module):
   ):
     self.dtype = dtype
     param_dtype = at_least_float32(dtype)
-    self.kernel = nnx.Param(jnp.zeros((features_in, features_out), param_dtype))
-    self.bias = nnx.Param(jnp.zeros(features_out, param_dtype))
+    shape = features_in, features_out
+    self.kernel: _Param = nnx.Param(jnp.zeros(shape, param_dtype))
+    self.bias: _Param = nnx.Param(jnp.zeros(features_out, param_dtype))
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Multiplies in `dtype`; adds, and returns, in at least float32."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From stored uint8 images to what the backbone sees, on the device.
+"""Augmentation and scaling of stored uint8 images, on the device.
 
-Random numbers are drawn for the whole batch, before it is cut into groups, so
-that they depend on the step and the sample's place in the batch alone.
+Random values are drawn for the full batch, before it is cut into groups, so
+that they depend only on the step and the sample's place in the batch.
 """
 
 import jax

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run leaves in its folder W, and how it goes on from there.
+"""Config, manifest and checkpoints of a run folder W, and fingerprints.
 
-``W/config.json``: the config that made it; another one is refused.
+``W/config.json``: the config of the run; another one is refused.
 ``W/manifest.json``: versions, device, seed and data of every start.
 ``W/checkpoints/<step>/``: the train state at a step, by Orbax, which writes to
-a temporary name and renames at the end: a checkpoint is whole or it is not
-there.
+a temporary name and renames at the end: a checkpoint is complete or absent.
 """
 
 import contextlib
@@ -29,7 +28,7 @@ from elasticface_jax.errors import InputError, first_line
 from elasticface_jax.training import processes
 
 # Arrays are written in pieces of at most so many bytes: a process that restores
-# its share onto another number of devices reads the pieces that hold it.
+# its share on another number of devices reads only the pieces that hold it.
 PIECE_BYTES = 2**22
 
 # Fields of the config that change no bit of the state: they may differ from
@@ -64,8 +63,8 @@ class Checkpoints:
     # Closing waits for all processes, and one of them may be gone.
     if error is not None and jax.process_count() > 1:
       return
-    # After an error, what is still being written may be what failed: the
-    # error that is under way says more than the one that waiting would raise.
+    # After an error, the pending write may have failed too: the error under way
+    # says more than the one that waiting would raise.
     try:
       self._manager.close()
     except Exception:
@@ -74,11 +73,11 @@ class Checkpoints:
 
   @property
   def latest_step(self) -> int | None:
-    """Step of the newest whole checkpoint; None if there is none."""
+    """Step of the newest complete checkpoint; None if there is none."""
     return self._manager.latest_step()
 
   def save(self, step: int, state: Any) -> None:
-    """Starts writing the state; waits for the one before."""
+    """Starts to write the state, once the previous write is complete."""
     self._check_space(step, state)
     pieces = jax.tree.map(
       lambda _: ocp.SaveArgs(chunk_byte_size=PIECE_BYTES), state
@@ -88,21 +87,21 @@ class Checkpoints:
       if not self._manager.save(step, args=arguments):
         raise InputError(
           f'{self.folder} holds step {self.latest_step}, so step {step} would '
-          'be lost: another run writes to this folder? Give each its own'
+          'be lost: if another run writes to this folder, give each its own'
         )
     except Exception as error:
       raise self._failed(step, error) from error
 
   def wait(self) -> None:
-    """Returns once everything saved is on the disk."""
+    """Waits until everything saved is on the disk."""
     try:
       self._manager.wait_until_finished()
     except Exception as error:
       raise self._failed(None, error) from error
 
   def _check_space(self, step: int, state: Any) -> None:
-    # Asked before it is too late: a write that fails half-way costs nothing
-    # either, but Orbax's threads tell of it at length.
+    # Before the write: one that fails half-way loses no checkpoint either, but
+    # Orbax's threads report it at length.
     needed = sum(
       shard.data.nbytes
       for array in jax.tree.leaves(state)
@@ -127,11 +126,11 @@ class Checkpoints:
     )
 
   def restore(self, like: Any) -> Any:
-    """The newest checkpoint, on this mesh.
+    """Restores the newest checkpoint, on this mesh.
 
     Args:
-      like: pytree of the shapes, dtypes and shardings that the state shall
-        have, as `Task.abstract_state` returns it.
+      like: pytree of the shapes, dtypes and shardings of the state, as
+        `Task.abstract_state` returns it.
 
     Returns:
       The state.
@@ -150,20 +149,20 @@ class Checkpoints:
 
 
 def is_disk_error(error: BaseException) -> bool:
-  """Whether an error says that a disk is full or a file cannot be written.
+  """Tells whether an error reports a full disk or a failed write.
 
-  TensorStore hands the system's errors on as text.
+  TensorStore passes the system's errors on as text.
   """
   if isinstance(error, OSError):
     return True
-  told = ('No space left', 'File too large', 'Disk quota', 'Read-only file')
-  return any(text in str(error) for text in told)
+  reports = ('No space left', 'File too large', 'Disk quota', 'Read-only file')
+  return any(text in str(error) for text in reports)
 
 
 def _damaged(folder: Path, step: int, error: BaseException) -> str:
   return (
     f'{folder / str(step)} cannot be read ({first_line(error)}); remove that '
-    'folder to go on from the checkpoint before it'
+    'folder to resume from the checkpoint before it'
   )
 
 
@@ -171,13 +170,13 @@ def _damaged(folder: Path, step: int, error: BaseException) -> str:
 def _opened(
   workdir: str | os.PathLike, step: int | None
 ) -> Iterator[tuple[ocp.CheckpointManager, int]]:
-  """Opens a checkpoint for reading; any error inside means damage."""
+  """Opens a checkpoint for reading; reports any error inside as damage."""
   folder = Path(workdir).absolute() / 'checkpoints'
   if not folder.is_dir():
     raise InputError(
       f'{workdir} holds no checkpoints; give the --workdir of a training run'
     )
-  # By itself: Orbax's managers wait for all processes of a run otherwise.
+  # In this process alone: Orbax's managers would wait for all of a run.
   me = jax.process_index()
   alone = ocp.options.MultiprocessingOptions(
     primary_host=me,
@@ -194,7 +193,7 @@ def _opened(
     steps = sorted(manager.all_steps())
     if not steps:
       raise InputError(
-        f'{workdir} holds no whole checkpoint yet; train until the first one'
+        f'{workdir} holds no complete checkpoint; train until the first one'
       )
     step = steps[-1] if step is None else step
     if step not in steps:
@@ -232,18 +231,18 @@ def read(
   step: int | None = None,
   fields: Sequence[str] = (),
 ) -> tuple[int, dict[str, Any]]:
-  """Reads a checkpoint as numpy arrays, without the model or its devices.
+  """Reads a checkpoint as NumPy arrays, without the model or its devices.
 
   Args:
     workdir: the run folder.
-    step: which; None for the newest.
-    fields: which parts of the state; none given, all.
+    step: of the checkpoint; None for the newest.
+    fields: parts of the state to read; empty for all.
 
   Returns:
-    The step, and the parts by name, nested dicts of numpy arrays.
+    The step, and the parts by name, nested dicts of NumPy arrays.
 
   Raises:
-    InputError: if it is not there or cannot be read.
+    InputError: if the checkpoint is not there or cannot be read.
   """
   with _opened(workdir, step) as (manager, step):
     return step, _read_fields(manager, step, fields)
@@ -252,18 +251,18 @@ def read(
 def fingerprint(
   workdir: str | os.PathLike, step: int | None = None
 ) -> tuple[int, str]:
-  """SHA-256 over the names, shapes, dtypes and bytes of all arrays of a state.
+  """Computes SHA-256 of names, shapes, dtypes and bytes of a state's arrays.
 
-  Reads one part of the state after the other: the class centres of many
-  million classes are held once, and not beside their momentum.
+  Reads one part of the state after another: the class centres of many million
+  classes are never in memory together with their momentum.
 
   Args:
     workdir: the run folder.
-    step: which checkpoint; None for the newest.
+    step: of the checkpoint; None for the newest.
 
   Returns:
-    The step, and the hash, hexadecimal. The number of devices and hosts does
-    not enter it.
+    The step, and the hash in hexadecimal, which does not depend on the number
+    of devices and hosts.
 
   Raises:
     InputError: if the checkpoint is not there or cannot be read.
@@ -276,7 +275,7 @@ def fingerprint(
 
 
 def tree_fingerprint(tree: Mapping[str, Any]) -> str:
-  """The same of NumPy arrays that lie in no checkpoint, nested dicts."""
+  """Computes the `fingerprint` of nested dicts of NumPy arrays in memory."""
   digest = hashlib.sha256()
   for field in sorted(tree):
     _digest(digest, {field: tree[field]})
@@ -325,7 +324,7 @@ def _is_free(field: str) -> bool:
 
 
 def is_begun(workdir: Path) -> bool:
-  """Whether a run folder holds a whole checkpoint to go on from."""
+  """Tells whether a run folder holds a complete checkpoint to resume from."""
   steps = (workdir / 'checkpoints').glob('*')
   return any(step.name.isdigit() for step in steps)
 
@@ -336,14 +335,14 @@ def claim(
   data_fingerprint: str,
   start_fingerprint: str | None = None,
 ) -> None:
-  """Makes a run folder this config's, or checks that it is.
+  """Binds a run folder to a config, or checks that it belongs to it.
 
   Args:
-    workdir: W; made if it is not there.
+    workdir: W; created if it does not exist.
     config: nested, JSON-like.
     data_fingerprint: of the training data.
-    start_fingerprint: of the weights that the run is about to begin with; None
-      if it draws its own, or has begun.
+    start_fingerprint: of the weights that the run begins with; None if it draws
+      its own, or has begun already.
 
   Raises:
     InputError: names the fields in which the folder's config differs, or the
@@ -357,8 +356,8 @@ def claim(
       'start.checkpoint': start_fingerprint or '',
       '--workdir': str(workdir),
       'the software': json.dumps(here['versions']),
-      # Trip counts follow from config and devices; loops with collectives in
-      # them need the same everywhere. On a CPU threads move bits.
+      # Trip counts follow from config and devices, and loops with collectives
+      # need equal ones everywhere. On a CPU the number of threads changes bits.
       'the kind or number of devices, or PJRT_NPROC,': json.dumps(
         [
           jax.local_devices()[0].device_kind,
@@ -441,7 +440,7 @@ def _check_origin(
 
 
 def environment() -> dict[str, Any]:
-  """What the bits of a run depend on beside its config and data."""
+  """Returns what the bits of a run depend on besides config and data."""
   packages = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
   device = jax.devices()[0]
   return {

@@ -21,7 +21,7 @@ _BATCHES = 8
 def make_embed(
   backbone: Any, mesh: jax.sharding.Mesh, *, rows: int
 ) -> Callable[[Any, Any, np.ndarray], np.ndarray]:
-  """Makes the compiled embedding of images, as verification wants it.
+  """Makes the compiled function that embeds images for verification.
 
   The bits do not depend on the number of devices: images go through the
   network in batches of a fixed size, one after another.
@@ -29,7 +29,7 @@ def make_embed(
   Args:
     backbone: a `models.Backbone`.
     mesh: its devices share the images.
-    rows: images of a batch. An accelerator wants 128; memory grows with it.
+    rows: images of a batch, 128 on an accelerator; memory grows with it.
 
   Returns:
     ``embed(params, batch_stats, images) -> embeddings``: uint8
@@ -43,7 +43,7 @@ def make_embed(
   if rows < 1:
     raise InputError(f'eval.rows={rows} must be at least 1')
   devices = Devices(AXIS, mesh.size)
-  count = -(-_BATCHES // mesh.size)  # Batches of a device at a time.
+  count = -(-_BATCHES // mesh.size)  # Batches that a device takes at a time.
 
   def embed_batch(params, batch_stats, images):
     images = augment.scale(images)
@@ -75,20 +75,20 @@ def make_embed(
     chunks = []
     for start in range(0, len(images), size):
       chunk = images[start : start + size]
-      # Batches are dealt out to the devices in turn, so that the last images
-      # need as few trips as can be.
+      # Batches are dealt to the devices in turn, so that the last images take
+      # as few trips as possible.
       trip_count = -(-len(chunk) // (mesh.size * rows))
       padded = np.zeros((size, *chunk.shape[1:]), chunk.dtype)
       padded[: len(chunk)] = chunk
       dealt = padded.reshape(count, mesh.size, rows, *chunk.shape[1:])
       dealt = dealt.swapaxes(0, 1).reshape(-1, rows, *chunk.shape[1:])
-      given = jax.make_array_from_callback(
+      on_devices = jax.make_array_from_callback(
         dealt.shape, sharded, dealt.__getitem__
       )
       embeddings = compiled(
-        params, batch_stats, given, np.asarray(trip_count, np.int32)
+        params, batch_stats, on_devices, np.asarray(trip_count, np.int32)
       )
-      # [n, count, rows, D]; batches that were not reached hold anything.
+      # [n, count, rows, D]; batches past the trip count are unspecified.
       embeddings = np.asarray(embeddings).swapaxes(0, 1).reshape(size, -1)
       chunks.append(embeddings[: len(chunk)])
     return np.concatenate(chunks)

@@ -17,7 +17,7 @@ from elasticface_jax.training.state import Layout, TrainState
 
 
 def due(step: int, every: int, total_steps: int) -> bool:
-  """Whether something done every so many steps is due; at the end, always."""
+  """Tells whether something periodic is due; at the last step it always is."""
   return step == total_steps or (every > 0 and step % every == 0)
 
 
@@ -40,18 +40,18 @@ def train(
   """Trains from the state's step to the end.
 
   Args:
-    workdir: where metrics go.
-    state: where to start; consumed.
+    workdir: folder of the metrics.
+    state: the state to start from; consumed.
     step_fn: the `step` of a `Task`.
     keys: from its `make_keys`.
-    batches: gives this process's part of the batches from a step on, in
+    batches: returns this process's part of the batches from a step on, in
       order: images uint8 ``[b, H, W, 3]``, labels int32 ``[b]``.
-    batch_indices: which images the whole batch of a step holds, ``[B]``.
-    evaluate: gives one JSON-like result for each pair set.
-    checkpoints: where states go.
+    batch_indices: returns the indices of all images in a step's batch, ``[B]``.
+    evaluate: returns one JSON-like result for each pair set.
+    checkpoints: of the run folder.
     layout: of the step.
-    total_steps: where to end.
-    log_every: steps between rows of metrics.
+    total_steps: step to end at.
+    log_every: steps between records of metrics.
     eval_every: steps between evaluations, from 0 on; 0 for the end only.
     checkpoint_every: steps between checkpoints; 0 for the end only.
 
@@ -63,10 +63,10 @@ def train(
     Stopped: after SIGTERM or Ctrl-C, with the state saved.
   """
   first = int(state.step)
-  waiting = None  # The step whose numbers are still on the device.
+  pending = None  # The step whose metrics are still on the device.
 
-  def take_in(log):
-    step, measured = waiting
+  def log_pending(log):
+    step, measured = pending
     measured = {name: float(x) for name, x in measured.items()}
     if not math.isfinite(measured['loss']):
       raise InputError(
@@ -95,23 +95,23 @@ def train(
     contextlib.closing(batches(first)) as feed,
   ):
     if first == 0 and eval_every:
-      verify(0)  # What the untrained network does: the curve's beginning.
+      verify(0)  # The untrained network: the first point of the curve.
     for step, batch in enumerate(feed, first + 1):
       images, labels = layout.put(batch.images), layout.put(batch.labels)
       state, measured = step_fn(state, images, labels, keys)
-      # One step late, so that the device never waits for the host; and never
-      # more, since fake CPU devices deadlock far ahead.
-      if waiting:
-        take_in(log)
-      waiting = step, measured
+      # One step late, so that the device never waits for the host; not more,
+      # since fake CPU devices deadlock with many steps in flight.
+      if pending:
+        log_pending(log)
+      pending = step, measured
 
       stop = listener.heard(step)
       evaluation = due(step, eval_every, total_steps)
       saving = due(step, checkpoint_every, total_steps) or stop
       if evaluation or saving:
-        # No state is saved, and no accuracy told, of a loss not looked at.
-        take_in(log)
-        waiting = None
+        # No state is saved or verified before its loss is known to be finite.
+        log_pending(log)
+        pending = None
       if evaluation:
         verify(step)
       if saving:
@@ -124,10 +124,10 @@ def train(
 
 
 def _writer(workdir: Path, first: int, total_steps: int):
-  """Opens the metrics of a run; in all processes but the first, nothing."""
+  """Opens the metrics of a run; processes but the first write none."""
   if processes.is_first():
     return metrics.Writer(workdir, first_step=first, total_steps=total_steps)
-  return metrics.Silence()
+  return metrics.NullWriter()
 
 
 def _not_finite(
@@ -137,7 +137,7 @@ def _not_finite(
   indices: np.ndarray,
   checkpoints: Checkpoints,
 ) -> str:
-  """Says where a run broke, and keeps the batch's images for a look."""
+  """Returns the message for a loss that is not finite; lists its images."""
   checkpoints.wait()
   latest = checkpoints.latest_step
   path = workdir / 'not_finite.json'

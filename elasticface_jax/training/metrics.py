@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run measures: JSON lines, TensorBoard events, a progress bar.
+"""Metrics of a run: JSON lines, TensorBoard events, a progress bar.
 
-``W/metrics.jsonl`` has a row for every ``log_every`` steps and one for every
-evaluation of a pair set. A run that was stopped and goes on leaves the file
-that an uninterrupted run would leave, times apart.
+``W/metrics.jsonl`` has a record for every ``log_every`` steps and one for every
+evaluation of a pair set. A run that was stopped and resumed leaves the same
+file as an uninterrupted run, except for timings.
 """
 
 import json
@@ -21,17 +21,17 @@ FILE = 'metrics.jsonl'
 
 
 def read(workdir: Path) -> list[dict]:
-  """All rows of a run; a last row cut off by a crash is left out."""
+  """Reads all records of a run, without a last one cut off by a crash."""
   path = workdir / FILE
   if not path.exists():
     return []
-  rows = []
+  records = []
   for line in path.read_text().splitlines():
     try:
-      rows.append(json.loads(line))
+      records.append(json.loads(line))
     except ValueError:
       break
-  return rows
+  return records
 
 
 class Writer:
@@ -42,9 +42,9 @@ class Writer:
 
     Args:
       workdir: the run folder.
-      first_step: steps done before; rows of later steps are dropped, since
-        those steps are about to be done again, and all where it is 0.
-      total_steps: where the run ends, for the progress bar.
+      first_step: steps done before; records of later steps are dropped, since
+        these steps are done again, and all records where it is 0.
+      total_steps: last step of the run, for the progress bar.
     """
     self._path = workdir / FILE
     kept = [row for row in read(workdir) if row['step'] <= first_step > 0]
@@ -55,7 +55,7 @@ class Writer:
     self._events = SummaryWriter(
       str(workdir / 'tensorboard'), purge_step=first_step + 1
     )
-    # Silent where nobody watches; `line` speaks there instead.
+    # Disabled where there is no terminal; `line` prints there instead.
     self._bar = tqdm.tqdm(
       initial=first_step,
       total=total_steps,
@@ -76,13 +76,13 @@ class Writer:
   def step(
     self, step: int, measured: Mapping, *, batch_size: int, log: bool
   ) -> None:
-    """Takes in one step, a number for each name.
+    """Logs one step.
 
     Args:
       step: its number, from 1.
-      measured: what the training step measured.
-      batch_size: for images a second.
-      log: whether this step has a row.
+      measured: floats by name, from the training step.
+      batch_size: for images per second.
+      log: whether to write a record of this step.
     """
     self._bar.update(1)
     if not log:
@@ -91,22 +91,22 @@ class Writer:
     rate = (step - self._step) * batch_size / (now - self._time)
     self._step, self._time = step, now
     self._write(step, {**measured, 'images_per_second': rate}, prefix='train/')
-    told = {
+    shown = {
       'loss': f'{measured["loss"]:.3f}',
       'accuracy': f'{measured["accuracy"]:.3f}',
       'images/s': f'{rate:.0f}',
     }
-    self._bar.set_postfix(told, refresh=False)
+    self._bar.set_postfix(shown, refresh=False)
     if self._bar.disable:
       left = (self._bar.total - step) * batch_size / rate
       self.line(
         f'step {step}/{self._bar.total}  '
-        + '  '.join(f'{name} {value}' for name, value in told.items())
+        + '  '.join(f'{name} {value}' for name, value in shown.items())
         + f'  {_clock(left)} left'
       )
 
   def evaluation(self, step: int, pairs: str, result: Mapping) -> None:
-    """Takes in the verification of one pair set, as JSON-like numbers."""
+    """Logs the verification of one pair set, a JSON-like mapping."""
     self._write(step, {'pairs': pairs, **result}, prefix=f'verify/{pairs}/')
     # Time spent on pairs is not time per step.
     self._time += result.get('seconds', 0)
@@ -115,16 +115,16 @@ class Writer:
     """Prints a line without breaking the progress bar."""
     self._bar.write(text)
 
-  def _write(self, step: int, row: Mapping, *, prefix: str) -> None:
-    self._file.write(json.dumps({'step': step, **row}) + '\n')
+  def _write(self, step: int, record: Mapping, *, prefix: str) -> None:
+    self._file.write(json.dumps({'step': step, **record}) + '\n')
     self._file.flush()
-    for name, value in row.items():
+    for name, value in record.items():
       if isinstance(value, float) and math.isfinite(value):
         self._events.add_scalar(prefix + name, value, step)
 
 
-class Silence:
-  """What a process writes that is not the first: nothing."""
+class NullWriter:
+  """The writer of all processes but the first, which writes nothing."""
 
   def __enter__(self):
     return self
@@ -133,13 +133,13 @@ class Silence:
     pass
 
   def step(self, *_, **__) -> None:
-    """Is told of a step."""
+    """Ignores the step."""
 
   def evaluation(self, *_) -> None:
-    """Is told of a verification."""
+    """Ignores the verification."""
 
   def line(self, text: str) -> None:
-    """Is told something."""
+    """Ignores the text."""
 
 
 def _clock(seconds: float) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SGD as the ElasticFace authors train: torch's order of operations in optax.
+"""SGD of the ElasticFace authors: torch's order of operations, in optax.
 
 The rate is not part of the chains: it follows from the step number, so the
 optimiser's state holds momentum and nothing else.
@@ -19,7 +19,7 @@ def learning_rate(
   decay_steps: tuple[int, ...],
   decay_factor: float,
 ) -> optax.Schedule:
-  r"""Step-wise learning rate, scaled linearly with the batch.
+  r"""Makes the step-wise learning rate, scaled linearly with the batch.
 
   .. math::
     \eta_t = \text{base} \cdot \frac{B}{512} \cdot
@@ -29,7 +29,7 @@ def learning_rate(
     base: rate at batch size 512.
     batch_size: B, of all devices together.
     warmup_steps: steps of linear warm-up; 0 for none, as the reference.
-    decay_steps: steps d from whose start on the rate is lower.
+    decay_steps: steps d at whose start the rate drops.
     decay_factor: factor of each drop.
 
   Returns:
@@ -48,7 +48,7 @@ def learning_rate(
 def momentum_sgd(
   *, momentum: float, weight_decay: float
 ) -> optax.GradientTransformation:
-  """Weight decay added to the gradient, then momentum; not yet the rate.
+  """Makes SGD with weight decay, then momentum, without the learning rate.
 
   As torch.optim.SGD: ``u = momentum * u + (gradient + weight_decay * w)``,
   after which the caller takes ``w - rate * u``. Every state leaf has the

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several processes in one run: how they meet, agree and part.
+"""Processes of one run: their start, agreement and end.
 
 Every process runs the same program on its share of the groups and blocks.
-Process 0 alone writes logs; all write their part of a checkpoint. The meeting
-point is `jax.distributed`, which also tells all of a preemption, and ends the
-others when a process stops sending heartbeats.
+Process 0 alone writes logs; all write their part of a checkpoint. They meet in
+`jax.distributed`, which also announces a preemption to all of them, and ends
+the others when a process stops sending heartbeats.
 """
 
 import hashlib
@@ -20,16 +20,16 @@ from jax.experimental import multihost_utils
 
 from elasticface_jax.errors import InputError, first_line
 
-# A process that is silent for so long counts as lost. Heartbeats come from a
-# thread of the runtime that neither compiling nor Python's lock can hold up.
+# A process without a heartbeat for so long counts as lost. Heartbeats come from
+# a thread of the runtime that neither compilation nor Python's lock can block.
 HEARTBEAT_SECONDS = 30
 # At the end process 0 still draws plots and hashes the state; at the start,
 # schedulers bring machines up one by one.
 END_SECONDS = 3600
 START_SECONDS = 600
-PATIENCE_SECONDS = 10  # Then a line says what is being waited for.
+PATIENCE_SECONDS = 10  # After these, a line says what the process waits for.
 # The end of process 0 ends the others at once, so after an error it lets them
-# say their own last line first.
+# print their own last line first.
 LAST_LINE_SECONDS = 2
 
 
@@ -43,8 +43,8 @@ def start(
   Args:
     coordinator: ``host:port`` of process 0, with a free port. None for all
       three where jax finds them itself: TPU pods, SLURM, Open MPI.
-    processes: how many there are.
-    process: which of them this is, from 0.
+    processes: number of processes.
+    process: index of this process, from 0.
 
   Returns:
     Whether this is a run of `jax.distributed`.
@@ -53,22 +53,22 @@ def start(
     InputError: if the three do not fit together, or not all processes come.
   """
   by_flags = _check_flags(coordinator, processes, process)
-  # In a Kubernetes pod that is no part of a TPU slice, jax would ask the
+  # In a Kubernetes pod that is no part of a TPU slice, jax would query the
   # cluster, which an ordinary pod may not do.
   is_pod = 'KUBERNETES_SERVICE_HOST' in os.environ
   is_slice = {'TPU_WORKER_HOSTNAMES', 'TPU_PROCESS_ADDRESSES'} & {*os.environ}
   if is_pod and not is_slice and not by_flags:
     return False
-  # Should they not come, the runtime ends this process in words of its own.
-  waiting = threading.Timer(
+  # If they do not come, the runtime ends this process with its own message.
+  reminder = threading.Timer(
     PATIENCE_SECONDS,
     lambda: print(
       f'waiting for the other processes, {START_SECONDS} s at most',
       file=sys.stderr,
     ),
   )
-  waiting.daemon = True
-  waiting.start()
+  reminder.daemon = True
+  reminder.start()
   try:
     jax.distributed.initialize(
       coordinator,
@@ -85,20 +85,20 @@ def start(
       f'{first_line(error)}; is the port free?'
     ) from error
   except (ValueError, RuntimeError):
-    # What a bare call says where it finds no cluster, and where jax already
-    # runs in this process, as in a notebook.
+    # Raised without flags where jax finds no cluster, and where it already runs
+    # in this process, as in a notebook.
     if by_flags:
       raise
     return False
   finally:
-    waiting.cancel()
+    reminder.cancel()
   return True
 
 
 def _check_flags(
   coordinator: str | None, processes: int | None, process: int | None
 ) -> bool:
-  """Tells whether flags say where to meet; raises an InputError if in part."""
+  """Tells whether all flags are given; raises an InputError for a part."""
   given = {
     '--coordinator': coordinator,
     '--processes': processes,
@@ -125,44 +125,44 @@ def _check_flags(
 
 
 def is_first() -> bool:
-  """Whether this is the process that writes logs."""
+  """Tells whether this is the process that writes logs."""
   return jax.process_index() == 0
 
 
 def say(text: str) -> None:
-  """Prints on process 0."""
+  """Prints a line on process 0."""
   if is_first():
     print(text, flush=True)
 
 
 def name() -> str:
-  """Which process this is, to stand before its last line."""
+  """Returns the label of this process in its last line."""
   return f' (process {jax.process_index()} of {jax.process_count()})'
 
 
 def lost(error: Exception) -> str:
-  """What to say of an error that may come of the end of another process.
+  """Returns the message for an error that a lost process may have caused.
 
-  An error that cannot is a fault of the program: its traceback is printed.
+  Any other error is a defect of the program: its traceback is printed.
   """
   if not isinstance(error, jax.errors.JaxRuntimeError):
     traceback.print_exception(error)
     return 'ended by the error above'
   return (
     f'{first_line(error)}; if another process was lost, its last lines say '
-    'why: the same command goes on from the last checkpoint'
+    'why: run the same command again to resume from the last checkpoint'
   )
 
 
 def check_agreement(**facts: str) -> None:
-  """Checks that all processes start from the same.
+  """Checks that facts are equal in all processes.
 
   Args:
-    **facts: what must be equal, by name.
+    **facts: by name, in this process.
 
   Raises:
     InputError: names the fact and the processes that differ from process 0.
-      All processes raise.
+      It is raised in all processes.
   """
   digests = np.stack(
     [
@@ -183,10 +183,10 @@ def check_agreement(**facts: str) -> None:
 
 
 def leave(code: int) -> None:
-  """Parts from the other processes; after an error, without waiting for them.
+  """Leaves the other processes; after an error, without waiting for them.
 
   Args:
-    code: exit code; 0 if all went well, and then this returns.
+    code: exit code; if it is 0 this returns, else the process ends here.
   """
   if code == 0:
     jax.distributed.shutdown()  # Waits for all.

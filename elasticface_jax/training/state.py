@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The train state: global arrays, and where on the mesh they live."""
+"""The train state: global arrays, their layout and their shardings."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -19,17 +19,18 @@ AXIS = 'devices'
 # More rows make the products of the head no faster, and cost memory.
 HEAD_ROWS = 1024
 
-# The random streams of a run; each use folds in the step. Order matters: the
-# root key is split by position. New ones go to the end: that moves no other.
+# The random streams of a run; each use folds in the step. Append new streams at
+# the end, and never reorder, insert or remove one: the root key is split by
+# position, so all streams behind it would change, and the bits of every run.
 STREAMS = ('init', 'margins', 'augment', 'dropout', 'sampling')
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """All that a run carries from step to step.
+  """Arrays that a run carries from step to step.
 
-  K blocks of c classes each; the last block's padding is trained on nothing.
+  K blocks of c classes each; the padding of the last block stays zero.
   """
 
   step: Any  # Steps done, int32 scalar.
@@ -42,7 +43,7 @@ class TrainState:
 
 
 class TripCounts(NamedTuple):
-  """How often the loops of a step run: arguments of it (see `exact.loops`)."""
+  """Trip counts of the loops of a step, arguments of it (see `exact.loops`)."""
 
   turns: Any  # Groups of a device, g.
   blocks: Any  # Blocks of a device, k.
@@ -53,7 +54,7 @@ class TripCounts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """How a step is cut: groups of samples and blocks of classes.
+  """Division of a step into groups of samples and blocks of classes.
 
   Both are fixed by the config; the mesh only decides where they run.
   """
@@ -90,34 +91,34 @@ class Layout:
         f'head.sample_rate={self.sample_rate} must be in (0, 1]: the share of '
         'classes in a step, 1 for all'
       )
-    for what, count in (
-      (f'groups (data.batch_size / group_size = {self.num_groups})', None),
-      (f'blocks (head.num_blocks = {self.num_blocks})', self.num_blocks),
+    for name, fields, count in (
+      ('groups', 'data.batch_size / group_size', self.num_groups),
+      ('blocks', 'head.num_blocks', self.num_blocks),
     ):
-      if (count or self.num_groups) % n:
+      if count % n:
         raise InputError(
-          f'{n} devices do not divide the {what}: change the config, or run '
-          'on fewer devices'
+          f'{n} devices do not divide the {name} ({fields} = {count}): change '
+          'the config, or run on fewer devices'
         )
 
   @property
   def num_groups(self) -> int:
-    """Groups of a batch."""
+    """Number of groups in a batch."""
     return self.batch_size // self.group_size
 
   @property
   def block_size(self) -> int:
-    """Classes of a block, c."""
+    """Number of classes in a block, c."""
     return -(-self.num_classes // self.num_blocks)
 
   @property
   def local_groups(self) -> int:
-    """Groups of a device, g."""
+    """Number of groups on a device, g."""
     return self.num_groups // self.mesh.size
 
   @property
   def local_blocks(self) -> int:
-    """Blocks of a device, k."""
+    """Number of blocks on a device, k."""
     return self.num_blocks // self.mesh.size
 
   def first_group(self) -> jax.Array | int:
@@ -130,9 +131,10 @@ class Layout:
 
   @property
   def head_rows(self) -> int:
-    """Samples whose logits with a block are held at once for its gradient.
+    """Number of samples whose logits with a block are held at once.
 
-    As many groups as divide the batch and are at most `HEAD_ROWS` samples.
+    For the gradient of the class centres: the samples of as many groups as
+    divide the batch and have at most `HEAD_ROWS` of them.
     """
     most = max(1, HEAD_ROWS // self.group_size)
     counts = range(1, min(most, self.num_groups) + 1)
@@ -140,7 +142,7 @@ class Layout:
 
   @property
   def devices(self) -> Devices:
-    """The mesh axis, as the sums want it."""
+    """The mesh axis, as `exact.trees` takes it."""
     return Devices(AXIS, self.mesh.size)
 
   def sharded(self) -> NamedSharding:
@@ -148,11 +150,11 @@ class Layout:
     return NamedSharding(self.mesh, P(AXIS))
 
   def replicated(self) -> NamedSharding:
-    """Sharding of arrays that every device has in full."""
+    """Sharding of arrays that every device holds in full."""
     return NamedSharding(self.mesh, P())
 
   def local_samples(self) -> np.ndarray:
-    """Which samples of a batch belong to this process's groups, int64."""
+    """Returns the indices of this process's samples in a batch, int64."""
     share = self.sharded().addressable_devices_indices_map((self.num_groups,))
     groups = np.concatenate(
       sorted(
@@ -164,10 +166,10 @@ class Layout:
     return samples.reshape(-1)
 
   def put(self, samples: np.ndarray) -> jax.Array:
-    """Makes a batch of all processes from what this one has of it.
+    """Assembles the batch of all processes from this one's samples.
 
     Args:
-      samples: those of `local_samples`, ``[b, ...]``.
+      samples: at the indices of `local_samples`, ``[b, ...]``.
 
     Returns:
       All samples, sharded by groups, ``[G, S, ...]``.
@@ -182,8 +184,8 @@ class Layout:
   def trip_counts(self) -> TripCounts:
     """Returns the trip counts of the step.
 
-    They are the same in all processes, which loops with collectives inside
-    rely on: `checkpoint.claim` compares what they follow from.
+    They are the same in all processes, which loops with collectives rely on:
+    `checkpoint.claim` compares the values that they follow from.
     """
     counts = (
       self.local_groups,
@@ -196,7 +198,7 @@ class Layout:
 
 
 def make_mesh(count: int | None = None) -> jax.sharding.Mesh:
-  """One axis over the first devices; over all of all processes by default."""
+  """Makes a mesh of one axis over the first devices, by default over all."""
   devices = jax.devices()[:count]
   return jax.make_mesh(
     (len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices
@@ -204,13 +206,13 @@ def make_mesh(count: int | None = None) -> jax.sharding.Mesh:
 
 
 def make_keys(seed: int) -> dict[str, jax.Array]:
-  """The random streams of a run, by name, from one root key."""
+  """Makes the random streams of a run, by name, from one root key."""
   keys = jax.random.split(jax.random.key(seed), len(STREAMS))
   return dict(zip(STREAMS, keys, strict=True))
 
 
 def specs() -> TrainState:
-  """Partition specs of the state, as a prefix of it."""
+  """Returns the partition specs of the state, as a prefix of its tree."""
   return TrainState(
     step=P(),
     params=P(),
@@ -223,7 +225,7 @@ def specs() -> TrainState:
 
 
 def shardings(mesh: jax.sharding.Mesh) -> TrainState:
-  """`specs` as NamedShardings on a mesh."""
+  """Returns `specs` as NamedShardings on a mesh."""
   return jax.tree.map(
     lambda s: NamedSharding(mesh, s),
     specs(),
@@ -234,12 +236,12 @@ def shardings(mesh: jax.sharding.Mesh) -> TrainState:
 def init(
   key, backbone, loss, backbone_tx, head_tx, layout: Layout
 ) -> TrainState:
-  """The state before the first step.
+  """Makes the state before the first step.
 
   Class centres are drawn from N(0, 0.01^2) as in the reference, each from a key
-  of its own, block by block where the block lives: no device ever holds more
-  than its share, and the draw does not depend on the number of blocks. Their
-  padding is zero.
+  of its own, block by block on the device of the block: no device ever holds
+  more than its share, and the draw does not depend on the number of blocks.
+  Their padding is zero.
   """
   backbone_key, head_key = jax.random.split(key)
   params, batch_stats = backbone.init(backbone_key)
@@ -292,15 +294,15 @@ def take_over(
     state: from `init`, on the layout's mesh.
     layout: of the run.
     params: of the backbone, NumPy arrays, in every process.
-    batch_stats: the same.
+    batch_stats: likewise.
     class_centers: of all classes, ``[C, u D]``; None to keep the drawn ones.
 
   Returns:
-    The state; dtypes and places stay.
+    The state, with the dtypes and shardings of the one given.
   """
 
   def put(old, new):
-    # Not device_put: the mesh may be that of several processes.
+    # Not device_put: the mesh may span several processes.
     new = np.asarray(new, old.dtype)
     return jax.make_array_from_callback(
       old.shape, old.sharding, new.__getitem__

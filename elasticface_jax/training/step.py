@@ -2,15 +2,14 @@
 """One training step over groups of samples and blocks of classes.
 
 The bits of its result depend on the state, the batch and the keys, and not on
-the number of devices. What that takes is explained in `exact.loops` and
-`exact.trees`. A step is
+the number of devices; `exact.loops` and `exact.trees` explain how. A step is
 
-- a draw of what is drawn for the whole batch,
+- the random draws for the full batch,
 - a loop of turns (`turn.run`), in each of which every device takes one of its
   groups forward, through the head, and back,
 - an update of the class centres, of the backbone and of the loss's state
   (`update`),
-- what is measured.
+- its metrics.
 
 Letters: B samples in G groups of S, g groups on this device.
 """
@@ -38,13 +37,13 @@ def make_step(task: 'Task') -> Callable:
   """Makes the jitted training step.
 
   Args:
-    task: what is trained, and how.
+    task: the assembled run.
 
   Returns:
     ``step(trips, state, images, labels, keys) -> (state, measured)``, with
     trips from ``layout.trip_counts()``, images uint8 ``[G, S, H, W, 3]`` and
-    labels int32 ``[G, S]`` sharded over the devices by groups, keys those of
-    `state.make_keys`. The state given is consumed. Measured: a dict of
+    labels int32 ``[G, S]`` sharded over the devices by groups, keys from
+    `state.make_keys`. The state given is consumed. `measured` is a dict of
     scalars, replicated.
   """
   return jax.jit(
@@ -67,7 +66,7 @@ def _step(
   labels: jax.Array,
   keys: dict[str, jax.Array],
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """Does one step on one device's share of it."""
+  """Computes one device's share of a step."""
   devices = task.layout.devices
   keys = {n: jax.random.fold_in(key, state.step) for n, key in keys.items()}
   labels = devices.gather(labels)  # [G, S]
@@ -103,7 +102,7 @@ def _step(
     moved, gradient_norm = update.backbone(
       task, state, sums, learning_rate, trips
     )
-  # Without what there are D of for each sample: these are copied.
+  # Without the unit embeddings: `isolate` copies its inputs.
   rest = samples._replace(unit_embeddings=())
   loss_state, measured = loops.isolate(
     lambda given: _measure(task, *given),
@@ -127,8 +126,8 @@ def _turns(task: 'Task', shared: turn.Shared) -> tuple[turn.Group, Any]:
   """Runs the loop of turns.
 
   Returns:
-    What is kept of this device's groups, ``[g, ...]`` each; and the sums over
-    them as `RunningTree` leaves them.
+    The groups of this device, ``[g, ...]`` each; and the sums over them as
+    `RunningTree` leaves them.
   """
   count = task.layout.local_groups
   state = shared.state
@@ -143,14 +142,14 @@ def _turns(task: 'Task', shared: turn.Shared) -> tuple[turn.Group, Any]:
     loops.empty(count, turn.shape_of_group(task, state)),
     RunningTree.start(count, shared.trips.turns, {} if task.freeze else like),
   )
-  # Names of scopes are those of trip counts, for profiles and for checks.
+  # Scopes have the names of their trip counts, for profiles and for checks.
   with jax.named_scope('turns'):
     groups, tree = jax.lax.fori_loop(0, shared.trips.turns, body, carry)
   return jax.tree.map(lambda x: x[:count], groups), tree.sums(count)
 
 
 def _by_turn(task: 'Task', labels: jax.Array) -> jax.Array:
-  """Sorts ``[G, S]`` by turns: the groups of each, ``[g, n, S]``."""
+  """Sorts groups, ``[G, S]``, by the turn that takes them, ``[g, n, S]``."""
   by_device = labels.reshape(task.layout.mesh.size, -1, labels.shape[1])
   return by_device.swapaxes(0, 1)
 
@@ -165,7 +164,7 @@ def _draw_flips(task: 'Task', key: jax.Array) -> jax.Array:
 def _choose_classes(
   task: 'Task', key: jax.Array, labels: jax.Array, trips: TripCounts
 ) -> _sampling.AllClasses | _sampling.Sample:
-  """Chooses the classes of this device's blocks that a step is about."""
+  """Chooses the classes of this device's blocks that take part in a step."""
   layout = task.layout
   first_block = layout.first_block()
   if layout.sample_rate == 1:
@@ -185,16 +184,15 @@ def _choose_classes(
 def _measure(
   task: 'Task', groups: turn.Group, squares: jax.Array
 ) -> tuple[Any, dict[str, jax.Array]]:
-  """Sums up the groups of a step.
+  """Reduces the groups of a step to the next loss state and the metrics.
 
   Args:
-    task: what is trained, and how.
+    task: the assembled run.
     groups: all of the batch, ``[G, ...]`` each; samples ``[B]``.
     squares: of the norms of all blocks' gradients, ``[K]``.
 
   Returns:
-    The loss's next state, the mean of what each group would make of it; and
-    what is measured.
+    The loss's next state, the mean of those of all groups; and scalars by name.
   """
   loss_state = jax.tree.map(
     lambda x: (tree_sum(x) / len(x)).astype(x.dtype), groups.loss_state
@@ -202,8 +200,8 @@ def _measure(
   targets = groups.samples.target_cosines
   measured = {
     'loss': groups.loss.reshape(-1).mean(),
-    # Without the margin: with it, training accuracy reads as 0 for long.
-    # Among the classes of this step: with fewer of them it reads higher.
+    # Without the margin, with which training accuracy would be 0 for long.
+    # Among the classes of this step: it is higher with fewer of them.
     'accuracy': (targets > groups.largest_cosine.reshape(-1)).mean(
       dtype=jnp.float32
     ),

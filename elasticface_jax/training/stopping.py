@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stopping in order: SIGTERM and Ctrl-C end the run after a whole step.
+"""Orderly stops: SIGTERM and Ctrl-C end a run after a complete step.
 
 Where `jax.distributed` runs, its own notice is used: it catches SIGTERM in any
-process, tells all of them, and finds a step that none has passed. A handler of
-ours would take that signal away from it, so there is one or the other.
+process, notifies all of them, and finds a step that none has passed. A handler
+of ours would take that signal away from it, so a run has one or the other.
 """
 
 import os
@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 class Listener:
   """Remembers a signal until the loop asks; use as a context manager.
 
-  A second one of the same kind acts at once, as without this class.
+  A second signal of the same kind acts at once, as without this class.
   """
 
   def __init__(self):
@@ -37,14 +37,14 @@ class Listener:
     signal.signal(number, self._before[number])
 
   def heard(self, step: int) -> int | None:
-    """The signal that asks to stop after this step; None if none does."""
+    """Returns the signal to stop for after this step; None for none."""
     return self._received
 
 
 class DistributedListener:
-  """The same for a run of `jax.distributed`: all processes stop together.
+  """Listener of a run of `jax.distributed`: all processes stop together.
 
-  Ctrl-C in one process counts as the notice for all.
+  Ctrl-C in one process stops all of them.
   """
 
   def __enter__(self):
@@ -59,14 +59,14 @@ class DistributedListener:
     os.kill(os.getpid(), signal.SIGTERM)
 
   def heard(self, step: int) -> int | None:
-    """SIGTERM at the step at which all stop; ask at every step."""
+    """Returns SIGTERM at the step at which all stop; call it at every step."""
     if multihost_utils.reached_preemption_sync_point(step):
       return signal.SIGTERM
     return None
 
 
 def listener() -> Listener | DistributedListener:
-  """The one that fits this run."""
+  """Returns the listener for this kind of run."""
   if jax.distributed.is_initialized():
     return DistributedListener()
   return Listener()

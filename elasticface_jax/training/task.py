@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A config, a backbone and a number of classes, assembled into a run once."""
+"""Assembly of a config, a backbone and a number of classes into a run."""
 
 import dataclasses
 import functools
@@ -27,9 +27,9 @@ class Task:
     head_tx: likewise for the class centres; runs on one block at a time.
     rate: learning rate from the step.
     flip: probability of a horizontal flip.
-    freeze: whether to train the class centres alone. The backbone then is as
-      in evaluation, running statistics and all, and stays.
-    precision: of the head's products, a name in `blockwise.PRECISIONS`.
+    freeze: whether to train the class centres alone. The backbone then runs as
+      in evaluation, running statistics included, and does not change.
+    precision: of the head's products, a name in `losses._blockwise.PRECISIONS`.
   """
 
   backbone: Any
@@ -49,7 +49,7 @@ class Task:
 
   def make_keys(self, seed: int) -> dict[str, jax.Array]:
     """Makes the random streams of a run, replicated over all processes."""
-    # device_put cannot do that for keys.
+    # device_put cannot replicate keys.
     replicated = self.layout.replicated()
     return jax.jit(state.make_keys, out_shardings=replicated)(seed)
 
@@ -64,7 +64,7 @@ class Task:
     )
 
   def init(self, key: jax.Array) -> state.TrainState:
-    """Makes the state before the first step, each part where it lives."""
+    """Makes the state before the first step, with its shardings."""
     shardings = state.shardings(self.layout.mesh)
     return jax.jit(self._init, out_shardings=shardings)(key)
 
@@ -89,7 +89,7 @@ class Task:
     labels: jax.Array,
     keys: dict[str, jax.Array],
   ) -> tuple[state.TrainState, dict[str, jax.Array]]:
-    """Does one training step.
+    """Runs one training step.
 
     Args:
       train_state: before the step; consumed.
@@ -98,9 +98,9 @@ class Task:
       keys: from `make_keys`.
 
     Returns:
-      The state after it, and what was measured: scalars by name.
+      The state after it, and its metrics: scalars by name.
     """
-    # Trip counts are arguments: known ones would be unrolled.
+    # Trip counts are arguments: constant ones would be unrolled.
     trips = self.layout.trip_counts()
     return self._jitted(trips, train_state, images, labels, keys)
 
@@ -113,22 +113,22 @@ class Task:
       image_shape: of one image.
 
     Returns:
-      The step of `step`; compiled, it takes ``layout.trip_counts()`` first.
+      The lowered step; its first argument is ``layout.trip_counts()``.
     """
     layout = self.layout
-    place = lambda x, sharding: jax.ShapeDtypeStruct(
+    shaped = lambda x, sharding: jax.ShapeDtypeStruct(
       x.shape, x.dtype, sharding=sharding
     )
-    replicated = functools.partial(place, sharding=layout.replicated())
-    groups = jax.ShapeDtypeStruct(
+    replicated = functools.partial(shaped, sharding=layout.replicated())
+    labels = jax.ShapeDtypeStruct(
       (layout.num_groups, layout.group_size), jnp.int32
     )
-    images = jax.ShapeDtypeStruct((*groups.shape, *image_shape), jnp.uint8)
+    images = jax.ShapeDtypeStruct((*labels.shape, *image_shape), jnp.uint8)
     return self._jitted.lower(
       jax.tree.map(replicated, layout.trip_counts()),
       self.abstract_state(),
-      place(images, layout.sharded()),
-      place(groups, layout.sharded()),
+      shaped(images, layout.sharded()),
+      shaped(labels, layout.sharded()),
       jax.tree.map(replicated, jax.eval_shape(state.make_keys, 0)),
     )
 
@@ -139,7 +139,7 @@ def from_config(
   num_classes: int,
   mesh: jax.sharding.Mesh,
 ) -> Task:
-  """Assembles what a config says.
+  """Assembles the run of a config.
 
   Args:
     config: nested mapping with the fields ``data.batch_size``,

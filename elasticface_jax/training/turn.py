@@ -3,24 +3,24 @@
 
 In turn r every device takes its r-th group. Nothing forces all groups to go
 forward before the first goes back: the loss of a sample depends on its own
-embedding, on the class centres, and at most on its own group. So what the
-backward pass needs lives no longer than the turn, and memory is that of one
+embedding, on the class centres, and at most on its own group. So the residuals
+of the backward pass live no longer than the turn, and memory is that of one
 group however many a device has.
 
 The five parts of a turn, in `run`:
 
 1. the backbone embeds the device's own group;
 2. the target cosines, found on the devices that hold the classes, go to the
-   group's owner, who makes the margins;
-3. every device makes the logits of its blocks for the groups of all devices;
-   their statistics go to the owner, who joins them to losses;
-4. every device makes the logits again, for its blocks' part of the gradient of
-   the embeddings; their sum goes to the owner;
+   group's owner, which computes the margins;
+3. every device computes the logits of its blocks for the groups of all devices;
+   their statistics go to the owner, which joins them to losses;
+4. every device computes the logits again, for its blocks' part of the gradient
+   of the embeddings; their sum goes to the owner;
 5. the backbone's backward pass of the own group.
 
-All arithmetic of the parts 2 to 5 stands inside loops (`exact.loops`): between
-them lie a collective on several devices and nothing on one, and XLA would fuse
-across it. Between loops numbers are only moved, or added by a tree.
+All arithmetic of the parts 2 to 5 is inside loops (`exact.loops`): between the
+parts there is a collective on several devices and nothing on one, and XLA would
+fuse across it. Between loops arrays are only moved, or added by a tree.
 
 Letters: S samples of a group, n devices, D embedding size, k blocks here and K
 in all.
@@ -70,12 +70,12 @@ class Group(NamedTuple):
 
 class _Forward(NamedTuple):
   embeddings: jax.Array  # [S, D]
-  pull_back: Any  # From the gradient of the embeddings to the parameters'.
+  pull_back: Any  # Maps the gradient of the embeddings to the parameters'.
   batch_stats: Any
 
 
 class _Own(NamedTuple):
-  """The device's own group, as its margins see it."""
+  """The device's own group, as far as its margins depend on it."""
 
   target_cosines: jax.Array  # [S]
   number: jax.Array  # Of the group in the batch.
@@ -88,14 +88,14 @@ def run(
   """Runs one turn.
 
   Args:
-    task: what is trained, and how.
-    shared: what all turns of the step share.
+    task: the assembled run.
+    shared: values that all turns of the step share.
     turn: its number, r.
 
   Returns:
-    What is kept of the device's own group, and what is to be summed over all
-    groups: ``gradient`` of the parameters and ``batch_stats``, nothing where
-    the backbone is frozen.
+    Values of the device's own group that outlive the turn, and values to be
+    summed over all groups: ``gradient`` of the parameters and ``batch_stats``,
+    none where the backbone is frozen.
   """
   number = task.layout.first_group() + turn
   labels = loops.read(shared.labels, turn)
@@ -148,7 +148,7 @@ def run(
 
 
 def shape_of_group(task: 'Task', state: TrainState) -> Group:
-  """Returns the shapes of what `run` keeps, without tracing the backbone."""
+  """Returns the shapes of a `Group`, without tracing the backbone."""
   size, dim = task.layout.group_size, task.backbone.embedding_dim
   dtype = state.class_centers.dtype
   each = jax.ShapeDtypeStruct((size,), dtype)
@@ -187,7 +187,7 @@ def _forward(task, shared, turn, number) -> _Forward:
 
 
 def _target_cosines(task, shared, units, labels):
-  """Finds the target cosines of the own group, on whatever device they are."""
+  """Finds the target cosines of the own group, on any device."""
   devices, layout = task.layout.devices, task.layout
   first_class = layout.first_block() * layout.block_size
   groups = loops.with_spare((units, labels))
@@ -200,13 +200,13 @@ def _target_cosines(task, shared, units, labels):
 
   with jax.named_scope('devices'):
     found = loops.stack(of_group, layout.mesh.size, shared.trips.devices)
-  # One device has found each of them, and all others 0: any order will do.
+  # Each is found on one device and 0 on all others: the order does not matter.
   with jax.named_scope('over_devices'):
     return devices.exchange(found).sum(axis=0)
 
 
 def _make_margins(task, shared, own, norms):
-  """Makes the margins of the own group from all that they may depend on."""
+  """Computes the margins of the own group."""
   return task.loss.make(
     Given(
       key=shared.keys['margins'],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Updates after the turns of a training step: all that is trained moves.
+"""Updates of class centres and backbone after the turns of a training step.
 
 Letters: B samples, D embedding size, k blocks on this device, s classes of a
 block that take part, u sub-centres of a class.
@@ -35,17 +35,17 @@ def class_centers(
   learning_rate: jax.Array,
   trips: TripCounts,
 ) -> tuple[tuple[jax.Array, Any], jax.Array]:
-  """Moves the class centres of this device, block by block.
+  """Updates the class centres of this device, block by block.
 
-  The logits are made once more, from all samples, some at a time. A block is
-  updated where its gradient is made, so that the gradient of all classes is
-  never held.
+  The logits are computed once more, from all samples, a part of them at a time.
+  A block is updated where its gradient is computed, so that the gradient of all
+  classes is never held.
 
   Args:
-    task: what is trained, and how.
+    task: the assembled run.
     slots: class centres and their optimiser state of the classes that take
       part, ``[k, s, ...]`` each, with a spare slot.
-    classes: which they are.
+    classes: those that take part (`losses._sampling`).
     samples: all of the batch, B.
     cotangents: likewise.
     learning_rate: of this step.
@@ -57,7 +57,7 @@ def class_centers(
   """
   layout, head = task.layout, task.head
   dim = task.backbone.embedding_dim
-  rows = loops.with_spare(
+  parts = loops.with_spare(
     jax.tree.map(
       lambda x: x.reshape(-1, layout.head_rows, *x.shape[1:]),
       (samples, cotangents),
@@ -66,7 +66,7 @@ def class_centers(
 
   def to_centers(unit, numbers):
     def add(q, total):
-      samples, cotangents = loops.read(rows, q)
+      samples, cotangents = loops.read(parts, q)
       to_each = _blockwise.block_cotangents(
         samples, cotangents, unit, numbers, head
       )
@@ -74,8 +74,8 @@ def class_centers(
         to_each, samples.unit_embeddings, (0, 0), head.precision
       )
 
-    # A loop also where one part is all: what is made of the samples alone
-    # would else leave the loop over blocks, to where neighbours differ.
+    # A loop even over a single part: XLA would otherwise move arithmetic on the
+    # samples alone out of the loop over blocks, to where its neighbours differ.
     with jax.named_scope('rows'):
       return jax.lax.fori_loop(0, trips.rows, add, jnp.zeros_like(unit))
 
@@ -85,10 +85,10 @@ def class_centers(
     (gradient,) = unit_vjp(to_centers(unit, classes.numbers(i)))
     moved = _descend(centers, opt, gradient, task.head_tx, learning_rate)
     slots = loops.write(slots, i, moved)
-    # Not a product: on accelerators that would not be one of float32.
+    # Not a dot product: accelerators compute that in less than float32.
     squares = loops.write(squares, i, jnp.sum(jnp.square(gradient)))
-    # Read one block ahead. Read where it is used, XLA would fuse reading and
-    # writing of the buffer, and copy all of it in every trip.
+    # Reads one block ahead. With the read where it is used, XLA would fuse
+    # reading and writing of the buffer, and copy all of it in every trip.
     return loops.read(slots, i + 1), slots, squares
 
   square = jax.ShapeDtypeStruct((), slots[0].dtype)
@@ -109,10 +109,10 @@ def backbone(
   learning_rate: jax.Array,
   trips: TripCounts,
 ) -> tuple[dict[str, Any], jax.Array]:
-  """Moves the parameters and running statistics of the backbone.
+  """Updates the parameters and running statistics of the backbone.
 
   Args:
-    task: what is trained, and how.
+    task: the assembled run.
     state: before the step.
     sums: ``gradient`` and ``batch_stats`` as the `RunningTree` over this
       device's groups leaves them, ``[o, ...]`` each.
@@ -140,7 +140,7 @@ def backbone(
         lambda x: x / task.layout.num_groups, values['batch_stats']
       ),
       'norm': optax.tree.norm(values['gradient']),
-      # Not passed on as it is: see `update_in_place`.
+      # Not returned unchanged: see `update_in_place`.
       'gradient': jax.tree.map(jnp.negative, values['gradient']),
     }
 

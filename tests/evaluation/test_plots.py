@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every figure is drawn, without a warning, from much, little and odd data."""
+"""Figures of large, small and incomplete data, drawn without a warning."""
 
 import struct
 import subprocess

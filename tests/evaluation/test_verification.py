@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verification against slow loops over the protocol's own words."""
+"""Verification, compared with slow loops that spell out the protocol."""
 
 import json
 
@@ -23,7 +23,7 @@ def noisy_pairs(num_pairs, seed, dim=6, noise=0.6):
 
 
 def pairs_with_cosines(cosines):
-  """Planar pairs with these cosines; exact for 1, 0 and -1."""
+  """Makes planar pairs with these cosines; exact for 1, 0 and -1."""
   cosines = np.asarray(cosines, np.float64)
   embeddings = np.zeros((2 * len(cosines), 2))
   embeddings[0::2, 0] = 1
@@ -33,18 +33,18 @@ def pairs_with_cosines(cosines):
 
 
 def slow_verify(embeddings, same, folds):
-  """Fold accuracies and squared-distance thresholds, by plain loops."""
+  """Computes fold accuracies and distance thresholds by plain loops."""
   distances = []
   for i in range(len(same)):
     a, b = embeddings[2 * i], embeddings[2 * i + 1]
     a, b = a / np.sqrt(a @ a), b / np.sqrt(b @ b)
     distances.append(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)))
-  start, accuracies, thresholds = 0, [], []
+  first, accuracies, thresholds = 0, [], []
   for fold in range(folds):
     size = len(same) // folds + (fold < len(same) % folds)
-    test = range(start, start + size)
+    test = range(first, first + size)
     train = [i for i in range(len(same)) if i not in test]
-    start += size
+    first += size
     right = [
       sum((distances[i] < step * 0.01) == same[i] for i in train)
       for step in range(400)
@@ -125,7 +125,7 @@ def test_inverted_pairs():
 
 
 def test_folds_are_contiguous_and_the_first_are_larger():
-  # 5 pairs in 2 folds: pairs 0-2 and 3-4. Only pair 2 is told wrongly.
+  # 5 pairs in 2 folds: pairs 0-2 and 3-4. Only pair 2 is judged wrongly.
   same = [True, True, False, True, False]
   result = evaluation.verify(pairs_with_cosines([1, 1, 1, 1, 0]), same, folds=2)
   np.testing.assert_array_equal(result.fold_accuracies, [2 / 3, 1.0])
@@ -243,7 +243,7 @@ def test_far_of_exactly_three_in_three_thousand_counts_as_1e_3():
   assert evaluation.tar_at_far(scores, same, 0.99e-3) == 0.0
 
 
-def test_all_scores_equal_stand_or_fall_together():
+def test_equal_scores_are_accepted_or_rejected_together():
   assert evaluation.tar_at_far([0.5] * 4, [1, 1, 0, 0], 0.99) == 0.0
   assert evaluation.tar_at_far([0.5] * 4, [1, 1, 0, 0], 1) == 1.0
   far, tar, thresholds = evaluation.roc([0.5] * 4, [1, 1, 0, 0])

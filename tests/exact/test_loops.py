@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loops over slots of buffers, and what the compiler makes of them."""
+"""Loops over slots of buffers, and the programs that XLA compiles them to."""
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,12 @@ def buffers(count):
   rng = np.random.default_rng(count)
   return {
     'vectors': jnp.asarray(rng.normal(size=(count, 4, 3)), jnp.float32),
-    'numbers': (jnp.asarray(rng.integers(0, 9, count), jnp.int32),),
+    'labels': (jnp.asarray(rng.integers(0, 9, count), jnp.int32),),
   }
 
 
 @pytest.mark.parametrize('count', [1, 2, 5])
-def test_rows_written_in_a_loop_are_the_rows_read(count):
+def test_slots_written_in_a_loop_are_the_slots_read(count):
   source = buffers(count)
 
   @jax.jit
@@ -39,7 +39,7 @@ def test_rows_written_in_a_loop_are_the_rows_read(count):
     np.testing.assert_array_equal(x[count:], np.zeros_like(x[count:]))
 
 
-def test_one_row_is_joined_by_zeros_and_more_are_left_alone():
+def test_a_single_slot_gets_a_spare_of_zeros_and_two_are_kept():
   one, two = buffers(1), buffers(2)
   padded = loops.with_spare(one)
   for x, y in zip(jax.tree.leaves(padded), jax.tree.leaves(one), strict=True):
@@ -61,22 +61,22 @@ def test_empty_takes_shapes_or_arrays():
       np.testing.assert_array_equal(got, np.zeros((held, 3), np.float32))
 
 
-def test_reading_and_writing_one_row():
+def test_reading_and_writing_one_slot():
   source = buffers(5)
   for got, x in zip(
     jax.tree.leaves(loops.read(source, 3)), jax.tree.leaves(source), strict=True
   ):
     np.testing.assert_array_equal(got, x[3], strict=True)
-  row = jax.tree.map(lambda x: x[0] + 1, source)
+  values = jax.tree.map(lambda x: x[0] + 1, source)
   for got, x in zip(
-    jax.tree.leaves(loops.write(source, 3, row)),
+    jax.tree.leaves(loops.write(source, 3, values)),
     jax.tree.leaves(source),
     strict=True,
   ):
     np.testing.assert_array_equal(got, x.at[3].set(x[0] + 1), strict=True)
 
 
-def test_one_row_is_a_loop_over_a_buffer_like_any_number():
+def test_one_slot_compiles_to_the_loop_of_any_number():
   def uses(count, pad=True, traced=True):
     def step(source, trip_count):
       held = loops.with_spare(source) if pad else source
@@ -92,27 +92,27 @@ def test_one_row_is_a_loop_over_a_buffer_like_any_number():
     return [program.count(f' {part}(') for part in parts]
 
   assert uses(8) == uses(1) == [1, 1, 1]
-  # The compiler would do otherwise, so both precautions are needed.
+  # Without either precaution XLA compiles another program.
   assert uses(1, pad=False) == [1, 0, 1]
   assert uses(1, traced=False)[0] == 0
 
 
-def test_a_row_is_written_in_place():
+def test_a_slot_is_written_in_place():
   size = 1_000_000
-  row = jax.ShapeDtypeStruct((size,), jnp.float32)
+  values = jax.ShapeDtypeStruct((size,), jnp.float32)
 
-  def fill(row, trip_count):
-    body = lambda i, buffer: loops.write(buffer, i, row)
-    return jax.lax.fori_loop(0, trip_count, body, loops.empty(8, row))
+  def fill(values, trip_count):
+    body = lambda i, buffer: loops.write(buffer, i, values)
+    return jax.lax.fori_loop(0, trip_count, body, loops.empty(8, values))
 
   count = jax.ShapeDtypeStruct((), jnp.int32)
-  memory = jax.jit(fill).lower(row, count).compile().memory_analysis()
+  memory = jax.jit(fill).lower(values, count).compile().memory_analysis()
   assert memory.output_size_in_bytes == 8 * 4 * size
   assert memory.temp_size_in_bytes < 2 * 4 * size
 
 
 @pytest.mark.parametrize('count', [1, 2, 5])
-def test_stack_holds_what_a_function_makes_of_each_index(count):
+def test_stack_holds_the_results_for_each_index(count):
   source = buffers(count)
 
   @jax.jit
@@ -151,7 +151,7 @@ def test_isolated_arithmetic_is_a_loop_of_its_own():
   program = jax.jit(isolated).lower(x, jnp.int32(1)).compile().as_text()
   body = next(c for c in program.split('\n\n') if ' reduce(' in c)
   assert program.count(' while(') == 1 and 'dynamic-slice' in program
-  # The sum is in the loop, and neither neighbour is with it.
+  # The sum is in the loop, and neither of its neighbours is.
   assert 'ENTRY' not in body
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tree sums: one order, bit for bit, on any number of devices.
+"""Tree sums in one order, bit for bit, on any number of devices.
 
 The parts have magnitudes from 1e-3 to 1e3, so that another order gives other
 bits.
@@ -24,9 +24,9 @@ from elasticface_jax.exact.trees import (
   tree_sum,
 )
 
-# Odd counts a device among them: 24 on 8 is 3, 40 is 5.
+# Some give odd counts on a device: 24 on 8 is 3, 40 is 5.
 COUNTS = (8, 16, 24, 40)
-# Parts and rows; 1 and 13 rows are no multiple of the devices.
+# Parts and rows; 1 and 13 rows are not a multiple of the devices.
 SHAPES = [*((count, rows) for count in COUNTS for rows in (13, 16)), (8, 1)]
 
 
@@ -38,7 +38,7 @@ def make_parts(count, *shape):
 
 
 def pairwise(parts):
-  """The same tree from the top: the left side is a full tree."""
+  """Sums the same tree from the top: its left side is a full tree."""
   if len(parts) == 1:
     return parts[0]
   left = 1
@@ -47,7 +47,7 @@ def pairwise(parts):
   return pairwise(parts[:left]) + pairwise(parts[left:])
 
 
-def in_turn(parts):
+def one_after_another(parts):
   return functools.reduce(np.add, parts)
 
 
@@ -58,9 +58,9 @@ def test_tree_sum_is_the_pairwise_sum():
     want = pairwise(parts)
     assert sums[count].dtype == want.dtype == np.float32
     np.testing.assert_array_equal(sums[count], want)
-    # It is the order that makes these bits.
+    # Another order gives other bits.
     if count > 3:
-      assert np.any(want != in_turn(parts))
+      assert np.any(want != one_after_another(parts))
       assert np.any(want != pairwise(np.roll(parts, 1, axis=0)))
 
 
@@ -88,7 +88,7 @@ def test_a_running_tree_is_the_local_levels():
     np.testing.assert_array_equal(sums, want[count], strict=True)
     odd = len(sums)
     assert odd % 2 == 1
-    # Held: one sum of each size that waits, and those that are done.
+    # One waiting sum of each size, and the complete ones.
     assert len(nodes) == math.log2(count // odd) + odd
 
 
@@ -102,7 +102,7 @@ def test_a_running_tree_needs_no_traced_count():
 
 @functools.cache
 def on_devices(count):
-  """Everything that a device holds, and all sums, on `count` devices."""
+  """Returns the parts, and their sums and copies on `count` devices."""
   devices = Devices('devices', count)
   mesh = jax.make_mesh(
     (count,),
@@ -110,7 +110,7 @@ def on_devices(count):
     axis_types=(AxisType.Auto,),
     devices=jax.devices()[:count],
   )
-  spread, everywhere = PartitionSpec('devices'), PartitionSpec()
+  sharded, replicated = PartitionSpec('devices'), PartitionSpec()
 
   def sums(parts):
     scattered = {
@@ -118,7 +118,7 @@ def on_devices(count):
       for name, x in parts.items()
       if x.shape[1] == 16
     }
-    # Every device shows its copy.
+    # Each device returns its copy.
     copies = {
       name: tree_all_reduce(x, devices)[None]
       for name, x in parts.items()
@@ -132,8 +132,8 @@ def on_devices(count):
     jax.shard_map(
       sums,
       mesh=mesh,
-      in_specs=(spread,),
-      out_specs=(spread, spread, everywhere, spread),
+      in_specs=(sharded,),
+      out_specs=(sharded, sharded, replicated, sharded),
       check_vma=False,
     )
   )(parts)
@@ -169,7 +169,7 @@ def test_a_power_of_two_of_parts_sends_one():
         check_vma=False,
       )
     )(make_parts(count, 16))
-    # What comes in: from 8 devices, so many parts, of two rows.
+    # Each device receives `sent` parts of two rows from 8 devices.
     (exchange,) = re.findall(r':f32\[(\S+)\] = all_to_all', str(program))
     assert math.prod(map(int, exchange.split(','))) == 8 * sent * 2
 
@@ -178,8 +178,8 @@ def test_another_order_over_devices_would_show():
   for count in COUNTS:
     parts = make_parts(count, 16)
     want = pairwise(parts)
-    # Each device its own tree, then a tree over the devices: wrong where the
-    # number on a device is not a power of two.
+    # A tree on each device, then a tree over the devices: wrong where the
+    # number of parts on a device is not a power of two.
     for devices in (2, 4, 8):
       local = [pairwise(x) for x in np.split(parts, devices)]
       size = count // devices
@@ -199,8 +199,8 @@ def test_one_device_needs_no_mesh():
 
 
 @pytest.mark.parametrize('count', [1, 2, 8])
-def test_arrays_of_a_tree_travel_together(count):
-  shapes = {'kernel': (3, 5, 8), 'matrix': (7, 8), 'bias': (8,), 'number': ()}
+def test_arrays_of_a_tree_are_sent_together(count):
+  shapes = {'kernel': (3, 5, 8), 'matrix': (7, 8), 'bias': (8,), 'scalar': ()}
   parts = {name: make_parts(24, *shape) for name, shape in shapes.items()}
   parts['narrow'] = make_parts(24, 5).astype(jnp.bfloat16)
   mesh = jax.make_mesh(
@@ -222,6 +222,6 @@ def test_arrays_of_a_tree_travel_together(count):
   for name, x in parts.items():
     assert got[name].dtype == x.dtype and got[name].shape == x.shape[1:]
     np.testing.assert_array_equal(got[name], pairwise(x))
-  # Those that end in 8; vectors and numbers; and those of another dtype.
+  # Arrays that end in 8; vectors and scalars; and those of another dtype.
   sent = reduce.lower(parts).as_text().count('stablehlo.all_to_all')
   assert sent == (3 if count > 1 else 0)

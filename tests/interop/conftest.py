@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks to hand on."""
+"""Networks with random weights, and checks of exported ones."""
 
 import functools
 
@@ -8,6 +8,17 @@ import numpy as np
 import pytest
 
 from elasticface_jax import models
+
+METADATA = {'colour_order': 'RGB', 'input_size': [112, 112], 'use_se': True}
+SMALL = {'name': 'iresnet10', 'width': 16, 'embedding_dim': 24}
+# Changes of `SMALL` that every format is tested with.
+OPTIONS = [
+  {'use_se': True},
+  pytest.param(
+    {'name': 'iresnet18', 'width': 64, 'embedding_dim': 512},
+    marks=pytest.mark.slow,
+  ),
+]
 
 
 @functools.cache
@@ -35,8 +46,8 @@ def _draw(name, **options):
 def draw_network():
   """``draw_network(name, **options)``: backbone, params, batch_stats.
 
-  No number is left at 0 or 1, where leaving it out would not show. Embeddings
-  are of about 1.
+  No value is left at 0 or 1, where its omission would not show. Embeddings have
+  values of about 1.
   """
   return _draw
 
@@ -45,7 +56,7 @@ def draw_network():
 def images():
   """float32 ``[64, 112, 112, 3]``, RGB in [-1, 1]."""
   rng = np.random.default_rng(1)
-  # Brighter or darker as a whole: noise alone looks alike to a network.
+  # Images differ in brightness: noise alone looks alike to a network.
   means = rng.uniform(-0.6, 0.6, (64, 1, 1, 3))
   noise = rng.uniform(-0.4, 0.4, (64, 112, 112, 3))
   return (means + noise).astype(np.float32)
@@ -54,18 +65,18 @@ def images():
 class _Embed:
   """A network in evaluation, compiled for 7 images at a time."""
 
-  def __init__(self, backbone, *numbers):
+  def __init__(self, backbone, *variables):
     self._apply = jax.jit(functools.partial(backbone.apply, train=False))
-    self._numbers = numbers
+    self._variables = variables
 
   def __call__(self, images):
-    turns = []
+    embedded = []
     for i in range(0, len(images), 7):
-      turn = images[i : i + 7]
-      padding = ((0, 7 - len(turn)), *((0, 0),) * 3)
-      embeddings, _ = self._apply(*self._numbers, np.pad(turn, padding))
-      turns.append(np.asarray(embeddings)[: len(turn)])
-    return np.concatenate(turns)
+      batch = images[i : i + 7]
+      padding = ((0, 7 - len(batch)), *((0, 0),) * 3)
+      embeddings, _ = self._apply(*self._variables, np.pad(batch, padding))
+      embedded.append(np.asarray(embeddings)[: len(batch)])
+    return np.concatenate(embedded)
 
 
 @pytest.fixture(scope='session')
@@ -76,15 +87,15 @@ def make_embed():
 
 @pytest.fixture(scope='session')
 def agrees(images):
-  """``agrees(found, expected)``: two ways to embed, batch by batch."""
+  """``agrees(found, expected)``: compares embeddings, batch by batch."""
 
   def check(found, expected):
-    right = expected(images)
-    # Else to be near would be easy.
-    assert right.std(0).min() > 0.01
+    wanted = expected(images)
+    # Embeddings that hardly vary would be easy to match.
+    assert wanted.std(0).min() > 0.01
     for count in (1, 7, 64):
       embeddings = found(images[:count])
       assert embeddings.dtype == np.float32
-      np.testing.assert_allclose(embeddings, right[:count], 0, 1e-4)
+      np.testing.assert_allclose(embeddings, wanted[:count], 0, 1e-4)
 
   return check

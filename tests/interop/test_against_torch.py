@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published sizes beside PyTorch: embeddings, statistics, gradients.
+"""Networks of published sizes, compared with PyTorch, gradients included.
 
 PyTorch's network is that of `benchmark.torch_step`, written from the paper.
 """
@@ -21,7 +21,7 @@ SIZES = ['iresnet18', 'iresnet34', 'iresnet50', 'iresnet100']
 
 
 def make(name, use_se, seed=0):
-  """A network whose numbers are of the size of a trained one's."""
+  """Makes a network whose values are as large as those of a trained one."""
   torch.manual_seed(seed)
   network = torch_step.make_network(name, use_se=use_se)
   norms = [
@@ -34,7 +34,7 @@ def make(name, use_se, seed=0):
       if module.weight.requires_grad:
         module.weight.uniform_(0.5, 1.5)
       module.bias.normal_(0, 0.2)
-      module.momentum = None  # Statistics of one batch, whole.
+      module.momentum = None  # Statistics of this batch alone.
     for module in network.modules():
       if isinstance(module, torch.nn.PReLU):
         module.weight.uniform_(0, 0.5)
@@ -106,7 +106,7 @@ def test_evaluation_and_training(name, use_se, tmp_path):
       moved += not torch.equal(value, before[key])
   assert moved == sum('running' in key for key in before)
 
-  # Parameters of ours are those with a gradient there.
+  # Our parameters are PyTorch's parameters with a gradient.
   mine = interop.to_torch(gradients, batch_stats)
   squares = [0.0, 0.0]
   for key, parameter in network.named_parameters():

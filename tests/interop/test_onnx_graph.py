@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX files: what onnxruntime computes with them, and what they say."""
+"""ONNX files: their embeddings in onnxruntime, their names and metadata."""
 
 import json
 import sys
@@ -13,8 +13,7 @@ import elasticface_jax
 from elasticface_jax.errors import InputError
 from elasticface_jax.interop import onnx_graph, torch_names
 
-METADATA = {'colour_order': 'RGB', 'input_size': [112, 112], 'use_se': True}
-SMALL = {'name': 'iresnet10', 'width': 16, 'embedding_dim': 24}
+from .conftest import METADATA, OPTIONS, SMALL
 
 
 def run(path, images):
@@ -26,7 +25,7 @@ def run(path, images):
 
 
 class Small:
-  """A small network, and how to write it with numbers changed."""
+  """A small network, and a function that writes it with arrays changed."""
 
   def __init__(self, network, embed):
     self.state_dict = torch_names.to_torch(*network[1:])
@@ -50,14 +49,7 @@ def written(small, tmp_path_factory):
   return path
 
 
-@pytest.mark.parametrize('options', [
-  {'use_se': True},
-  {'name': 'iresnet18'},
-  pytest.param(
-    {'name': 'iresnet18', 'width': 64, 'embedding_dim': 512},
-    marks=pytest.mark.slow,
-  ),
-])  # fmt: skip
+@pytest.mark.parametrize('options', [{'name': 'iresnet18'}, *OPTIONS])
 def test_embeddings_are_ours(
   draw_network, make_embed, agrees, tmp_path, options
 ):
@@ -68,15 +60,15 @@ def test_embeddings_are_ours(
   agrees(lambda images: run(path, images)[0], embed)
 
 
-def test_looks_as_insightface_expects(written):
+def test_inputs_and_outputs_are_those_of_insightface(written):
   session = onnxruntime.InferenceSession(
     written, providers=['CPUExecutionProvider']
   )
-  ((taken,), (given,)) = session.get_inputs(), session.get_outputs()
-  assert (taken.name, taken.type) == ('input.1', 'tensor(float)')
-  assert taken.shape == ['batch', 3, 112, 112]
-  assert (given.name, given.shape) == ('embedding', ['batch', 24])
-  # Scaling is in the graph if both are found.
+  ((images,), (embedding,)) = session.get_inputs(), session.get_outputs()
+  assert (images.name, images.type) == ('input.1', 'tensor(float)')
+  assert images.shape == ['batch', 3, 112, 112]
+  assert (embedding.name, embedding.shape) == ('embedding', ['batch', 24])
+  # With both, insightface takes scaling for a part of the graph.
   first = [node.name for node in onnx.load(written).graph.node[:8]]
   assert not any(name.startswith(('Sub', '_minus')) for name in first)
   assert not any(name.startswith(('Mul', '_mul')) for name in first)
@@ -93,21 +85,21 @@ def test_arrays_have_the_names_of_pytorch(written, small):
     np.testing.assert_array_equal(array.ravel(), state_dict[name].ravel())
 
 
-def test_says_what_it_is(written):
+def test_metadata_and_versions(written):
   model = onnx.load(written)
-  told = {entry.key: entry.value for entry in model.metadata_props}
-  assert told.pop('colour_order') == 'RGB'
-  assert {name: json.loads(text) for name, text in told.items()} == {
+  metadata = {entry.key: entry.value for entry in model.metadata_props}
+  assert metadata.pop('colour_order') == 'RGB'
+  assert {name: json.loads(text) for name, text in metadata.items()} == {
     'input_size': [112, 112],
     'use_se': True,
   }
   assert model.producer_name == 'elasticface_jax'
   assert model.producer_version == elasticface_jax.__version__
-  # What onnxruntime of 2023 reads.
+  # onnxruntime of 2023 reads these.
   assert model.ir_version <= 8 and model.opset_import[0].version <= 17
 
 
-def test_equal_bytes_and_no_word(written, small, tmp_path, capfd):
+def test_equal_bytes_and_nothing_printed(written, small, tmp_path, capfd):
   small.write(tmp_path / 'again.onnx')
   assert (tmp_path / 'again.onnx').read_bytes() == written.read_bytes()
   assert capfd.readouterr() == ('', '')
@@ -131,7 +123,7 @@ def test_float64_becomes_float32(written, small, tmp_path):
   'features.running_mean',
 ])  # fmt: skip
 @pytest.mark.parametrize('factor', [2, np.nan])
-def test_a_wrong_number_leaves_no_file(small, tmp_path, name, factor):
+def test_a_wrong_value_leaves_no_file(small, tmp_path, name, factor):
   changed = small.state_dict[name].copy()
   changed[0] *= factor
   path = tmp_path / 'wrong.onnx'

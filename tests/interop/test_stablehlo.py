@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""StableHLO files: what jax alone computes with them, and what they say."""
+"""StableHLO files: their embeddings with jax alone, and their metadata."""
 
 import dataclasses
 import json
@@ -15,9 +15,9 @@ from jax import export
 from elasticface_jax.errors import InputError
 from elasticface_jax.interop import stablehlo
 
-METADATA = {'colour_order': 'RGB', 'input_size': [112, 112], 'use_se': True}
-SMALL = {'name': 'iresnet10', 'width': 16, 'embedding_dim': 24}
-# What somebody else writes; only jax is there.
+from .conftest import METADATA, OPTIONS, SMALL
+
+# The program of a user who has jax alone.
 ALONE = """
 import sys
 for package in 'elasticface_jax', 'flax', 'optax', 'orbax':
@@ -51,13 +51,7 @@ def written(small, tmp_path_factory):
   return path
 
 
-@pytest.mark.parametrize('options', [
-  {'use_se': True},
-  pytest.param(
-    {'name': 'iresnet18', 'width': 64, 'embedding_dim': 512},
-    marks=pytest.mark.slow,
-  ),
-])  # fmt: skip
+@pytest.mark.parametrize('options', OPTIONS)
 def test_embeddings_are_ours(
   draw_network, make_embed, agrees, tmp_path, options
 ):
@@ -89,7 +83,7 @@ def test_is_for_every_platform(written):
   assert loaded.out_avals[0].str_short() == 'float32[B,24]'
 
 
-def test_says_what_it_is(written):
+def test_metadata(written):
   assert stablehlo.read_metadata(written) == METADATA
   with zipfile.ZipFile(written) as archive:
     assert archive.namelist() == ['metadata.json']
@@ -107,18 +101,18 @@ def test_equal_bytes_that_name_no_file_of_ours(written, small, tmp_path, capfd):
 
 
 def test_float64_becomes_float32(written, small, tmp_path):
-  backbone, *numbers = small
+  backbone, *variables = small
   with jax.enable_x64(True):
-    wide = jax.tree.map(np.float64, numbers)
+    wide = jax.tree.map(np.float64, variables)
     stablehlo.write(tmp_path / 'wide', backbone, *wide, METADATA)
   assert (tmp_path / 'wide').read_bytes() == written.read_bytes()
 
 
 def test_a_wrong_file_is_not_left(small, tmp_path):
-  backbone, *numbers = small
+  backbone, *variables = small
 
   def apply(params, batch_stats, images, *, train):
-    # For any number of images other code may run than for some.
+    # The exported program is for any number of images, the check for some.
     if export.is_symbolic_dim(images.shape[0]):
       kernel = 1.01 * params['fc']['kernel']
       params = params | {'fc': params['fc'] | {'kernel': kernel}}
@@ -127,7 +121,7 @@ def test_a_wrong_file_is_not_left(small, tmp_path):
   (tmp_path / 'wrong').write_text('before')
   changed = dataclasses.replace(backbone, apply=apply)
   with pytest.raises(RuntimeError, match='wrong: embeddings of 1 random'):
-    stablehlo.write(tmp_path / 'wrong', changed, *numbers, {})
+    stablehlo.write(tmp_path / 'wrong', changed, *variables, {})
   assert [p.read_text() for p in tmp_path.iterdir()] == ['before']
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch's files: what comes back, and what wrong ones can do (nothing)."""
+"""PyTorch files: their content as read, and damaged or hostile ones."""
 
 import collections
 import contextlib
@@ -83,7 +83,7 @@ STAND_INS = {
 
 
 class Storage:
-  """Its items, and what the pickle says of it, which may be a lie."""
+  """Items of a storage, and its description in the pickle, maybe false."""
 
   def __init__(self, items, key='0', kind=None, size=None):
     self.items = np.asarray(items)
@@ -94,7 +94,7 @@ class Storage:
 
 
 class Reduced:
-  """Is pickled as the call of a stand-in."""
+  """An object that is pickled as the call of a stand-in."""
 
   def __init__(self, *reduced):
     self.reduced = reduced
@@ -117,7 +117,7 @@ def dense(array, key='0'):
 
 
 def dump(content, protocol=2, *, legacy=False):
-  """The pickle, and its storages by key."""
+  """Pickles content; returns the pickle, and its storages by key."""
   storages = {}
 
   class Pickler(pickle.Pickler):
@@ -227,7 +227,7 @@ def test_what_is_written_is_read(path):
   for name, array in expected.items():
     assert (found[name].shape, found[name].dtype) == (array.shape, array.dtype)
     same(found[name].numpy(), array)
-    found[name].numpy()[...] = 0  # A copy of one's own.
+    found[name].numpy()[...] = 0  # Each call returns a new copy.
     same(found[name].numpy(), array)
   assert torch_files.read_metadata(path) == {'step': 3, 'order': ['\xe9', None]}
 
@@ -258,7 +258,7 @@ def test_same_content_same_bytes(tmp_path):
 
 @pytest.mark.parametrize('large', [False, True])
 def test_storages_are_aligned(path, monkeypatch, large):
-  # The headers of files above 4 GB, without such files.
+  # Tests the headers of files above 4 GB without such files.
   monkeypatch.setattr(torch_files, '_ZIP64_BYTES', 10 if large else 1 << 30)
   expected = arrays()
   torch_files.write(path, expected, {})
@@ -275,7 +275,7 @@ def test_storages_are_aligned(path, monkeypatch, large):
     same(found.numpy(), expected[name])
 
 
-def test_a_file_is_whole_or_the_old_one(path, tmp_path, monkeypatch):
+def test_a_file_is_complete_or_the_old_one(path, tmp_path, monkeypatch):
   torch_files.write(path, {}, {})
   torch_files.write(path, {'a': np.ones(3)}, {})
   assert list(torch_files.read(path)) == ['a']
@@ -377,15 +377,15 @@ def test_big_endian(read):
 @forms
 def test_views_of_one_storage(read, form):
   items = np.arange(120, dtype='f4')
-  whole = items.reshape(2, 3, 4, 5)
+  full = items.reshape(2, 3, 4, 5)
   views = {
-    'whole': whole,
-    'channels last': whole.transpose(0, 3, 1, 2),
-    'slice': whole[1:, ::2, 1:3, 4],
-    'last': whole[1, 2, 3, 4:],
-    'scalar': whole[1, 2, 3, 4, ...],
-    'diagonal': whole[0, 0].diagonal(),
-    'one': whole[:1, None, :, :1, 2:],
+    'full': full,
+    'channels last': full.transpose(0, 3, 1, 2),
+    'slice': full[1:, ::2, 1:3, 4],
+    'last': full[1, 2, 3, 4:],
+    'scalar': full[1, 2, 3, 4, ...],
+    'diagonal': full[0, 0].diagonal(),
+    'one': full[:1, None, :, :1, 2:],
   }
   storage = Storage(items)
   content = {
@@ -413,7 +413,7 @@ def test_views_of_one_storage(read, form):
     ((2, 3), (3, 2), 0),
     ((), (), 6),
     ((1,), (1,), 2**62),
-    # As many indices as there are in memory, over one number.
+    # More indices than any memory has, all of one value.
     ((2**40,), (0,), 0),
     ((7, 1), (0, 0), 0),
     ((2**31,) * 64, (0,) * 64, 0),
@@ -424,7 +424,7 @@ def test_tensors_outside_of_their_storage(read, form, shape, strides, offset):
   storage = Storage(np.arange(6, dtype='f4'))
   content = {'bad': tensor(storage, shape, strides, offset)}
   found = read(saved(content, form))['bad']
-  with pytest.raises(BadTensor, match='is not within its storage of 6 numbers'):
+  with pytest.raises(BadTensor, match='is not within its storage of 6 values'):
     found.numpy()
 
 
@@ -458,7 +458,7 @@ def test_empty_tensors_of_any_shape(read):
     ('ab', 'ab', 0),
   ],
 )
-def test_shapes_that_are_none(refused, form, shape, strides, offset):
+def test_invalid_shapes(refused, form, shape, strides, offset):
   storage = Storage(np.arange(6, dtype='f4'))
   content = [tensor(storage, shape, strides, offset)]
   assert 'it makes no sense' in refused(saved(content, form))
@@ -490,7 +490,7 @@ def lie(read, size, items=6, **storage):
 
 
 @pytest.mark.parametrize('size', [7, 2**40, 2**62])
-def test_storages_that_are_not_what_they_seem(read, size):
+def test_storages_of_another_size_than_the_pickle_says(read, size):
   with pytest.raises(BadTensor, match=f"'data/0', which has 24 .* {size * 4};"):
     lie(read, size).numpy()
 
@@ -501,7 +501,7 @@ def test_storage_of_another_dtype(read):
 
 
 @pytest.mark.parametrize('size', [-1, 2**63, 2**2000, 1.5, 'a', None])
-def test_storages_of_no_size(read, size):
+def test_storages_of_invalid_size(read, size):
   storage = Storage(np.zeros(6, 'f4'))
   storage.size = size
   data, storages = dump([tensor(storage, (2,), (1,))])
@@ -524,21 +524,21 @@ def test_legacy_storages(read, refused):
   (found,) = read(legacy_of(data))
   with pytest.raises(BadTensor, match="is in storage 'k', which is missing"):
     found.numpy()
-  whole = legacy_of(data, storages)
+  intact = legacy_of(data, storages)
   storage.size = 5
-  assert "'k' has 5 numbers, not 6" in refused(legacy_of(data, storages))
+  assert "'k' has 5 values, not 6" in refused(legacy_of(data, storages))
   storage.size = 6
-  assert "cut off in storage 'k'" in refused(whole[:-1])
+  assert "cut off in storage 'k'" in refused(intact[:-1])
   unknown = {'other': Storage(np.zeros(1))}
   assert 'list of storages' in refused(legacy_of(data, storages | unknown))
   assert 'version is not 1001' in refused(
-    pickle.dumps(MAGIC, 2) + pickle.dumps(1002, 2) + whole
+    pickle.dumps(MAGIC, 2) + pickle.dumps(1002, 2) + intact
   )
 
 
 def test_one_storage_two_sizes(refused):
   content = [dense(np.zeros(2)), dense(np.zeros(3))]
-  assert "two things of storage '0'" in refused(saved(content, 'zip'))
+  assert "describes storage '0' in two ways" in refused(saved(content, 'zip'))
 
 
 def tar():
@@ -561,7 +561,7 @@ EMPTY = pickle.dumps({}, 2)
 
 
 @pytest.mark.parametrize(
-  'data, told',
+  'data, message',
   [
     (b'', 'it is empty; copy or download it again'),
     (b'hello', 'it is not a file of torch.save'),
@@ -590,8 +590,8 @@ EMPTY = pickle.dumps({}, 2)
     (b'\x80\x02' + b'\xff' * 100, 'cut off or damaged at byte 2'),
   ],
 )
-def test_other_files(refused, data, told):
-  assert re.search(told, refused(data))
+def test_other_files(refused, data, message):
+  assert re.search(message, refused(data))
 
 
 def test_missing_files(tmp_path):
@@ -602,7 +602,7 @@ def test_missing_files(tmp_path):
 
 
 @forms
-def test_whole_module_is_named(refused, form):
+def test_the_class_of_a_pickled_module_is_named(refused, form):
   instance = iresnet.IResNet()
   instance.weight = dense([1.0])
   message = refused(saved({'model': instance}, form))
@@ -610,8 +610,8 @@ def test_whole_module_is_named(refused, form):
   assert 'save its state_dict() with torch' in message
 
 
-def test_whole_module_of_the_older_format(refused):
-  # Its class is in a reference, beside its source.
+def test_the_class_of_a_module_in_the_older_format_is_named(refused):
+  # Its class is in a reference, with its source.
   data = (
     b'\x80\x02(X\x06\x00\x00\x00modulecbackbones.iresnet\nIResNet\nX\x01\x00\x00'
     b'\x00aX\x01\x00\x00\x00btQ)\x81.'
@@ -625,7 +625,7 @@ def short(text):
 
 
 def attacks(folder):
-  """Programs that make a folder when Python runs them."""
+  """Returns programs that make a folder when Python runs them."""
   line = b'S' + repr(folder).encode() + b'\n'
   name = short('posix') + short('mkdir') + b'\x93'
   call = short(folder) + b'\x85'
@@ -661,7 +661,7 @@ def test_runs_nothing(tmp_path, refused, form, name):
   assert 'asks for ' in message
   assert re.search(r'posix\.mkdir|builtins\.eval|exceptions\.OSError', message)
   assert not os.path.exists(folder)
-  # In place of the older format's first pickle, too.
+  # Also in place of the older format's first pickle.
   assert 'asks for ' in refused(attack)
   assert not os.path.exists(folder)
 
@@ -698,12 +698,12 @@ TENSOR = b'ctorch._utils\n_rebuild_tensor_v2\n'
     b'ctorch\ndevice\nK\x01\x85R', b'ctorch\nFloatStorage\n)R',
     b'ctorch\nfloat32\n)R', b'ctorch\nfloat32\n}b',
     b'ccollections\nCounter\n)R',
-    # References that are none.
+    # Invalid references.
     b'NQ', b')Q', b'U\x07storageQ', b'(X\x07\x00\x00\x00storageNU\x010NK\x01tQ',
     b"(X\x07\x00\x00\x00storagectorch\nSize\nX\x01\x00\x00\x000NK\x01tQ",
     b"(X\x06\x00\x00\x00modulectorch\nFloatStorage\nX\x01\x00\x00\x000NK\x01tQ",
     b'Pid\n',
-    # Keys that are none.
+    # Invalid keys.
     b'}NNs', b'})Ns', b'}G\x00\x00\x00\x00\x00\x00\x00\x00Ns', b'}\x88Ns',
     b'}]Ns', b'}}Ns', b'}(K\x01u', b']K\x01K\x01s', b'NK\x01K\x01s',
   ],
@@ -722,7 +722,7 @@ def test_member_longer_than_the_file(read):
   storage = Storage(np.zeros(6, 'f4'), size=items)
   data, storages = dump({'a': tensor(storage, (2,), (1,))})
   data = bytearray(zip_of(data, storages))
-  # The length of data/0 in the directory, twice.
+  # The size of data/0 in the directory, twice.
   start = data.index(b'net/data/0', data.index(b'PK\x01\x02')) - 46 + 20
   assert struct.unpack_from('<II', data, start) == (24, 24)
   struct.pack_into('<II', data, start, 4 * items, 4 * items)
@@ -738,7 +738,7 @@ def test_member_longer_than_the_file(read):
 
 
 def use(path):
-  """Reads all there is; returns the errors, which must be of two kinds."""
+  """Reads everything in a file; returns the errors, of two kinds only."""
   try:
     content = torch_files.read(path)
     torch_files.read_metadata(path)
@@ -786,26 +786,36 @@ def test_every_cut_is_noticed(path, form):
     assert str(error).isprintable()
 
 
+def damage(data, rng, begin, end, count):
+  """Returns a copy with random bytes at some places in ``[begin, end)``."""
+  damaged = bytearray(data)
+  for place in rng.integers(begin, end, count):
+    damaged[place] = rng.integers(0, 256)
+  return damaged
+
+
+def is_noticed(path, data):
+  """Tells whether reading a file of these bytes raises, in printable lines."""
+  path.write_bytes(data)
+  errors = use(path)
+  for error in errors:
+    assert str(error).isprintable()
+  return bool(errors)
+
+
 @pytest.mark.parametrize('form', [*FORMS, 'ours'])
 def test_damage_raises_nothing_else(path, form):
   rng = np.random.default_rng(3)
   data = small(form, path)
-  noticed = 0
-  for trial in range(1000):
-    damaged = bytearray(data)
-    count = 1 if trial % 2 else 8
-    for place in rng.integers(0, len(data), count):
-      damaged[place] = rng.integers(0, 256)
-    path.write_bytes(damaged)
-    errors = use(path)
-    for error in errors:
-      assert str(error).isprintable()
-    noticed += bool(errors)
+  noticed = sum(
+    is_noticed(path, damage(data, rng, 0, len(data), 1 if trial % 2 else 8))
+    for trial in range(1000)
+  )
   assert noticed > 300
 
 
 def with_checksums(data):
-  """A zip file whose checksums are right again, so that the pickle is read."""
+  """Corrects the checksums of a zip file, so that its pickle is read."""
   data = bytearray(data)
   start = data.index(b'PK\x01\x02')
   while data[start : start + 4] == b'PK\x01\x02':
@@ -822,7 +832,7 @@ def with_checksums(data):
 
 
 @pytest.mark.parametrize('form', ['zip', 'ours'])
-def test_damage_below_right_checksums(path, form):
+def test_damage_with_correct_checksums(path, form):
   rng = np.random.default_rng(5)
   data = small(form, path)
   assert with_checksums(data) == data
@@ -830,14 +840,8 @@ def test_damage_below_right_checksums(path, form):
   end = data.index(b'byteorder')
   noticed = 0
   for trial in range(500):
-    damaged = bytearray(data)
-    for place in rng.integers(begin, end - 30, 1 + trial % 3):
-      damaged[place] = rng.integers(0, 256)
-    path.write_bytes(with_checksums(damaged))
-    errors = use(path)
-    for error in errors:
-      assert str(error).isprintable()
-    noticed += bool(errors)
+    damaged = damage(data, rng, begin, end - 30, 1 + trial % 3)
+    noticed += is_noticed(path, with_checksums(damaged))
   assert noticed > 100
 
 
@@ -850,7 +854,7 @@ def test_files_without_metadata(path):
 @pytest.mark.parametrize(
   'text', [b'', b'[]', b'{', b'\xff', b'[' * 100_000, b'{"a": ' + b'9' * 5000]
 )
-def test_metadata_that_are_none(path, text):
+def test_invalid_metadata(path, text):
   path.write_bytes(zip_of(EMPTY, metadata__json=text))
   with pytest.raises(InputError, match='metadata.json is no JSON of names'):
     torch_files.read_metadata(path)

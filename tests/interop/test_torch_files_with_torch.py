@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch's files beside PyTorch: bit for bit, both ways."""
+"""PyTorch files, written by us and by PyTorch, compared bit for bit."""
 
 import warnings
 
@@ -30,7 +30,7 @@ def save(content, path, zipped, **options):
 
 
 def same(found, tensor):
-  """Bit for bit; bfloat16, which torch does not give to NumPy, as integers."""
+  """Compares bits, since torch cannot convert bfloat16 to NumPy."""
   tensor = tensor.detach().contiguous()
   assert str(found.dtype) == str(tensor.dtype).removeprefix('torch.')
   assert found.shape == tuple(tensor.shape)
@@ -70,7 +70,7 @@ def tensors():
     'transposed': image.transpose(1, 3),
     'slice': image[1:, ::2, 1:3, 4],
     'row': image[1, 2],
-    'whole': image,
+    'full': image,
     'parameter': torch.nn.Parameter(image[0]),
     'buffer': torch.nn.Parameter(image[0], requires_grad=False),
   }
@@ -163,7 +163,7 @@ def test_training_checkpoint(path, zipped):
   save(content, path, zipped)
   found = torch_files.read(path)
   assert found.pop('shape') == tuple(content.pop('shape'))
-  # What torch calls a Counter is a dict here.
+  # torch's Counter is read as a dict.
   milestones = content['scheduler'].pop('milestones')
   assert found['scheduler'].pop('milestones') == dict(milestones)
   same_tree(found, content)
@@ -188,7 +188,7 @@ def test_a_module_loads_it_strictly(path):
 
 
 @forms
-def test_a_whole_module_is_named(path, zipped):
+def test_the_class_of_a_pickled_module_is_named(path, zipped):
   save({'model': torch.nn.Linear(2, 2)}, path, zipped)
   with pytest.raises(InputError, match='torch.nn.modules.linear.Linear, which'):
     torch_files.read(path)
@@ -208,7 +208,7 @@ def test_other_kinds_of_tensors_are_named(path, zipped, tensor, name):
 
 def test_expanded_tensors_are_refused(path):
   save({'a': torch.zeros(1).expand(3)}, path, True)
-  with pytest.raises(torch_files.BadTensor, match='storage of 1 numbers'):
+  with pytest.raises(torch_files.BadTensor, match='storage of 1 values'):
     torch_files.read(path)['a'].numpy()
 
 

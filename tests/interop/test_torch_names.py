@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch's names and layouts, without PyTorch."""
+"""PyTorch's names and layouts, tested without PyTorch."""
 
 import re
 
@@ -68,7 +68,7 @@ def test_round_trip_is_bit_for_bit(weights, state_dict):
   ],
 )
 @pytest.mark.parametrize('use_se', [False, True])
-def test_numbers_of_the_published_networks(name, keys, parameters, use_se):
+def test_counts_of_the_published_networks(name, keys, parameters, use_se):
   modules = list(
     interop.torch_names._modules(
       stages=models.STAGES[name], width=64, embedding_dim=512, use_se=use_se
@@ -189,7 +189,7 @@ def test_embeddings_are_of_the_same_network(backbone, weights, state_dict):
 
 
 def changed(state_dict, **changes):
-  """Some keys replaced; None takes one away."""
+  """Returns a state_dict with some keys replaced; None removes one."""
   changes = {k.replace('__', '.'): v for k, v in changes.items()}
   return {k: v for k, v in (state_dict | changes).items() if v is not None}
 
@@ -198,7 +198,7 @@ ZEROS = np.zeros((3, 3), np.float32)
 
 
 @pytest.mark.parametrize(
-  'changes, told',
+  'changes, message',
   [
     ({'bn2__bias': None}, "no IResNet of PyTorch's: missing 'bn2.bias'$"),
     (
@@ -224,13 +224,13 @@ ZEROS = np.zeros((3, 3), np.float32)
     ({'layer3__2__bn1__weight': ZEROS}, '2, 2, 3, 2 blocks .* none of iresnet'),
   ],
 )
-def test_wrong_keys(state_dict, changes, told):
-  with pytest.raises(InputError, match=told) as error:
+def test_wrong_keys(state_dict, changes, message):
+  with pytest.raises(InputError, match=message) as error:
     interop.from_torch(changed(state_dict, **changes))
   assert '\n' not in str(error.value)
 
 
-def test_prefix_is_told(state_dict):
+def test_the_message_has_the_prefix(state_dict):
   ddp = {f'module.{k}': v for k, v in state_dict.items()}
   del ddp['module.bn1.weight']
   with pytest.raises(InputError, match=re.escape("'module.bn1.weight'")):
@@ -290,7 +290,7 @@ def test_heads(state_dict, tmp_path):
 
 
 @pytest.mark.parametrize(
-  'head, told',
+  'head, message',
   [
     ({}, 'here is none'),
     ({'kernel': np.zeros(3)}, 'here is none'),
@@ -298,6 +298,6 @@ def test_heads(state_dict, tmp_path):
     (3, 'here is none'),
   ],
 )
-def test_no_heads(head, told):
-  with pytest.raises(InputError, match=told):
+def test_no_heads(head, message):
+  with pytest.raises(InputError, match=message):
     interop.head_from_torch(head)

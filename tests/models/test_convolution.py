@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions and their gradients against sums over taps in float64."""
+"""Convolutions and their gradients, compared with sums over taps in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from elasticface_jax.models import convolution
 from elasticface_jax.models.convolution import convolve
 
 # Height, width, channels in and out, stride: few channels and many, odd sizes,
-# and what a network of width 64 has.
+# and the channels of a network of width 64.
 SHAPES = [
   (8, 6, 3, 5, 1),
   (8, 6, 3, 5, 2),
@@ -23,8 +23,8 @@ SHAPES = [
 ]
 
 
-def taps_apart(x, kernel, gradient, stride):
-  """Output and both gradients, a tap of the kernel at a time."""
+def sum_over_taps(x, kernel, gradient, stride):
+  """Returns the output and both gradients, summed tap by tap."""
   x, kernel, gradient = (
     np.asarray(a, np.float64) for a in (x, kernel, gradient)
   )
@@ -42,13 +42,13 @@ def taps_apart(x, kernel, gradient, stride):
 
 def draw(height, width, channels_in, channels_out, stride, *, images, dtype):
   rng = np.random.default_rng(height + channels_in)
-  out = images, height // stride, width // stride, channels_out
+  out = images, -(-height // stride), -(-width // stride), channels_out
   shapes = (
     (images, height, width, channels_in),
     (3, 3, channels_in, channels_out),
     out,
   )
-  # Of mean 0.5: sums that cancel would hide what is left out.
+  # The mean is 0.5, since sums that cancel would hide a missing term.
   return [jnp.asarray(rng.standard_normal(s) + 0.5, dtype) for s in shapes]
 
 
@@ -61,7 +61,7 @@ def ours(x, kernel, gradient, stride):
 
 
 def errors(found, expected):
-  """The largest error of each, as a share of the largest value."""
+  """Returns the largest error of each, relative to the largest value."""
   return [
     np.abs(np.asarray(f, np.float64) - e).max() / np.abs(e).max()
     for f, e in zip(found, expected, strict=True)
@@ -74,7 +74,7 @@ def test_values_and_gradients(shape, dtype, bound):
   with jax.enable_x64(dtype == 'float64'):
     given = draw(*shape, images=3, dtype=dtype)
     found = ours(*given, shape[-1])
-    expected = taps_apart(*given, shape[-1])
+    expected = sum_over_taps(*given, shape[-1])
   assert [f.dtype for f in found] == [dtype] * 3
   assert max(errors(found, expected)) < bound
 
@@ -84,23 +84,64 @@ def test_bfloat16_loses_its_own_digits_only(shape):
   given = draw(*shape, images=3, dtype='bfloat16')
   found = ours(*given, shape[-1])
   assert [f.dtype for f in found] == ['bfloat16'] * 3
-  # Rounded once, or a few times where XLA's convolution does it.
-  assert max(errors(found, taps_apart(*given, shape[-1]))) < 2**-6
+  # Rounded once, or a few times inside XLA's convolution.
+  assert max(errors(found, sum_over_taps(*given, shape[-1]))) < 2**-6
 
 
 @pytest.mark.parametrize('shape', SHAPES)
-def test_gradients_of_accelerators_are_the_same(shape):
+def test_gradients_by_vjp_are_the_sums_over_taps(shape):
   with jax.enable_x64(True):
     given = draw(*shape, images=3, dtype='float64')
     found = convolution.gradients_by_vjp(*given, stride=shape[-1])
-    expected = taps_apart(*given, shape[-1])[1:]
+    expected = sum_over_taps(*given, shape[-1])[1:]
   assert max(errors(found, expected)) < 1e-14
 
 
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('size', [1, 3])
+def test_accelerators_have_the_gradients_of_a_plain_convolution(
+  monkeypatch, size, stride
+):
+  paths = []
+
+  def as_on_an_accelerator(*arguments, cpu, default):
+    paths.append(default.func)
+    return default(*arguments)
+
+  monkeypatch.setattr(jax.lax, 'platform_dependent', as_on_an_accelerator)
+
+  def plain(x, kernel):
+    return jax.lax.conv_general_dilated(
+      x,
+      kernel,
+      (stride, stride),
+      [(size // 2, size // 2)] * 2,
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+
+  def with_gradients(function, x, kernel, gradient):
+    y, vjp = jax.vjp(function, x, kernel)
+    return [np.asarray(a) for a in (y, *vjp(gradient))]
+
+  with jax.enable_x64(True):
+    shape = 7, 5, 3, 4, stride
+    x, kernel, gradient = draw(*shape, images=2, dtype='float64')
+    given = x, kernel[:size, :size], gradient
+    found = with_gradients(
+      lambda x, kernel: convolve(x, kernel, stride=stride), *given
+    )
+    expected = with_gradients(plain, *given)
+  assert max(errors(found, expected)) < 1e-14
+  # A 1x1 kernel is a matrix product, the same on all platforms.
+  assert paths == [convolution.gradients_by_vjp] * (size > 1)
+
+
 @pytest.mark.parametrize('shape', SHAPES)
-def test_other_platforms_get_xla_s_own(shape):
+def test_other_platforms_get_the_gradients_of_vjp(shape):
   given = draw(*shape, images=2, dtype='float32')
   exported = jax.export.export(ours, platforms=['cuda'])(*given, shape[-1])
   text = exported.mlir_module()
   assert text.count('stablehlo.convolution') == 3
   assert 'stablehlo.while' not in text
+  # The CPU's layout takes transposes.
+  assert 'stablehlo.transpose' not in text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A module seen as two pure functions, on a chain whose order matters."""
+"""A module as two pure functions, tested on a chain whose order matters."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from flax import nnx
 
 from elasticface_jax.models.functional import functional
 
-LENGTH = 12
+LINKS = 12
 
 
 class Chain(nnx.Module):
@@ -17,12 +17,12 @@ class Chain(nnx.Module):
 
   def __init__(self):
     self.links = nnx.Dict()
-    for i in range(LENGTH):
+    for i in range(LINKS):
       self.links[str(i)] = nnx.Dict({'weight': nnx.Param(jnp.ones(()))})
     self.seen = nnx.BatchStat(jnp.zeros(()))
 
   def __call__(self, inputs, *, train, key):
-    for i in range(LENGTH):
+    for i in range(LINKS):
       inputs = inputs * self.links[str(i)]['weight'][...] + i
     if train:
       self.seen.set_value(self.seen[...] + inputs)
@@ -30,13 +30,13 @@ class Chain(nnx.Module):
 
 
 def randomize(params, key):
-  weights = jax.random.uniform(key, (LENGTH,)) + 0.5
-  links = {str(i): {'weight': weights[i]} for i in range(LENGTH)}
+  weights = jax.random.uniform(key, (LINKS,)) + 0.5
+  links = {str(i): {'weight': weights[i]} for i in range(LINKS)}
   return {'links': links}
 
 
 def by_hand(params, x):
-  for i in range(LENGTH):
+  for i in range(LINKS):
     x = x * float(params['links'][str(i)]['weight']) + i
   return x
 
@@ -61,7 +61,7 @@ def test_trees_are_plain_dicts_with_string_keys():
   check(stats)
 
 
-def test_every_value_lands_in_its_own_place():
+def test_every_value_reaches_its_own_variable():
   params, stats = init(jax.random.key(0))
   outputs, _ = apply(params, stats, 2.0, train=False)
   np.testing.assert_allclose(outputs, by_hand(params, 2.0), rtol=1e-5)
@@ -69,10 +69,10 @@ def test_every_value_lands_in_its_own_place():
 
 def test_the_order_of_dict_entries_does_not_matter():
   params, stats = init(jax.random.key(0))
-  turned = {'links': dict(reversed(params['links'].items()))}
-  assert list(turned['links']) != list(params['links'])
+  reordered = {'links': dict(reversed(params['links'].items()))}
+  assert list(reordered['links']) != list(params['links'])
   expected, _ = apply(params, stats, 2.0, train=False)
-  outputs, _ = apply(turned, stats, 2.0, train=False)
+  outputs, _ = apply(reordered, stats, 2.0, train=False)
   assert outputs == expected
 
 
@@ -94,13 +94,13 @@ def test_the_key_reaches_the_module():
   np.testing.assert_allclose(noisy, plain + noise, rtol=1e-6)
 
 
-def test_the_key_of_init_decides():
+def test_init_depends_on_its_key():
   first, again, other = (init(jax.random.key(k))[0] for k in (0, 0, 1))
   assert jax.tree.all(jax.tree.map(lambda a, b: a == b, first, again))
   assert not jax.tree.all(jax.tree.map(lambda a, b: a == b, first, other))
 
 
-def test_statistics_travel_through_jit_scan_and_grad():
+def test_statistics_pass_through_jit_scan_and_grad():
   params, stats = init(jax.random.key(0))
   inputs = jnp.array([1.0, 2.0, 3.0])
 
@@ -115,14 +115,14 @@ def test_statistics_travel_through_jit_scan_and_grad():
   gradient, updated = jax.jit(jax.grad(total, has_aux=True))(params, stats)
   expected = sum(by_hand(params, x) for x in (1.0, 2.0, 3.0))
   np.testing.assert_allclose(updated['seen'], expected, rtol=1e-5)
-  # The last link is multiplied by what the eleven before it made.
+  # The last weight multiplies the output of the eleven links before it.
   last = float(params['links']['11']['weight'])
   np.testing.assert_allclose(
     gradient['links']['11']['weight'], (expected - 33) / last, rtol=1e-5
   )
 
 
-def test_making_it_computes_nothing():
+def test_functional_computes_nothing():
   def failing():
     chain = Chain()
     assert isinstance(chain.seen[...], jax.core.Tracer)

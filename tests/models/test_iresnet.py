@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IResNet against its published shapes and a NumPy network in float64."""
+"""IResNet, compared with published shapes and a NumPy network in float64."""
 
 import functools
 import re
@@ -20,7 +20,7 @@ SMALL = dict(embedding_dim=16, width=8)
 
 @functools.cache
 def small(**options):
-  """A tiny backbone, weights away from their initial values, two functions."""
+  """Makes a small backbone with random weights, and its compiled `apply`."""
   backbone = models.build('iresnet10', **(SMALL | options))
   params, stats = backbone.init(jax.random.key(0))
   rng = np.random.default_rng(0)
@@ -39,7 +39,7 @@ def small(**options):
 
 @functools.cache
 def tiny(dropout=0.0, remat=False, dtype='float32'):
-  """The first two stages only: the same code, quicker to compile."""
+  """Makes a network of two stages: the code of all, quicker to compile."""
   init, apply = functional(
     functools.partial(
       iresnet.IResNet,
@@ -62,7 +62,7 @@ def pictures(count, seed=1):
 
 
 def leaves(tree):
-  """Leaves by dotted path; arrays as NumPy's, which compile nothing."""
+  """Returns leaves by dotted path, as NumPy arrays, which compile nothing."""
   paths = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
   return {'.'.join(k.key for k in path): leaf for path, leaf in paths}
 
@@ -89,7 +89,7 @@ def test_parameter_counts(name, use_se, published):
 
 
 def published_shapes(stages, use_se):
-  """Name and shape of each array of the PyTorch networks."""
+  """Returns the shapes of the arrays of the PyTorch networks, by name."""
   shapes = {}
 
   def norm(name, channels, scale=True):
@@ -224,7 +224,7 @@ def test_initial_values_depend_on_the_key_alone():
 
 
 class Reference:
-  """The network in NumPy, from its description; in training by default."""
+  """The network in NumPy, written from its description."""
 
   def __init__(self, params, stats, train):
     self.arrays = leaves(params)
@@ -293,7 +293,7 @@ def test_float64_is_the_reference_to_twelve_digits(train):
     assert all(a.dtype == jnp.float64 for a in jax.tree.leaves(trees))
   reference = Reference(params, stats, train)
   expected = reference(images, (1, 1, 1, 1))
-  # Anything done in float32 on the way would leave 7 digits.
+  # A single float32 operation would leave 7 digits.
   scale = np.abs(expected).max()
   np.testing.assert_allclose(embeddings, expected, rtol=0, atol=1e-11 * scale)
   for path, leaf in leaves(updated).items():
@@ -317,7 +317,7 @@ def test_float32_is_the_reference_to_five_digits(train):
 
 
 def test_float64_accepts_float32_weights():
-  """As read from a file written by PyTorch."""
+  """PyTorch files hold float32 weights."""
   with jax.enable_x64(True):
     backbone, *trees, _ = small(dtype='float64', use_se=True, width=16)
     params, stats = jax.tree.map(lambda a: a.astype('float32'), trees)
@@ -482,7 +482,7 @@ def test_dropout_is_reproducible_and_off_in_evaluation():
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean(monkeypatch):
-  """Seen by the fully connected layer, behind a BatchNorm that gives ones."""
+  """Records what the fully connected layer gets from a BatchNorm of ones."""
   seen = []
   normalize = layers.BatchNorm.__call__
 
@@ -507,8 +507,8 @@ def test_dropout_drops_its_share_and_keeps_the_mean(monkeypatch):
 # Groups
 
 
-def test_groups_in_loops_are_groups_alone():
-  """Forward loop, residuals kept, backward loop, as a training step does."""
+def test_groups_in_loops_equal_groups_by_themselves():
+  """A forward loop that keeps residuals, then a backward loop."""
   apply, params, stats = tiny()
   groups = jnp.stack([pictures(2), pictures(2, seed=2), pictures(2, seed=3)])
   weights = np.random.default_rng(0).standard_normal((2, 6)).astype('float32')
@@ -569,9 +569,9 @@ def test_training_embeds_a_group_by_its_own_statistics():
 
 
 def kept_arrays(**options):
-  """What the pullback of IResNet-18 holds, parameters apart; computes nothing.
+  """Returns the arrays that the pullback of IResNet-18 holds, as shapes.
 
-  Also the bytes of the parameters that it holds.
+  Without parameters, whose bytes come second, before those of all parameters.
   """
   backbone = models.build('iresnet18', dropout=0.4, **(SMALL | options))
   shared = 0
@@ -596,18 +596,18 @@ def kept_arrays(**options):
 def test_remat_keeps_the_inputs_of_blocks():
   held, shared, parameters = kept_arrays(remat=True)
   maps = sorted(a.shape[1:] for a in held if a.ndim == 4)
-  one_of_each = [(112, 112, 3), (112, 112, 8)]  # For the stem, and after it.
-  # Two blocks a stage; of the last one the output is kept too.
+  stem = [(112, 112, 3), (112, 112, 8)]  # Its input and its output.
+  # Two blocks in each stage; the output of the last one is kept too.
   ends = [(56, 56, 8), (28, 28, 16), (14, 14, 32), (7, 7, 64)]
-  assert maps == sorted(one_of_each + 2 * ends)
-  # Parameters are held as what they are: no copies among the kept.
+  assert maps == sorted(stem + 2 * ends)
+  # Parameters are held themselves, without copies.
   assert 0.99 * parameters < shared <= parameters
   plain, _, _ = kept_arrays()
   assert sum(a.size for a in held) < sum(a.size for a in plain) / 5
 
 
-def test_remat_changes_no_number():
-  """In float64: what is left is the rounding of other fusions."""
+def test_remat_changes_no_value():
+  """In float64, only the rounding of other fusions is left."""
   results = []
   with jax.enable_x64(True):
     images = pictures(4).astype('float64')
@@ -688,7 +688,7 @@ def test_weights_of_another_backbone_are_refused():
     other.apply(params, stats, pictures(2), train=False)
 
 
-def test_a_backbone_is_frozen_and_says_what_it_is():
+def test_a_backbone_is_frozen_and_has_its_name_and_size():
   backbone = models.build('iresnet10', **SMALL)
   assert (backbone.name, backbone.embedding_dim) == ('iresnet10', 16)
   with pytest.raises(AttributeError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real but narrow run that compiles and trains in seconds."""
+"""Fixtures for real but narrow runs, which compile and train in seconds."""
 
 import os
 import socket
@@ -148,7 +148,7 @@ def train(elasticface, training):
 
 @pytest.fixture
 def wait_for_a_step():
-  """``wait_for_a_step(workdir, process)``: until it has done one."""
+  """``wait_for_a_step(workdir, process)``: waits until one step is logged."""
 
   def wait(workdir, process):
     metrics = workdir / 'metrics.jsonl'
@@ -168,7 +168,7 @@ def free_port():
 
 @pytest.fixture
 def train_together(elasticface, training, free_port):
-  """``train_together(workdir, processes=2, devices=1, **changes)``: a list.
+  """``train_together(workdir, processes=2, devices=1, **changes)``: processes.
 
   A change to a tuple is one for each process.
   """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small tasks for tests, assembled as the trainer's, and steps of them."""
+"""Small tasks for tests, assembled like the trainer's, and their steps."""
 
 import dataclasses
 import math
@@ -41,7 +41,7 @@ def make_task(
   flip=0.5,
   freeze=False,
 ):
-  """A task with the rate given, on the first devices."""
+  """Makes a task with a constant rate, on the first devices."""
   config = {
     'data': {'batch_size': batch_size},
     'group_size': group_size,
@@ -70,7 +70,7 @@ def make_task(
 
 
 def run(task, batches, seed):
-  """States of some steps as numpy, the first before them; what was measured."""
+  """Returns states as NumPy arrays, before and after each step, and metrics."""
   keys = task.make_keys(seed)
   current = task.init(keys['init'])
   states, measured = [jax.tree.map(np.array, current)], []
@@ -88,7 +88,7 @@ def same_bits(a, b):
 
 
 def linear(pixels, dim):
-  """Pixels to an embedding whose norm is about that of real ones."""
+  """Makes a linear backbone whose embeddings have norms like real ones."""
 
   def init(key):
     return jax.random.normal(key, (pixels, dim)), jax.numpy.zeros(1)

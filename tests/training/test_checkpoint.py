@@ -49,16 +49,16 @@ def test_saving_a_step_again_is_an_error(tmp_path, state):
     save(tmp_path, state, [4])
 
 
-def test_full_disk_is_told_before_anything_is_written(
+def test_full_disk_is_reported_before_anything_is_written(
   tmp_path, state, monkeypatch
 ):
   save(tmp_path, state, [1])
   usage = collections.namedtuple('usage', 'total used free')
   monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage(100, 90, 10))
-  with pytest.raises(InputError, match='10 bytes are free, 44 are') as told:
+  with pytest.raises(InputError, match='10 bytes are free, 44 are') as error:
     save(tmp_path, state, [2])
-  assert 'step 1 is kept' in str(told.value)
-  assert 'free some space' in str(told.value)
+  assert 'step 1 is kept' in str(error.value)
+  assert 'free some space' in str(error.value)
   monkeypatch.undo()
   assert checkpoint.read(tmp_path)[0] == 1
 
@@ -105,16 +105,16 @@ def test_reads_only_the_fields_asked_for(tmp_path, state):
 
 def test_folder_belongs_to_one_config_and_one_data(tmp_path):
   checkpoint.claim(tmp_path / 'w', CONFIG, 'f' * 64)
-  # As JSON gives it back, and with a field that changes no bit.
+  # As read from JSON, and with another value of a field that changes no bit.
   again = json.loads(json.dumps(CONFIG)) | {'log_every': 20}
   checkpoint.claim(tmp_path / 'w', again, 'f' * 64)
   starts = json.loads((tmp_path / 'w' / 'manifest.json').read_text())['starts']
   assert len(starts) == 2 and starts[0]['versions']['jax'] == jax.__version__
 
   other = CONFIG | {'loss': {'margin': 0.4, 'kept': (1, 2)}, 'more': 1}
-  with pytest.raises(InputError) as told:
+  with pytest.raises(InputError) as error:
     checkpoint.claim(tmp_path / 'w', other, 'f' * 64)
-  assert 'loss.margin was 0.5, is 0.4; more was None, is 1' in str(told.value)
+  assert 'loss.margin was 0.5, is 0.4; more was None, is 1' in str(error.value)
   with pytest.raises(InputError, match='other data'):
     checkpoint.claim(tmp_path / 'w', CONFIG, 'e' * 64)
 
@@ -125,7 +125,7 @@ def test_folder_that_cannot_be_made(tmp_path):
     checkpoint.claim(tmp_path / 'file' / 'w', CONFIG, 'f' * 64)
 
 
-def test_metrics_of_steps_to_be_done_again_are_dropped(tmp_path):
+def test_metrics_of_steps_that_are_done_again_are_dropped(tmp_path):
   lines = [f'{{"step": {n}}}' for n in (0, 1, 2, 3)] + ['{"step": 4, "lo']
   (tmp_path / metrics.FILE).write_text('\n'.join(lines))
   assert [row['step'] for row in metrics.read(tmp_path)] == [0, 1, 2, 3]

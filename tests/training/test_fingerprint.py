@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run has one fingerprint: any devices, any processes, killed or not."""
+"""One fingerprint for a run on any devices and processes, killed or not."""
 
 import signal
 import time
@@ -57,7 +57,7 @@ def test_of_any_device_count(folder, train_here, run_here, expected):
 def test_after_a_kill_and_on_another_device_count(
   folder, train, train_here, expected
 ):
-  # Killed at a moment that the run does not know, after a checkpoint.
+  # Killed at any moment after a checkpoint.
   killed = folder / 'killed'
   process = train(killed, 2, **RUN)
   wait_for_checkpoint(killed, 3, process)
@@ -91,7 +91,7 @@ def test_of_several_processes(folder, train_together, expected):
   run = train_together(workdir, 4, 1, **RUN)
   outs = [finish(process) for process in run]
   assert printed(outs[0]) == expected
-  # The others say nothing; what stands there comes from the runtime.
+  # The others print nothing; all their output comes from the runtime.
   assert not any('step' in out for out in outs[1:])
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   assert len(lines) == STEPS
@@ -109,7 +109,7 @@ def test_after_the_loss_of_a_process(
   start = time.monotonic()
   _, err = run[1 - victim].communicate(timeout=120)
   assert run[1 - victim].returncode not in (0, 2)
-  # Ours where a sum between processes breaks off, else the runtime's own.
+  # Our message where a sum over processes fails, else that of the runtime.
   assert 'another process was lost' in err or 'another task died' in err, err
   assert time.monotonic() - start < 90  # A heartbeat counts 30 s.
   assert not (workdir / 'checkpoints' / str(STEPS)).exists()

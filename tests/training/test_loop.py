@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stopping, going on, and refusing to go on: whole processes."""
+"""Runs in processes of their own: stopped, resumed, and refused."""
 
 import json
 import resource
@@ -17,7 +17,7 @@ def end(process):
 
 
 def one_line(lines):
-  """The only thing that may stand on stderr."""
+  """Returns the only line on stderr."""
   assert len(lines) == 1, lines
   return lines[0]
 
@@ -33,7 +33,7 @@ def done(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_leaves_everything_that_it_says(done, train, train_here, run_here):
+def test_writes_all_files_and_verifies_again(done, train, train_here, run_here):
   code, out, err = end(train(done, checkpoint_every=2))
   assert code == 0, err
   names = {path.name for path in done.iterdir()}
@@ -68,13 +68,13 @@ def test_leaves_everything_that_it_says(done, train, train_here, run_here):
   code, fingerprint, err = run_here('fingerprint', done)
   assert code == 0 and fingerprint.strip() in out
 
-  # A finished run is not trained again; it says the same.
+  # A finished run is not trained again; it reports the same.
   code, again, err = train_here(done, checkpoint_every=2)
   assert code == 0, err
   assert fingerprint.strip() in again and 'resuming from step 4' in again
   assert len(json.loads((done / 'manifest.json').read_text())['starts']) == 2
 
-  # The command that verifies a run finds what the run found.
+  # The command that verifies a run has the same results as the run.
   arguments = ('--checkpoint', done, '--pairs', 'synthetic')
   code, table, err = run_here('evaluate', *arguments, '--out', done / 'again')
   assert code == 0, err
@@ -114,7 +114,7 @@ def test_refuses_another_config_and_damage(done, train_here):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('sent', [signal.SIGTERM, signal.SIGINT])
-def test_signal_saves_and_the_next_start_goes_on(
+def test_signal_saves_and_the_next_start_resumes(
   tmp_path, train, train_here, wait_for_a_step, sent
 ):
   long = SHORT | {'total_steps': 1000, 'checkpoint_every': 0}
@@ -148,7 +148,7 @@ def test_loss_that_is_not_finite_stops_with_step_and_images(
   assert code == 2
   assert 'loss is' in line and 'at step' in line and 'images' in line
   assert 'last checkpoint' in line
-  # Nothing that is not finite has been saved as if it were good.
+  # No state after a non-finite loss has been saved.
   rows = rows_of(tmp_path)
   steps = [int(p.name) for p in (tmp_path / 'checkpoints').iterdir()]
   assert all(step <= rows[-1]['step'] for step in steps)
@@ -156,19 +156,18 @@ def test_loss_that_is_not_finite_stops_with_step_and_images(
 
 @pytest.mark.slow
 def test_failed_write_costs_no_checkpoint(tmp_path, train, train_here):
-  small = 5_000  # Bytes that a file may have.
+  limit = 5_000  # Bytes of a file.
   code, _, err = train_here(tmp_path, **SHORT, total_steps=2)
   assert code == 0, err
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (small, before[1]))
+  resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
   try:
     process = train(tmp_path, **SHORT, total_steps=4)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
   code, _, err = end(process)
   assert code == 2, err
-  # What Orbax's threads say of a failed write stands around it, and is theirs.
-
+  # Orbax's threads print lines of their own about a failed write.
   (line,) = [line for line in err if 'elasticface: ' in line]
   assert 'checkpoints' in line and 'step 2 is kept' in line
   code, out, err = train_here(tmp_path, **SHORT, total_steps=4)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every named loss in the step: against a plain one, and on more devices.
+"""Every named loss in the step, compared with a plain step and over devices.
 
 The backbone is one linear layer, so that a step compiles in a second. The plain
 step is autodiff of the public loss on the matrix of cosines.
@@ -22,6 +22,12 @@ from . import tasks
 GROUPS, GROUP_SIZE, CLASSES, BLOCKS, DIM = 8, 3, 21, 8, 8
 BATCH, STEPS, RATE, SEED = GROUPS * GROUP_SIZE, 3, 0.05, 0
 PIXELS = (2, 2, 3)
+SIZES = {
+  'batch_size': BATCH,
+  'group_size': GROUP_SIZE,
+  'num_classes': CLASSES,
+  'num_blocks': BLOCKS,
+}
 # As the quickstart's recipe has them, which has those of all losses.
 QUICKSTART = Path(__file__).parents[2] / 'configs' / 'quickstart.py'
 FIELDS = recipes.load(str(QUICKSTART), ()).loss.to_dict() | {'scale': 16.0}
@@ -53,14 +59,11 @@ def batches():
 
 @functools.cache
 def run(name, subcenters, devices, sample_rate=1.0):
-  """States of some steps as numpy, and what was measured."""
+  """Returns states of some steps as NumPy arrays, and their metrics."""
   task = tasks.make_task(
     LINEAR,
     devices,
-    batch_size=BATCH,
-    group_size=GROUP_SIZE,
-    num_classes=CLASSES,
-    num_blocks=BLOCKS,
+    **SIZES,
     subcenters=subcenters,
     sample_rate=sample_rate,
     loss=FIELDS | {'name': name},
@@ -74,7 +77,7 @@ def run(name, subcenters, devices, sample_rate=1.0):
 
 @functools.partial(jax.jit, static_argnames=('name', 'subcenters'))
 def plain(name, subcenters, before, images, labels, key):
-  """One step in one expression: the public loss on each group of samples."""
+  """Computes a step in one expression, with the public loss of each group."""
   images = images.reshape(BATCH, *PIXELS) / 127.5 - 1
   labels = labels.reshape(BATCH)
   loss = getattr(losses, name)
@@ -139,7 +142,7 @@ def test_a_step_is_a_plain_one(name, subcenters):
     assert measured[number]['loss'] == pytest.approx(float(value), rel=1e-5)
     got = after.class_centers.reshape(BLOCKS * 3, -1)
     np.testing.assert_allclose(after.params, params, rtol=0, atol=2e-5)
-    # Centres are short, so that their gradient is large.
+    # Centres have small norms, so that their gradient is large.
     np.testing.assert_allclose(got[:CLASSES], centers, rtol=2e-5, atol=2e-5)
     assert not got[CLASSES:].any()
     for x, y in zip(after.loss_state, new, strict=True):
@@ -163,13 +166,13 @@ def test_sampled_classes_and_a_state_on_devices():
   assert np.any(everything[1].class_centers != want[1].class_centers)
 
 
-def test_what_is_measured_says_what_the_margins_are():
+def test_metrics_include_the_margins():
   _, measured = run('elastic_arcface', 1, 8)
   assert {'margin_mean', 'margin_std', 'embedding_norm'} <= measured[0].keys()
   _, measured = run('curricularface', 1, 8)
   states, _ = run('curricularface', 1, 8)
   for numbers, after in zip(measured, states[1:], strict=True):
-    # Of each group's own; the state after the step is their mean.
+    # A mean over groups, as the state after the step.
     assert numbers['t_mean'] == pytest.approx(float(after.loss_state.t))
   _, measured = run('adaface', 1, 8)
   total = measured[0]['angle_margin_mean'] + measured[0]['cosine_margin_mean']

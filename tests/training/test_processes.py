@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several processes: how they meet, agree, and stop together."""
+"""Several processes of one run: their start, agreement and common stop."""
 
 import signal
 
@@ -19,12 +19,12 @@ def end(process):
 
 
 def last_line(err):
-  """Of ours: the runtime has lines of its own."""
+  """Returns our last line; the runtime prints lines of its own."""
   return [line for line in err.splitlines() if line.startswith('elastic')][-1]
 
 
 @pytest.mark.parametrize(
-  ('flags', 'told'),
+  ('flags', 'message'),
   [
     (['--processes', '2'], '--coordinator and --process missing'),
     (
@@ -38,11 +38,11 @@ def last_line(err):
   ],
 )
 def test_flags_that_do_not_fit_together(
-  tmp_path, training, capsys, flags, told
+  tmp_path, training, capsys, flags, message
 ):
   assert cli.main([*training(tmp_path / 'run', **SHORT), *flags]) == 2
   err = capsys.readouterr().err
-  assert told in err and len(err.splitlines()) == 1
+  assert message in err and len(err.splitlines()) == 1
   assert not (tmp_path / 'run').exists()
 
 
@@ -58,9 +58,9 @@ def test_one_process_has_all_samples_and_agrees_with_itself(cpu_mesh):
   )
   np.testing.assert_array_equal(layout.local_samples(), np.arange(24))
   samples = np.arange(48).reshape(24, 2)
-  whole = layout.put(samples)
-  assert whole.shape == (8, 3, 2) and whole.sharding == layout.sharded()
-  np.testing.assert_array_equal(np.asarray(whole).reshape(24, 2), samples)
+  batch = layout.put(samples)
+  assert batch.shape == (8, 3, 2) and batch.sharding == layout.sharded()
+  np.testing.assert_array_equal(np.asarray(batch).reshape(24, 2), samples)
   processes.check_agreement(config='a', data='b')
 
 

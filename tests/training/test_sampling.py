@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps over a sample of the classes: the same on any number of devices."""
+"""Steps over a sample of the classes, equal on any number of devices."""
 
 import functools
 
@@ -22,7 +22,7 @@ SEED = 3
 
 
 class Projection:
-  """A backbone that compiles in no time: a projection of 7 x 7 patches."""
+  """A projection of 7 x 7 patches: a backbone that compiles quickly."""
 
   embedding_dim = 16
 
@@ -63,28 +63,28 @@ def batches():
 
 @functools.cache
 def run(n, sample_rate, backbone=PROJECTION):
-  """Three steps on n devices: states as numpy, and what was measured."""
+  """Returns states of three steps on n devices as NumPy arrays, and metrics."""
   return tasks.run(make_task(n, sample_rate, backbone), batches(), SEED)
 
 
 def test_bits_do_not_depend_on_devices():
   states, measured = run(2, 0.1)
   for n in (1, 8):
-    others, numbers = run(n, 0.1)
+    others, metrics = run(n, 0.1)
     tasks.same_bits(others, states)
-    assert numbers == measured
+    assert metrics == measured
 
 
 @pytest.mark.slow
-def test_nor_do_they_with_a_real_backbone():
+def test_bits_of_a_real_backbone_do_not_depend_on_devices():
   backbone = models.build(thin.NAME, embedding_dim=16, width=2)
   states, measured = run(1, 0.1, backbone)
-  others, numbers = run(8, 0.1, backbone)
+  others, metrics = run(8, 0.1, backbone)
   tasks.same_bits(others, states)
-  assert numbers == measured
+  assert metrics == measured
 
 
-def test_a_step_moves_the_classes_drawn_and_no_other():
+def test_a_step_updates_only_the_drawn_classes():
   states, measured = run(2, 0.1)
   assert all(np.isfinite(m['loss']) for m in measured)
   key = state.make_keys(SEED)['sampling']
@@ -138,11 +138,11 @@ def test_rate_1_is_all_classes_to_the_bit(monkeypatch):
   assert draws
   tasks.same_bits(sampled[0], plain[0])
   assert sampled[1] == plain[1]
-  # And another softmax than that over a tenth of them.
+  # It differs from the softmax over a tenth of the classes.
   assert run(2, 0.1)[1][0]['loss'] < plain[1][0]['loss'] - 0.5
 
 
-def test_the_new_stream_moves_no_other():
+def test_an_appended_stream_changes_no_other():
   root = jax.random.key(SEED)
   keys = state.make_keys(SEED)
   assert list(keys) == ['init', 'margins', 'augment', 'dropout', 'sampling']
@@ -153,6 +153,6 @@ def test_the_new_stream_moves_no_other():
 
 
 @pytest.mark.parametrize('rate', [0.0, -0.1, 1.5, float('nan')])
-def test_a_rate_that_cannot_be_is_refused(rate):
+def test_an_impossible_rate_is_refused(rate):
   with pytest.raises(InputError, match=rf'head.sample_rate={rate} must be in'):
     make_task(1, rate)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs that begin with trained weights: whole, with the head, frozen."""
+"""Runs that begin with trained weights, also with the head, also frozen."""
 
 import dataclasses
 import json
@@ -77,19 +77,16 @@ def fingerprint(out):
 
 
 @pytest.mark.slow
-def test_begins_where_the_weights_are_and_resumes(
-  fine_tune, released, tmp_path
-):
-  out = fine_tune(tmp_path / 'whole')
+def test_starts_from_the_weights_and_resumes(fine_tune, released, tmp_path):
+  out = fine_tune(tmp_path / 'at_once')
   assert f'starting from {released}, step 0' in out
-  # Verified as the run does: pairs are drawn with its own seed and number.
-  config = weights.open_weights(tmp_path / 'whole').config
+  # Verified as in the run: pairs are drawn with its seed and their number.
+  config = weights.open_weights(tmp_path / 'at_once').config
   start = dataclasses.replace(weights.open_weights(released), config=config)
   (result,) = evaluate(start, ['synthetic'], out=None).values()
-  assert accuracies(tmp_path / 'whole')[0] == result.accuracy
+  assert accuracies(tmp_path / 'at_once')[0] == result.accuracy
 
-  # In two parts, of which the second needs the weights no more; and on other
-  # devices.
+  # In two parts; the second no longer needs the weights, and has other devices.
   fine_tune(tmp_path / 'parts', total_steps=2)
   shutil.move(released, released.with_name('moved'))
   try:
@@ -103,41 +100,41 @@ def test_begins_where_the_weights_are_and_resumes(
 @pytest.mark.slow
 def test_frozen(fine_tune, released, tmp_path):
   changes = {'start__freeze': True, 'start__head': True}
-  out = fine_tune(tmp_path / 'whole', **changes)
+  out = fine_tune(tmp_path / 'at_once', **changes)
   (step_2, step_4) = (
-    checkpoint.read(tmp_path / 'whole', number)[1] for number in (2, 4)
+    checkpoint.read(tmp_path / 'at_once', number)[1] for number in (2, 4)
   )
-  assert equal(backbone_of(released, 0), backbone_of(tmp_path / 'whole', 4))
+  assert equal(backbone_of(released, 0), backbone_of(tmp_path / 'at_once', 4))
   assert not np.array_equal(step_2['class_centers'], step_4['class_centers'])
-  # A few steps from where they were.
+  # A few steps away from the given ones.
   _, first = checkpoint.read(released, 0, ['class_centers'])
   moved = step_4['class_centers'].reshape(-1, 16)[:20] - first['class_centers']
   assert 0 < np.abs(moved).max() < 0.5
-  assert len(set(accuracies(tmp_path / 'whole').values())) == 1
+  assert len(set(accuracies(tmp_path / 'at_once').values())) == 1
   fine_tune(tmp_path / 'parts', total_steps=2, **changes)
   again = fine_tune(tmp_path / 'parts', devices=4, **changes)
   assert fingerprint(again) == fingerprint(out)
 
 
 def test_mistakes(training, released, tmp_path, capsys):
-  def refused(told, workdir=None, **changes):
+  def refused(message, workdir=None, **changes):
     changes = {'start__checkpoint': released, 'group_size': 4} | FITS | changes
     folder = workdir or tmp_path / 'w'
     assert cli.main(training(folder, **changes)) == 2
-    said = capsys.readouterr().err
-    assert told in said and len(said.splitlines()) == 1, said
+    err = capsys.readouterr().err
+    assert message in err and len(err.splitlines()) == 1, err
     assert workdir or not folder.exists()
 
   refused('nowhere is not a run folder', start__checkpoint=tmp_path / 'nowhere')
   refused('model.width is 2 there, 4 here', model__width=4)
   refused("model.name is 'iresnet10' there", model__name='iresnet18')
   refused(
-    'is of 20 classes, the data have 10',
+    'has 20 classes, the data have 10',
     start__head=True,
     data__synthetic__num_classes=10,
   )
   refused(
-    '16 numbers, and not 3 centres of 16',
+    '16 values, not 3 centres of 16',
     start__head=True,
     head__subcenters=3,
   )
@@ -151,7 +148,7 @@ def test_other_weights_in_the_same_folder(tmp_path):
   claim = lambda start: checkpoint.claim(tmp_path / 'w', config, 'd', start)
   claim('a')
   claim('a')
-  claim(None)  # As of a run that has a checkpoint.
+  claim(None)  # For a run that has a checkpoint.
   with pytest.raises(InputError, match='began with other weights: .* was a'):
     claim('b')
 
@@ -161,7 +158,7 @@ RATE, DECAY, MOMENTUM = 0.5, 5e-4, 0.9
 
 
 def linear():
-  """Pixels to embeddings; in training it would move its statistics."""
+  """Makes a linear backbone that must not run in training mode."""
 
   def init(key):
     return jax.random.normal(key, (12, 8)), jnp.ones(())
@@ -174,7 +171,7 @@ def linear():
 
 
 def frozen_steps(devices, centers):
-  """Centres after two steps of a frozen run, and what was measured."""
+  """Returns centres after two steps of a frozen run, metrics and inputs."""
   task = tasks.make_task(
     linear(),
     devices,

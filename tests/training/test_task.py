@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A config assembled: what is compiled ahead, and what is refused."""
+"""Tasks assembled from configs: compiled steps, states, and refused values."""
 
 import re
 
@@ -17,7 +17,7 @@ LINEAR = tasks.linear(12, 8)
 SIZES = {'batch_size': 12, 'group_size': 3, 'num_classes': 21}
 
 
-def test_what_is_compiled_ahead_is_the_step():
+def test_the_step_compiled_ahead_is_the_step():
   task = tasks.make_task(LINEAR, 2, **SIZES)
   rng = np.random.default_rng(0)
   images = task.layout.put(rng.integers(256, size=(12, 2, 2, 3), dtype='u1'))
@@ -65,7 +65,7 @@ def test_rows_of_the_head_divide_the_batch(size, groups, rows):
   assert tasks.make_task(LINEAR, 1, **sizes).layout.head_rows == rows
 
 
-def test_more_rows_than_one_are_the_same_gradient(monkeypatch):
+def test_several_row_parts_have_the_same_gradient(monkeypatch):
   rng = np.random.default_rng(0)
   images = rng.integers(256, size=(1, 4, 3, 2, 2, 3), dtype=np.uint8)
   labels = rng.integers(21, size=(1, 4, 3), dtype=np.int32)
@@ -82,7 +82,7 @@ def test_more_rows_than_one_are_the_same_gradient(monkeypatch):
 
 
 @pytest.mark.parametrize('count', [1, 37, 100])
-def test_embeddings_depend_neither_on_devices_nor_on_how_many(count):
+def test_embeddings_do_not_depend_on_devices_or_their_number(count):
   images = np.random.default_rng(0).integers(
     256, size=(100, 2, 2, 3), dtype=np.uint8
   )
@@ -104,6 +104,6 @@ def test_embeddings_depend_neither_on_devices_nor_on_how_many(count):
   )
 
 
-def test_rows_must_be_there():
+def test_rows_must_be_positive():
   with pytest.raises(InputError, match='eval.rows=0 must be at least 1'):
     embed.make_embed(LINEAR, state.make_mesh(1), rows=0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns of a real backbone: memory is that of one group, remat lowers it."""
+"""Turns of a real backbone: memory of one group, which remat lowers."""
 
 import functools
 
@@ -17,7 +17,7 @@ GROUPS, SIZE, DIM, CLASSES = 4, 8, 6, 20
 
 @functools.cache
 def make_task(remat, devices=1, groups=GROUPS):
-  """Two stages: all kinds of layers, quick to compile."""
+  """Makes a task of two stages: all kinds of layers, quick to compile."""
   make_module = functools.partial(
     iresnet.IResNet,
     (1, 1),
@@ -55,7 +55,7 @@ def test_remat_gives_the_same_bits_on_one_and_four_devices():
   assert one[1] == four[1]
 
 
-def test_remat_gives_the_same_numbers():
+def test_remat_gives_the_same_update():
   (before, again), (_, plain) = run(True, 1)[0], run(False, 1)[0]
   flat = lambda state: np.concatenate(
     [np.ravel(x) for x in jax.tree.leaves(state.params)]
@@ -78,14 +78,14 @@ def memory():
 
 
 def test_memory_is_that_of_one_group(memory):
-  # Two sums of gradients more for the tree, and numbers of each sample.
+  # Two more sums of gradients for the tree, and some values for each sample.
   params = sum(x.size for x in jax.tree.leaves(run(False, 1)[0][0].params))
   more = memory[False, 16] - memory[False, 4]
   assert more < 2 * 4 * params + 12 * SIZE * 4 * (DIM + 20)
 
 
 def test_remat_keeps_a_fraction(memory):
-  # A stem and two blocks have little to compute again.
-  # XLA's CPU compiler of jax 0.10 merges them with the first computation.
+  # A stem and two blocks have little to compute again, and the CPU compiler of
+  # jax 0.10 merges that with the first computation.
   share = 1.0 if jax.__version__ < '0.11' else 0.75
   assert memory[True, 4] < share * memory[False, 4]
