@@ -15,7 +15,7 @@ SMALL = {'name': 'iresnet10', 'width': 16, 'embedding_dim': 24}
 OPTIONS = [
   {'use_se': True},
   pytest.param(
-    {'name': 'iresnet18', 'width': 64, 'embedding_dim': 512},
+    {'name': 'iresnet18', 'width': 32, 'embedding_dim': 512},
     marks=pytest.mark.slow,
   ),
 ]
