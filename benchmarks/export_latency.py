@@ -31,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
-from elasticface_jax.cli import CPU_THREADS
+from elasticface_jax.runtime import CPU_THREADS
 
 # As the trainer does. Read when jax is first imported.
 os.environ.setdefault('PJRT_NPROC', CPU_THREADS)

@@ -68,7 +68,7 @@ def main():
       print(f'{name}: peak {peak / 1e9:.2f} GB, {peak / needed:.2f} times that')
       print(re.sub('(?m)^', '  ', told.strip()))
       ok &= peak < LIMIT * needed
-    ok &= f'going on from step {args.steps}' in told
+    ok &= f'resuming from step {args.steps}' in told
     shutil.rmtree(workdir)
   return 0 if ok else 1
 

@@ -1,29 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`elasticface <command>`: a mistake ends in one line and exit code 2.
-
-Commands import what they need when they run, so that `--help` is quick and
-`inspect` needs no accelerator.
-"""
+"""`elasticface <command>`: the parser, and one line for whatever fails."""
 
 import argparse
-import contextlib
-import difflib
 import logging
-import os
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-from elasticface_jax import __version__
-from elasticface_jax.benchmark import command as benchmark
-from elasticface_jax.benchmark import recipe
-from elasticface_jax.errors import InputError
+from elasticface_jax import __version__, exit_codes, missing, runtime
+from elasticface_jax.commands import (
+  benchmark,
+  convert,
+  embed,
+  evaluate,
+  export,
+  fingerprint,
+  inspect,
+  prepare,
+  train,
+)
 
-# XLA's CPU backend splits sums by the number of threads it thinks it has, so
-# their last bit would tell the number of cores and of fake devices. One number
-# for all; it also is what keeps many fake devices on few cores from starving
-# each other. Read when jax is first imported.
-CPU_THREADS = '32'
+# In the order of `elasticface --help`.
+_COMMANDS = {
+  'train': (train, 'Train a recipe, or resume the run in a folder.'),
+  'evaluate': (evaluate, 'Verify pair sets with a trained backbone.'),
+  'embed': (embed, 'Write the embeddings of all images of a data set.'),
+  'export': (export, 'Write a backbone that runs without this package.'),
+  'convert': (convert, 'Make a run folder from PyTorch weights.'),
+  'inspect': (inspect, 'Check every image of a data set or a pair set.'),
+  'prepare': (
+    prepare,
+    'Write a data set as shards, or a pair set as one file, and read it back.',
+  ),
+  'fingerprint': (
+    fingerprint,
+    'Print the SHA-256 of a train state, equal on any devices and hosts.',
+  ),
+  'benchmark': (
+    benchmark,
+    'Measure the speed of steps, head, loop and input on this machine.',
+  ),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,393 +52,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     Exit code: 0 for success only; 2 for a user's mistake; 128 + signal for a
     run that was stopped and has saved its state.
   """
-  os.environ.setdefault('PJRT_NPROC', CPU_THREADS)
-  # Orbax logs through absl what is told here in one line.
+  runtime.set_cpu_threads()
+  # Orbax logs at length through absl what is printed here in one line.
   logging.getLogger('absl').setLevel(logging.CRITICAL)
   args, rest = _parser().parse_known_args(argv)
   if rest and args.command != 'train':
-    return _complain(
+    return exit_codes.fail(
       f'unknown argument {rest[0]!r}; see elasticface {args.command} --help'
     )
-  return _exit_code(lambda: args.run(args, rest))
 
+  def command():
+    with missing.needs(args.command):
+      args.run(args, rest)
 
-def _exit_code(run: Callable[[], None], who: str = '') -> int:
-  """Runs something; what goes wrong becomes one line and a number."""
-  code = 2
-  try:
-    run()
-    return 0
-  except InputError as error:
-    what = error
-  except KeyboardInterrupt:
-    what, code = 'interrupted', 130
-  except OSError as error:
-    if not error.filename:
-      raise
-    what = f'{error.filename}: {error.strerror}'
-  except Exception as error:
-    if not hasattr(error, 'exit_code'):
-      raise
-    what, code = error, error.exit_code  # A run that stopped in order.
-  return _complain(what, code, who)
-
-
-def _complain(what: object, code: int = 2, who: str = '') -> int:
-  line = ' '.join(str(what).split())
-  print(f'elasticface{who}: {line}', file=sys.stderr)
-  return code
+  return exit_codes.run(command)
 
 
 class _Parser(argparse.ArgumentParser):
-  """One line for a mistake, as for all others, instead of the usage."""
+  """Parser that prints one line for a mistake, instead of the usage."""
 
   def error(self, message):
-    raise SystemExit(_complain(f'{message}; see {self.prog} --help'))
+    raise SystemExit(exit_codes.fail(f'{message}; see {self.prog} --help'))
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = _Parser(prog='elasticface', description='ElasticFace for JAX.')
-  parser.add_argument('--version', action='version', version=__version__)
+  parser = _Parser(
+    prog='elasticface',
+    description='Margin-softmax losses and face recognition in JAX.',
+  )
+  parser.add_argument(
+    '--version', action='version', version=f'%(prog)s {__version__}'
+  )
   commands = parser.add_subparsers(
-    dest='command', required=True, metavar='command', parser_class=_Parser
+    dest='command', required=True, metavar='COMMAND', parser_class=_Parser
   )
-
-  def command(name, run, text):
-    sub = commands.add_parser(name, help=text, description=text)
-    sub.set_defaults(run=run)
-    return sub
-
-  sub = command(
-    'train', _train, 'Train a recipe, or go on where its folder stands.'
-  )
-  sub.add_argument(
-    '--config',
-    required=True,
-    metavar='FILE[:ARG]',
-    help='recipe; override any field with --config.field=value',
-  )
-  sub.add_argument('--workdir', required=True, type=Path, help='run folder')
-  several = sub.add_argument_group(
-    'several processes', 'Found by jax on TPU pods, SLURM and Open MPI.'
-  )
-  several.add_argument(
-    '--coordinator', metavar='HOST:PORT', help='of process 0; a free port'
-  )
-  several.add_argument('--processes', type=int, help='how many there are')
-  several.add_argument('--process', type=int, help='which one this is, from 0')
-
-  def add_checkpoint(sub):
-    sub.add_argument(
-      '--checkpoint',
-      required=True,
-      type=Path,
-      help="run folder, or a backbone of PyTorch's, .pth",
-    )
-    sub.add_argument(
-      '--step', type=int, help='which checkpoint; newest if unset'
-    )
-
-  sub = command(
-    'evaluate', _evaluate, 'Verify pair sets with a trained backbone.'
-  )
-  add_checkpoint(sub)
-  sub.add_argument(
-    '--pairs',
-    required=True,
-    action='append',
-    help="a file of pairs, .bin or .npz, or 'synthetic'; repeat for more",
-  )
-  sub.add_argument('--out', type=Path, help='folder for JSON and plots')
-
-  sub = command(
-    'embed', _embed, 'Write the embeddings of all images of a data set.'
-  )
-  sub.add_argument(
-    'data', help='data set, as for inspect; or a file of pairs, .bin or .npz'
-  )
-  add_checkpoint(sub)
-  sub.add_argument(
-    '--out', required=True, type=Path, help='folder to make, for .npy files'
-  )
-
-  sub = command(
-    'convert', _convert, "Make a run folder out of PyTorch's weights."
-  )
-  sub.add_argument(
-    'file', type=Path, help='backbone of ElasticFace or arcface_torch, .pth'
-  )
-  sub.add_argument(
-    '--workdir', required=True, type=Path, help='run folder to make'
-  )
-  sub.add_argument(
-    '--head',
-    action='append',
-    default=[],
-    type=Path,
-    help='class centres too; repeat for the files of further ranks',
-  )
-
-  sub = command('export', _export, 'Write a backbone for others to run.')
-  add_checkpoint(sub)
-  sub.add_argument(
-    '--format',
-    required=True,
-    choices=('torch', 'onnx', 'stablehlo'),
-    help="PyTorch's state_dict, or a network with its weights",
-  )
-  sub.add_argument('--out', required=True, type=Path, help='file to write')
-
-  sub = command(
-    'fingerprint',
-    _fingerprint,
-    'Print the SHA-256 of a train state; devices and hosts do not enter it.',
-  )
-  sub.add_argument('workdir', type=Path, help='run folder of `train`')
-  sub.add_argument('--step', type=int, help='which checkpoint; newest if unset')
-
-  sub = command(
-    'inspect', _inspect, 'Check every image of a data set or a pair set.'
-  )
-  sub.add_argument(
-    'data',
-    help='folder with train.rec, shards, or a folder of images a person; '
-    'or a file of pairs, .bin or .npz',
-  )
-  sub.add_argument(
-    '--out', type=Path, help='folder for the report as JSON and a histogram'
-  )
-  sub.add_argument(
-    '--fix',
-    type=Path,
-    metavar='OUT',
-    help='write what is whole, once each, to a new .rec folder',
-  )
-
-  sub = command(
-    'prepare',
-    _prepare,
-    'Write a data set as shards, or a pair set as one file, and read it back.',
-  )
-  sub.add_argument(
-    'source',
-    help='data set, as for inspect; or a .bin; or, with --list, a folder with '
-    'the images of each person',
-  )
-  sub.add_argument(
-    'out', type=Path, help='folder to make; or file, .npz or .bin'
-  )
-  sub.add_argument(
-    '--format',
-    default='tfrecord',
-    choices=('tfrecord', 'array_record'),
-    help='of the shards; tfrecord if unset',
-  )
-  sub.add_argument(
-    '--shards', type=int, help='how many; one for 256 MB if unset'
-  )
-  sub.add_argument(
-    '--list',
-    type=Path,
-    metavar='PAIRS.TXT',
-    help="the pairs to make, in the form of LFW's pairs.txt",
-  )
-
-  sub = command(
-    'benchmark', _benchmark, 'Measure steps, head, loop and input here.'
-  )
-  benchmark.add_arguments(sub)
+  for name, (module, text) in _COMMANDS.items():
+    subparser = commands.add_parser(name, help=text, description=text)
+    module.add_arguments(subparser)
+    subparser.set_defaults(run=module.run)
   return parser
-
-
-def _train(args, rest):
-  config = load_config(args.config, rest)
-  from elasticface_jax import experiment
-  from elasticface_jax.training import processes
-
-  if not processes.start(args.coordinator, args.processes, args.process):
-    experiment.train(config, args.workdir)
-    return
-  code = 1
-  try:
-    code = _exit_code(
-      lambda: experiment.train(config, args.workdir), who=processes.name()
-    )
-  except Exception as error:
-    _complain(processes.lost(error), who=processes.name())
-  finally:
-    processes.leave(code)
-
-
-def _evaluate(args, rest):
-  from elasticface_jax import experiment
-
-  weights = _open_weights(args)
-  experiment.evaluate(weights, args.pairs, out=args.out)
-
-
-def _embed(args, rest):
-  from elasticface_jax import experiment
-
-  experiment.embed(_open_weights(args), args.data, args.out)
-  print(f'embeddings.npy and what belongs to it are in {args.out}')
-
-
-def _convert(args, rest):
-  from elasticface_jax import weights
-
-  made = weights.convert(args.file, args.workdir, heads=args.head)
-  print(f'{made.model["name"]} in {args.workdir}')
-
-
-def _export(args, rest):
-  from elasticface_jax import weights
-
-  weights.export(_open_weights(args), args.out, file_format=args.format)
-  print(f'{args.out}: {args.out.stat().st_size / 1e6:.1f} MB')
-
-
-def _open_weights(args):
-  from elasticface_jax import weights
-
-  return weights.open_weights(args.checkpoint, args.step)
-
-
-def _fingerprint(args, rest):
-  # Nothing is computed: no accelerator is taken from a run that goes on.
-  os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-  from elasticface_jax.training import checkpoint
-
-  _, fingerprint = checkpoint.fingerprint(args.workdir, args.step)
-  print(fingerprint)
-
-
-def _inspect(args, rest):
-  from elasticface_jax import data
-
-  with _progress('images') as progress:
-    report = data.inspect(args.data, progress, args.fix)
-  print(report)
-  if args.out:
-    data.write_report(report, args.out)
-  if not report.ok and args.fix is None:
-    raise InputError(
-      f'{args.data} is not sound; the lines above say where, and --fix OUT '
-      'writes what is'
-    )
-
-
-def _prepare(args, rest):
-  from elasticface_jax import data
-
-  if args.list or Path(args.source).is_file():
-    if args.list:
-      pairs = data.pairs_from_folder(
-        args.source, data.read_pair_list(args.list)
-      )
-    else:
-      pairs = data.read_encoded(Path(args.source))
-    data.write_pairs(args.out, *pairs)
-    print(data.inspect(args.out))
-    return
-  with _progress('images') as progress:
-    prepared = data.prepare_shards(
-      data.open_encoded(args.source),
-      args.out,
-      file_format=args.format,
-      num_shards=args.shards,
-      progress=progress,
-    )
-  print(prepared)
-
-
-def _benchmark(args, rest):
-  config = None
-  if args.config:
-    # A run folder has its config as JSON, which needs no ml_collections.
-    config = recipe.read_saved(args.config)
-    if config is None:
-      config = load_config(args.config, ()).to_dict()
-  benchmark.run(args, config)
-
-
-@contextlib.contextmanager
-def _progress(unit: str):
-  """A bar on a terminal, as a function of what is done and of all."""
-  import tqdm
-
-  with tqdm.tqdm(unit=f' {unit}', disable=None) as bar:
-
-    def progress(done, total):
-      bar.total = total
-      bar.update(done - bar.n)
-
-    yield progress
-
-
-def load_config(file: str, overrides: Sequence[str]):
-  """Loads a recipe and applies what the command line changes in it.
-
-  Args:
-    file: path of a Python file with `get_config`, and ``:argument`` for it.
-    overrides: ``--config.field=value``, any number.
-
-  Returns:
-    A locked `ml_collections.ConfigDict`.
-
-  Raises:
-    InputError: names the file, field or value that is wrong.
-  """
-  from absl import flags
-  from ml_collections import config_flags
-
-  path = file.split(':')[0]
-  if not Path(path).is_file():
-    raise InputError(
-      f'--config {path}: no such file; recipes are in the folder configs/'
-    )
-  for argument in overrides:
-    if argument.startswith('-') and not argument.startswith('--config.'):
-      raise InputError(
-        f'unknown argument {argument!r}; fields are set as --config.field=value'
-      )
-  values = flags.FlagValues()
-  argv = ['elasticface', f'--config={file}', *overrides]
-  config_flags.DEFINE_config_file(
-    'config', flag_values=values, lock_config=True, sys_argv=argv
-  )
-  try:
-    left = values(argv)[1:]
-  except (flags.Error, ValueError) as error:
-    raise InputError(f'{error} (in --config {file})') from error
-  except (AttributeError, KeyError) as error:
-    raise InputError(_unknown_field(file, overrides)) from error
-  if left:
-    raise InputError(f'unknown argument {left[0]!r}')
-  return values['config'].value
-
-
-def _unknown_field(file: str, overrides: Sequence[str]) -> str:
-  known = _fields(load_config(file, ()))
-  for argument in overrides:
-    name = argument.removeprefix('--config.').split('=')[0]
-    if argument.startswith('--config.') and name not in known:
-      close = difflib.get_close_matches(name, known, n=1)
-      # The same last part elsewhere is the likelier slip; the nearest such.
-      same = [f for f in known if f.split('.')[-1] == name]
-      close = sorted(same, key=lambda f: f.count('.')) or close
-      hint = f'did you mean {close[0]}?' if close else f'see {file}'
-      return f'the config {file} has no field {name!r}; {hint}'
-  return f'the config {file} does not have all the fields set'
-
-
-def _fields(config, prefix: str = '') -> list[str]:
-  names = []
-  for name, value in config.items():
-    names.append(prefix + name)
-    if hasattr(value, 'items'):
-      names += _fields(value, f'{prefix}{name}.')
-  return names
 
 
 if __name__ == '__main__':

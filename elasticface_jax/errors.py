@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one exception for mistakes that a user can make and mend."""
+"""Exceptions that end in one line: a user's mistake, and a stop on request."""
+
+import signal
 
 
 class InputError(ValueError):
@@ -9,6 +11,22 @@ class InputError(ValueError):
   command line prints it without a traceback and exits with 2; anything else
   that is raised is a defect of ours and keeps its traceback.
   """
+
+
+class Stopped(Exception):
+  """The stop of a run that was asked for, after its state was saved.
+
+  Attributes:
+    exit_code: 128 + the number of the signal.
+  """
+
+  def __init__(self, signal_number: int, step: int):
+    self.exit_code = 128 + signal_number
+    name = signal.Signals(signal_number).name
+    super().__init__(
+      f'stopped by {name}; step {step} is saved, and the same command resumes '
+      'from it'
+    )
 
 
 def first_line(error: BaseException) -> str:

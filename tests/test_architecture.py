@@ -5,10 +5,12 @@ import ast
 import importlib.util
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(importlib.util.find_spec('elasticface_jax').origin).parent
 
-# Who may import whom, besides itself and the one exception class. The training
-# step needs the losses' functions of blocks; all else is handed to it.
+# Who may import whom, besides itself and the exceptions. The training step
+# needs the losses' functions of blocks; all else is handed to it.
 ALLOWED = {
   'exact': set(),
   'losses': {'exact'},
@@ -16,23 +18,61 @@ ALLOWED = {
   'data': {'pickles', 'atomic'},
   'evaluation': {'atomic'},
   'training': {'exact', 'losses', 'atomic'},
-  'benchmark': {'exact', 'losses', 'models', 'data', 'training', 'atomic'},
+  'benchmark': {
+    'exact',
+    'losses',
+    'models',
+    'data',
+    'training',
+    'missing',
+    'atomic',
+  },
   'interop': {'models', 'pickles', 'atomic'},
   'weights': {'models', 'training', 'interop', 'atomic'},
-  'experiment': {
+  'recipes': set(),
+  'pair_sets': {'data', 'evaluation', 'training'},
+  'train': {
     'models',
     'data',
     'evaluation',
     'training',
     'weights',
+    'pair_sets',
+    'runtime',
+  },
+  'commands': {
+    'models',
+    'data',
+    'evaluation',
+    'training',
+    'benchmark',
+    'weights',
+    'recipes',
+    'pair_sets',
+    'train',
+    'runtime',
+    'exit_codes',
+    'missing',
     'atomic',
   },
-  'cli': {'experiment', 'weights', 'data', 'training', 'benchmark'},
+  'cli': {'commands', 'runtime', 'exit_codes', 'missing'},
   '__main__': {'cli'},
   'errors': set(),
+  'exit_codes': set(),
+  'missing': set(),
+  'runtime': set(),
   'pickles': set(),
   'atomic': set(),
   '__init__': set(),
+}
+# Sub-rooms, lowest first: each may import those before it. The room's own
+# `__init__` re-exports from all of them.
+SUBROOMS = {
+  'data': (
+    'elasticface_jax.data.sources',
+    'elasticface_jax.data',
+    'elasticface_jax.data.tools',
+  )
 }
 NOT_LOSSES = {'flax', 'optax', 'tensorflow', 'orbax', 'elasticface_jax.errors'}
 
@@ -44,6 +84,10 @@ def imports(path):
     elif isinstance(node, ast.ImportFrom):
       yield node.module
       yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def within(name, package):
+  return name == package or name.startswith(package + '.')
 
 
 def rooms():
@@ -64,13 +108,28 @@ def test_rooms_import_only_what_they_may():
         assert other in allowed, f'{path} imports {name}'
 
 
+@pytest.mark.parametrize('room', SUBROOMS)
+def test_subrooms_import_only_lower_ones(room):
+  levels = SUBROOMS[room]
+
+  def level(name):
+    return levels.index(max((s for s in levels if within(name, s)), key=len))
+
+  for other, path in rooms():
+    if other == room and path != PACKAGE / room / '__init__.py':
+      own = path.relative_to(PACKAGE.parent).with_suffix('').parts
+      for name in imports(path):
+        if within(name, f'elasticface_jax.{room}'):
+          assert level(name) <= level('.'.join(own)), f'{path} imports {name}'
+
+
 def test_losses_and_exact_need_only_jax():
   for room, path in rooms():
     if room in ('losses', 'exact'):
       for name in imports(path):
-        assert not any(
-          name == other or name.startswith(other + '.') for other in NOT_LOSSES
-        ), f'{path} imports {name}'
+        assert not any(within(name, other) for other in NOT_LOSSES), (
+          f'{path} imports {name}'
+        )
 
 
 def test_only_models_know_nnx():

@@ -1,18 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mistakes at the command line: one line, exit code 2, no traceback."""
+"""Commands and their mistakes: one line, exit code 2, no traceback."""
 
+import configparser
 import io
+import json
 import os
 import pickle
+import re
+import signal
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from elasticface_jax import cli, data
-from elasticface_jax.errors import InputError
+from elasticface_jax import (
+  __version__,
+  cli,
+  data,
+  exit_codes,
+  missing,
+  recipes,
+  runtime,
+)
+from elasticface_jax.errors import InputError, Stopped
 from elasticface_jax.training.loss import by_name
 
 CONFIGS = sorted((Path(__file__).parents[1] / 'configs').glob('*.py'))
@@ -21,7 +36,7 @@ QUICKSTART = CONFIGS[0].with_name('quickstart.py')
 
 @pytest.fixture
 def fails(capsys):
-  """``fails(*arguments)``: the one line that the command ends with."""
+  """``fails(*arguments)``: runs a command; returns its one line on stderr."""
 
   def run(*arguments):
     try:
@@ -38,7 +53,7 @@ def fails(capsys):
 
 @pytest.fixture
 def run(capsys):
-  """``run(arguments)``: exit code, and all that was said."""
+  """``run(arguments)``: runs a command; returns exit code and output."""
 
   def run(arguments):
     code = cli.main([str(a) for a in arguments])
@@ -50,18 +65,174 @@ def run(capsys):
 
 @pytest.fixture
 def train_fails(fails, tmp_path):
+  """``train_fails(*overrides)``: likewise for train with the quickstart."""
+
   def run(*overrides, config=QUICKSTART):
-    told = fails(
+    message = fails(
       'train', '--config', config, '--workdir', tmp_path / 'w', *overrides
     )
     assert not (tmp_path / 'w').exists()  # Refused before anything is made.
-    return told
+    return message
 
   return run
 
 
 def test_no_such_command(fails):
-  assert "'tain'" in fails('tain')
+  message = fails('tain')
+  assert "'tain'" in message and "'train'" in message
+  assert 'COMMAND' in fails()
+
+
+def test_version_has_the_name(capsys):
+  with pytest.raises(SystemExit) as error:
+    cli.main(['--version'])
+  assert error.value.code == 0
+  assert capsys.readouterr().out == f'elasticface {__version__}\n'
+
+
+def test_benchmark_without_a_part_names_the_parts(fails):
+  assert 'required: step|head|loop|input|all; ' in fails('benchmark')
+  assert "'head', 'loop'" in fails('benchmark', 'stp')
+
+
+def test_print_shows_the_config_and_trains_nothing(run):
+  code, output = run(
+    ['train', '--config', QUICKSTART, '--print', '--config.optim.lr=0.25']
+  )
+  assert code == 0
+  assert 'lr: 0.25' in output and 'momentum: 0.9' in output
+
+
+LACKING = """
+import contextlib, io, json, sys
+from elasticface_jax import cli
+
+class Hidden:
+  def find_spec(self, name, path=None, target=None):
+    if name.partition('.')[0] in {hidden}:
+      raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
+
+sys.meta_path.insert(0, Hidden())
+lines = {{}}
+for arguments in {commands}:
+  with contextlib.redirect_stderr(io.StringIO()) as err:
+    code = cli.main(arguments.split())
+  lines[arguments] = code, err.getvalue()
+print(json.dumps(lines))
+"""
+
+
+def test_commands_without_their_extra_name_it_in_one_line(tmp_path):
+  hidden = [name for modules in missing._EXTRAS.values() for name in modules]
+  needed = {
+    f'train --config {QUICKSTART} --workdir w': 'ml-collections',
+    'evaluate --checkpoint w --pairs synthetic': 'flax',
+    'embed w --checkpoint w --out out': 'flax',
+    'export --checkpoint w --format onnx --out out': 'flax',
+    'convert w --workdir out': 'flax',
+    'inspect w': r'\w+',
+    'prepare w out': r'\w+',
+    'fingerprint w': 'orbax-checkpoint',
+    'benchmark step': 'flax',
+    f'benchmark step --config {QUICKSTART}': 'ml-collections',
+  }
+  script = LACKING.format(hidden=hidden, commands=list(needed))
+  process = subprocess.run(
+    [sys.executable, '-c', script],
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert process.returncode == 0, process.stderr
+  found = json.loads(process.stdout)
+  assert found.keys() == needed.keys()
+  for arguments, (code, line) in found.items():
+    name = arguments.split()[0]
+    assert code == 2
+    assert re.fullmatch(
+      rf'elasticface: {name} needs {needed[arguments]}: '
+      r"pip install 'elasticface_jax\[train\]'\n",
+      line,
+    ), line
+  assert not list(tmp_path.iterdir())
+
+
+def test_no_run_folder_without_tensorflow(train_fails, monkeypatch):
+  # The feed imports it after the folder is made.
+  monkeypatch.setitem(sys.modules, 'tensorflow', None)
+  assert 'train needs tensorflow: pip install' in train_fails()
+
+
+def test_packages_of_extras_are_those_of_setup_cfg():
+  setup = configparser.ConfigParser()
+  setup.read(Path(__file__).parents[1] / 'setup.cfg')
+  for extra, modules in missing._EXTRAS.items():
+    lines = setup['options.extras_require'][extra].splitlines()
+    lines += setup['options']['install_requires'].splitlines()
+    required = {re.match(r'[\w-]*', line)[0] for line in lines}
+    assert required >= {*modules.values()}, extra
+
+
+def test_other_modules_that_are_missing_keep_their_traceback():
+  with pytest.raises(ModuleNotFoundError), missing.needs('train'):
+    import no_such_module  # noqa: F401
+
+
+@pytest.mark.parametrize(
+  ('error', 'words'),
+  [(AssertionError(), 'no such device'), (RuntimeError('no libtpu'), 'libtpu')],
+)
+def test_platform_that_is_not_there(fails, monkeypatch, tmp_path, error, words):
+  def devices():
+    raise error
+
+  monkeypatch.setattr(jax, 'devices', devices)
+  message = fails('evaluate', '--checkpoint', tmp_path, '--pairs', 'synthetic')
+  assert 'JAX_PLATFORMS=cpu: ' in message and words in message
+
+
+def test_cpu_threads_are_set_before_jax_or_missed(monkeypatch, capsys):
+  assert os.environ['PJRT_NPROC'] == runtime.CPU_THREADS
+  runtime.warn_of_cpu_threads()
+  assert not capsys.readouterr().err
+  monkeypatch.delenv('PJRT_NPROC')
+  runtime.set_cpu_threads()  # JAX has started and would not see it.
+  assert 'PJRT_NPROC' not in os.environ
+  runtime.warn_of_cpu_threads()
+  (line,) = capsys.readouterr().err.splitlines()
+  assert f'set PJRT_NPROC={runtime.CPU_THREADS} before' in line
+  monkeypatch.delitem(sys.modules, 'jax')
+  runtime.set_cpu_threads()
+  assert os.environ['PJRT_NPROC'] == runtime.CPU_THREADS
+
+
+@pytest.mark.parametrize(
+  ('error', 'code', 'words'),
+  [
+    (InputError('two\nlines'), 2, 'elasticface (process 1): two lines\n'),
+    (Stopped(signal.SIGTERM, 7), 143, 'SIGTERM; step 7 is saved'),
+    (KeyboardInterrupt(), 130, 'interrupted'),
+    (FileNotFoundError(2, 'No such file', 'a.rec'), 2, 'a.rec: No such file'),
+  ],
+)
+def test_exit_codes(capsys, error, code, words):
+  def command():
+    raise error
+
+  assert exit_codes.run(command, ' (process 1)') == code
+  assert words in capsys.readouterr().err
+
+
+def test_defects_keep_their_traceback():
+  for error in (OSError('a defect'), ValueError()):
+
+    def command(error=error):
+      raise error
+
+    with pytest.raises(type(error)):
+      exit_codes.run(command)
 
 
 def test_missing_argument_names_it(fails):
@@ -69,17 +240,17 @@ def test_missing_argument_names_it(fails):
 
 
 def test_config_that_is_not_there(train_fails):
-  told = train_fails(config='configs/nothing.py')
-  assert 'configs/nothing.py' in told and 'no such file' in told
+  message = train_fails(config='configs/nothing.py')
+  assert 'configs/nothing.py' in message and 'no such file' in message
 
 
 def test_unknown_field_suggests_the_right_one(train_fails):
-  told = train_fails('--config.optim.learning_rate=1')
-  assert 'optim.learning_rate' in told and str(QUICKSTART) in told
-  told = train_fails('--config.optim.momentom=1')
-  assert 'did you mean optim.momentum?' in told
-  told = train_fails('--config.margin=1')
-  assert 'did you mean loss.margin?' in told
+  message = train_fails('--config.optim.learning_rate=1')
+  assert 'optim.learning_rate' in message and str(QUICKSTART) in message
+  message = train_fails('--config.optim.momentom=1')
+  assert 'did you mean optim.momentum?' in message
+  message = train_fails('--config.margin=1')
+  assert 'did you mean loss.margin?' in message
 
 
 def test_value_of_another_type(train_fails):
@@ -97,7 +268,7 @@ def test_stray_arguments(train_fails, fails):
 
 
 @pytest.mark.parametrize(
-  ('override', 'told'),
+  ('override', 'message'),
   [
     ('data.source=/no/such/folder', '/no/such/folder'),
     ('data.batch_size=40', 'group_size=16'),
@@ -115,28 +286,28 @@ def test_stray_arguments(train_fails, fails):
     ('eval.pairs=/no/such.bin', '/no/such.bin'),
   ],
 )
-def test_value_that_cannot_be(train_fails, override, told):
+def test_value_that_cannot_be(train_fails, override, message):
   # On the eight devices of the test suite, so with eight groups.
   fitting = ('--config.data.batch_size=128', '--config.head.num_blocks=8')
-  assert told in train_fails(*fitting, f'--config.{override}')
+  assert message in train_fails(*fitting, f'--config.{override}')
 
 
 def test_folders_that_are_no_runs(fails, tmp_path):
   assert 'no checkpoints' in fails('fingerprint', tmp_path)
-  told = fails('evaluate', '--checkpoint', tmp_path, '--pairs', 'synthetic')
-  assert 'config.json' in told and str(tmp_path) in told
+  message = fails('evaluate', '--checkpoint', tmp_path, '--pairs', 'synthetic')
+  assert 'config.json' in message and str(tmp_path) in message
   assert 'no such folder' in fails('inspect', tmp_path / 'nothing')
 
 
 def test_windows_are_runs_or_none(train_fails):
   for window in (-1, 1, 1023):
-    told = train_fails(f'--config.data.window={window}')
-    assert f'data.window={window} must be 0' in told and '1024' in told
+    message = train_fails(f'--config.data.window={window}')
+    assert f'data.window={window} must be 0' in message and '1024' in message
 
 
 @pytest.fixture
 def people(tmp_path):
-  """Twelve drawn images of three people, a folder for each."""
+  """Folder of twelve synthetic images of three people, a folder for each."""
   root = tmp_path / 'people'
   images, labels = data.SyntheticFaces(12, 3, seed=0).render(np.arange(12))
   for number, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -151,13 +322,13 @@ def test_from_a_folder_to_shards_that_are_sound(
 ):
   out, report = tmp_path / 'shards', tmp_path / 'report'
   assert cli.main(['prepare', str(people), str(out), '--shards', '2']) == 0
-  said = capsys.readouterr().out
-  assert '12 images of 3 classes in 2 shards of tfrecord' in said
+  output = capsys.readouterr().out
+  assert '12 images of 3 classes in 2 shards of tfrecord' in output
   fingerprint = data.open_encoded(people).fingerprint
-  assert fingerprint in said
+  assert fingerprint in output
   assert cli.main(['inspect', str(out), '--out', str(report)]) == 0
-  said = capsys.readouterr().out
-  assert fingerprint in said and said.endswith('ok\n')
+  output = capsys.readouterr().out
+  assert fingerprint in output and output.endswith('ok\n')
   assert sorted(path.name for path in report.iterdir()) == [
     'images_per_class.png',
     'inspection.json',
@@ -166,13 +337,13 @@ def test_from_a_folder_to_shards_that_are_sound(
   assert 'riegeli' in fails('prepare', people, out, '--format', 'riegeli')
 
 
-def test_inspect_tells_what_is_bad_and_mends_it(
+def test_inspect_reports_damage_and_writes_the_rest(
   people, fails, tmp_path, capsys
 ):
   bad = next(people.glob('*/*.jpg'))
   bad.write_bytes(bad.read_bytes()[:-100])
-  told = fails('inspect', people)
-  assert str(people) in told and '--fix' in told
+  message = fails('inspect', people)
+  assert str(people) in message and '--fix' in message
   clean = tmp_path / 'clean'
   assert cli.main(['inspect', str(people), '--fix', str(clean)]) == 0
   assert f'bad: {bad}: ' in capsys.readouterr().out
@@ -183,7 +354,7 @@ def test_inspect_tells_what_is_bad_and_mends_it(
 
 @pytest.fixture
 def rec(tmp_path):
-  """The same twelve images in MS1MV2's layout."""
+  """Folder in MS1MV2's layout, with the twelve images of `people`."""
   images, labels = data.SyntheticFaces(12, 3, seed=0).render(np.arange(12))
   bodies = []
   for row in np.argsort(labels, kind='stable'):
@@ -252,16 +423,16 @@ def test_broken_data_end_in_a_message_of_their_own(
   damage, words = BROKEN[kind]
   damage(rec)
   pairs = rec / 'lfw.bin'
-  code, said = run(['inspect', pairs if pairs.exists() else rec])
+  code, output = run(['inspect', pairs if pairs.exists() else rec])
   assert code == 2
-  assert words in said, said
-  assert said.splitlines()[-1].startswith('elasticface: ')
+  assert words in output, output
+  assert output.splitlines()[-1].startswith('elasticface: ')
   assert not (tmp_path / 'executed').exists()
 
 
 def test_a_rec_is_given_by_its_folder(rec, fails):
-  told = fails('inspect', rec / 'train.rec')
-  assert 'give the folder that holds train.rec' in told
+  message = fails('inspect', rec / 'train.rec')
+  assert 'give the folder that holds train.rec' in message
 
 
 def test_pairs_from_a_folder_and_a_list(people, fails, tmp_path, capsys):
@@ -281,15 +452,15 @@ def test_pairs_from_a_folder_and_a_list(people, fails, tmp_path, capsys):
     np.testing.assert_array_equal(other.images, first.images)
   assert str(made[0]) in fails('prepare', people, made[0], '--list', pairs)
   pairs.write_text('person_0\t1\t9\n')
-  told = fails('prepare', people, tmp_path / 'new.npz', '--list', pairs)
-  assert 'person_0_0009' in told and str(pairs) in told
+  message = fails('prepare', people, tmp_path / 'new.npz', '--list', pairs)
+  assert 'person_0_0009' in message and str(pairs) in message
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_recipes_state_the_same_fields_and_those_of_their_loss(path):
-  config = cli.load_config(str(path), ())
-  everything = set(cli._fields(cli.load_config(str(QUICKSTART), ())))
-  fields = set(cli._fields(config))
+  config = recipes.load(str(path), ())
+  everything = set(recipes._fields(recipes.load(str(QUICKSTART), ())))
+  fields = set(recipes._fields(config))
   assert fields <= everything
   assert all(f.startswith('loss.') for f in everything - fields)
   by_name(config.loss)
@@ -297,11 +468,11 @@ def test_recipes_state_the_same_fields_and_those_of_their_loss(path):
 
 def test_every_loss_has_a_recipe_for_ms1mv2():
   names = {
-    cli.load_config(str(path), ()).loss.name
+    recipes.load(str(path), ()).loss.name
     for path in CONFIGS
     if 'ms1mv2' in path.stem
   }
-  quickstart = cli.load_config(str(QUICKSTART), ())
+  quickstart = recipes.load(str(QUICKSTART), ())
   with pytest.raises(InputError, match='use one of ') as error:
     by_name(quickstart.loss.to_dict() | {'name': 'no loss'})
   known = set(str(error.value).split('use one of ')[1].split(', '))
@@ -312,22 +483,24 @@ def test_every_loss_has_a_recipe_for_ms1mv2():
 
 def test_a_loss_that_a_recipe_has_no_numbers_for(train_fails):
   config = QUICKSTART.with_name('arcface_r100_ms1mv2.py')
-  told = train_fails('--config.loss.name=adaface', config=f'{config}:smoke')
-  assert 'loss.adaface.margin' in told and 'take a recipe of that loss' in told
+  message = train_fails('--config.loss.name=adaface', config=f'{config}:smoke')
+  assert (
+    'loss.adaface.margin' in message and 'take a recipe of that loss' in message
+  )
 
 
 def test_paper_recipes_follow_the_paper():
   paper = [f'elastic_{x}' for x in ('arc', 'cos', 'arc_plus', 'cos_plus')]
   for stem in (*paper, 'arcface', 'cosface'):
     path = QUICKSTART.with_name(f'{stem}_r100_ms1mv2.py')
-    c = cli.load_config(str(path), ())
+    c = recipes.load(str(path), ())
     assert c.total_steps == 295_672
     assert c.optim.decay_steps == (79_604, 147_836, 216_068, 272_928)
     assert (c.data.batch_size, c.group_size) == (512, 128)
   margins = {
     p.stem: (c.loss.name, c.loss.margin, c.loss.margin_std)
     for p in CONFIGS
-    for c in [cli.load_config(str(p), ())]
+    for c in [recipes.load(str(p), ())]
     if 'margin_std' in c.loss
   }
   assert margins['elastic_arc_r100_ms1mv2'] == ('elastic_arcface', 0.5, 0.05)

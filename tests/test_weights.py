@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch's weights into run folders, and run folders out to others."""
+"""Weights of PyTorch made into run folders, and run folders exported."""
 
 import functools
 import json
@@ -26,8 +26,8 @@ def backbone():
 
 
 @pytest.fixture(scope='module')
-def numbers(backbone):
-  """Of a network whose embeddings are of the size of a trained one's."""
+def variables(backbone):
+  """Parameters and statistics that give embeddings of a trained size."""
   key, images_key = jax.random.split(jax.random.key(0))
   params, batch_stats = backbone.init(key)
   images = jax.random.uniform(images_key, (4, 112, 112, 3), minval=-1.0)
@@ -41,14 +41,14 @@ def numbers(backbone):
 
 
 @pytest.fixture(scope='module')
-def embed(backbone, numbers):
+def embed(backbone, variables):
   apply = jax.jit(functools.partial(backbone.apply, train=False))
-  return lambda images: apply(*numbers, images)[0]
+  return lambda images: apply(*variables, images)[0]
 
 
 @pytest.fixture(scope='module')
 def faces(tmp_path_factory):
-  """Drawn images of three people: a folder, the images, the labels."""
+  """Synthetic images of three people: a folder, the images, the labels."""
   images, labels = data.SyntheticFaces(24, 3, seed=0).render(np.arange(24))
   order = np.argsort(labels, kind='stable')
   root = tmp_path_factory.mktemp('people')
@@ -68,8 +68,8 @@ def pairs(faces, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def state_dict(numbers):
-  return interop.to_torch(*numbers, num_batches_tracked=COUNT)
+def state_dict(variables):
+  return interop.to_torch(*variables, num_batches_tracked=COUNT)
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def header(tmp_path):
 
 @pytest.fixture
 def command(capsys):
-  """``command(*arguments)``: exit code, and all that was said."""
+  """``command(*arguments)``: runs it; returns exit code and output."""
 
   def run(*arguments):
     code = cli.main([str(a) for a in arguments])
@@ -105,8 +105,8 @@ def files(folder):
 
 def test_there_and_back(command, pth, header, state_dict, pairs, tmp_path):
   run = tmp_path / 'runs' / 'released'
-  code, said = command('convert', pth, '--workdir', run, '--head', header)
-  assert (code, said) == (0, f'iresnet10 in {run}\n')
+  code, output = command('convert', pth, '--workdir', run, '--head', header)
+  assert (code, output) == (0, f'iresnet10 in {run}\n')
   assert files(run) == ['checkpoints', 'config.json', 'manifest.json']
   assert files(run.parent) == ['released']
   _, saved = checkpoint.read(run, 0, ('class_centers', 'step'))
@@ -117,28 +117,28 @@ def test_there_and_back(command, pth, header, state_dict, pairs, tmp_path):
 
   out = tmp_path / 'again.pth'
   arguments = ('--checkpoint', run, '--format', 'torch', '--out', out)
-  code, said = command('export', *arguments)
-  assert code == 0 and said.startswith(f'{out}: ')
+  code, output = command('export', *arguments)
+  assert code == 0 and output.startswith(f'{out}: ')
   again = torch_files.read(out)
   assert list(again) == list(state_dict)
   for key, value in state_dict.items():
     assert again[key].numpy().tobytes() == value.tobytes(), key
   _, fingerprint = command('fingerprint', run)
-  told = torch_files.read_metadata(out)
-  assert told['training_fingerprint'] == fingerprint.strip()
-  assert told['embedding_dim'] == 8 and told['colour_order'] == 'RGB'
-  assert told['normalisation'] == '(x - 127.5) / 127.5'
-  assert np.shape(told['alignment_template']) == (5, 2)
+  metadata = torch_files.read_metadata(out)
+  assert metadata['training_fingerprint'] == fingerprint.strip()
+  assert metadata['embedding_dim'] == 8 and metadata['colour_order'] == 'RGB'
+  assert metadata['normalisation'] == '(x - 127.5) / 127.5'
+  assert np.shape(metadata['alignment_template']) == (5, 2)
 
   # The same embeddings from the file, the folder and what came out again.
   tables = []
   for checkpoint_of in (pth, run, out):
     results = tmp_path / 'results' / checkpoint_of.name
-    code, said = command(
+    code, output = command(
       'evaluate', '--checkpoint', checkpoint_of, '--pairs', pairs,
       '--out', results,
     )  # fmt: skip
-    assert code == 0, said
+    assert code == 0, output
     tables.append((results / 'results.json').read_text())
   assert tables[0] == tables[1] == tables[2]
 
@@ -147,8 +147,8 @@ def test_there_and_back(command, pth, header, state_dict, pairs, tmp_path):
 def test_files_that_run_elsewhere(kind, command, pth, embed, tmp_path):
   out = tmp_path / 'new' / f'backbone.{kind}'
   arguments = ('--checkpoint', pth, '--format', kind, '--out', out)
-  code, said = command('export', *arguments)
-  assert code == 0, said
+  code, output = command('export', *arguments)
+  assert code == 0, output
   assert files(out.parent) == [out.name]
   images = np.random.default_rng(0).uniform(-1, 1, (3, 112, 112, 3))
   images = images.astype(np.float32)
@@ -156,14 +156,16 @@ def test_files_that_run_elsewhere(kind, command, pth, embed, tmp_path):
     session = onnxruntime.InferenceSession(out)
     given = {'input.1': images.transpose(0, 3, 1, 2)}
     (found,) = session.run(None, given)
-    told = session.get_modelmeta().custom_metadata_map
+    metadata = session.get_modelmeta().custom_metadata_map
   else:
     found = export.deserialize(bytearray(out.read_bytes())).call(images)
     with zipfile.ZipFile(out) as archive:
-      told = json.loads(archive.read('metadata.json'))
+      metadata = json.loads(archive.read('metadata.json'))
   np.testing.assert_allclose(found, embed(images), 0, 1e-4)
-  assert told['colour_order'] == 'RGB' and told['model'] == 'iresnet10'
-  assert told['training_fingerprint'] == weights.open_weights(pth).fingerprint
+  assert metadata['colour_order'] == 'RGB' and metadata['model'] == 'iresnet10'
+  assert (
+    metadata['training_fingerprint'] == weights.open_weights(pth).fingerprint
+  )
 
 
 def test_embeddings_of_data_and_of_pairs(
@@ -171,22 +173,22 @@ def test_embeddings_of_data_and_of_pairs(
 ):
   folder, images, labels = faces
   out = tmp_path / 'embedded'
-  code, said = command('embed', folder, '--checkpoint', pth, '--out', out)
-  assert code == 0, said
+  code, output = command('embed', folder, '--checkpoint', pth, '--out', out)
+  assert code == 0, output
   assert files(out) == ['embeddings.npy', 'labels.npy', 'metadata.json']
   np.testing.assert_array_equal(np.load(out / 'labels.npy'), labels)
   scaled = (images.astype(np.float32) - 127.5) / 127.5
   expected = embed(scaled) + embed(scaled[:, :, ::-1])
   found = np.load(out / 'embeddings.npy')
   np.testing.assert_allclose(found, expected, 0, 2e-4)
-  told = json.loads((out / 'metadata.json').read_text())
-  assert told['data'] == str(folder) and told['embedding_dim'] == 8
-  code, said = command('embed', folder, '--checkpoint', pth, '--out', out)
-  assert code == 2 and f'--out {out} is in use' in said
+  metadata = json.loads((out / 'metadata.json').read_text())
+  assert metadata['data'] == str(folder) and metadata['embedding_dim'] == 8
+  code, output = command('embed', folder, '--checkpoint', pth, '--out', out)
+  assert code == 2 and f'--out {out} is in use' in output
 
   out = tmp_path / 'pairs'
-  code, said = command('embed', pairs, '--checkpoint', pth, '--out', out)
-  assert code == 0, said
+  code, output = command('embed', pairs, '--checkpoint', pth, '--out', out)
+  assert code == 0, output
   assert np.load(out / 'same.npy').tolist() == [True, False] * 6
   # The images of that folder.
   np.testing.assert_array_equal(np.load(out / 'embeddings.npy'), found)
@@ -224,9 +226,9 @@ def mistakes(tmp_path, pth, header):
 
 
 def test_mistakes_end_in_one_line(command, pth, header, tmp_path):
-  for arguments, told in mistakes(tmp_path, pth, header):
-    code, said = command(*arguments)
-    assert code == 2 and len(said.splitlines()) == 1, (arguments, said)
-    assert str(told) in said, said
+  for arguments, words in mistakes(tmp_path, pth, header):
+    code, output = command(*arguments)
+    assert code == 2 and len(output.splitlines()) == 1, (arguments, output)
+    assert str(words) in output, output
     assert not (tmp_path / 'new').exists()
   assert not list(Path(tmp_path).glob('*.partial'))

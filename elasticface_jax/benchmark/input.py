@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from elasticface_jax.benchmark import device, timing
-from elasticface_jax.benchmark.missing import needs
 from elasticface_jax.errors import InputError
+from elasticface_jax.missing import needs
 
 STAGES = 'order', 'read', 'decode', 'put together'
 # insightface's for a training step of IResNet-100 on an A100.
@@ -35,7 +35,7 @@ def check(path: str | None) -> None:
     MissingPackage: if something is not installed.
     InputError: if the path is of no data set.
   """
-  with needs('benchmark input', 'train'):
+  with needs('benchmark input'):
     import PIL  # noqa: F401
 
     from elasticface_jax import data

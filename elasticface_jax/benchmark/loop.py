@@ -19,8 +19,8 @@ import jax
 import numpy as np
 
 from elasticface_jax.benchmark import timing
-from elasticface_jax.benchmark.missing import needs
 from elasticface_jax.benchmark.step import Run, thin_backbone
+from elasticface_jax.missing import needs
 
 BARE, LOOP = 'bare steps', 'loop'
 LOG_EVERY = 50  # Steps, as the recipes for MS1MV2.
@@ -56,7 +56,7 @@ def check() -> None:
   Raises:
     MissingPackage: if it is not installed.
   """
-  with needs('benchmark loop', 'train'):
+  with needs('benchmark loop'):
     from elasticface_jax.training import loop  # noqa: F401
 
 

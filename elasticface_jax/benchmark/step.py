@@ -13,9 +13,9 @@ import numpy as np
 
 from elasticface_jax import models
 from elasticface_jax.benchmark import device, flops, timing, torch_step
-from elasticface_jax.benchmark.missing import needs
 from elasticface_jax.benchmark.recipe import Recipe
 from elasticface_jax.errors import InputError
+from elasticface_jax.missing import needs
 from elasticface_jax.training import state, task
 
 OURS, MERGED = 'ours', 'merged'
@@ -124,7 +124,7 @@ def check(
   Args:
     recipe: of the step.
     mesh: the devices.
-    against: names in `command.AGAINST`.
+    against: names in `commands.benchmark.AGAINST`.
 
   Raises:
     InputError: if the recipe does not fit together, or on these devices, or
@@ -143,7 +143,7 @@ def check(
         f'--against torch compares one CPU or GPU, not {mesh.size} {platform} '
         'device(s): leave --devices at 1, or leave it out'
       )
-    with needs('--against torch', 'bench'):
+    with needs('--against torch'):
       import torch  # noqa: F401
     torch_step.check(recipe)
 
@@ -170,7 +170,7 @@ def measure(
 
   Args:
     run: the step.
-    against: names in `command.AGAINST`, checked.
+    against: names in `commands.benchmark.AGAINST`, checked.
     rounds: how often all take their turn.
     seconds: of each in a round, at least.
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from elasticface_jax.errors import InputError
+from elasticface_jax.errors import InputError, Stopped
 from elasticface_jax.training import metrics, processes, stopping
 from elasticface_jax.training.checkpoint import Checkpoints, write_json
 from elasticface_jax.training.state import Layout, TrainState
@@ -118,7 +118,7 @@ def train(
         checkpoints.save(step, state)
       if stop and step < total_steps:
         checkpoints.wait()
-        raise stopping.Stopped(stop, step)
+        raise Stopped(stop, step)
     checkpoints.wait()
   return state
 

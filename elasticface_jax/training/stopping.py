@@ -13,17 +13,6 @@ import jax
 from jax.experimental import multihost_utils
 
 
-class Stopped(Exception):
-  """The run was asked to stop, and has saved its state."""
-
-  def __init__(self, signal_number: int, step: int):
-    self.exit_code = 128 + signal_number
-    name = signal.Signals(signal_number).name
-    super().__init__(
-      f'stopped by {name}; step {step} is saved, the same command goes on'
-    )
-
-
 class Listener:
   """Remembers a signal until the loop asks; use as a context manager.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`elasticface benchmark`: what it is asked, what it prints and writes."""
+"""`elasticface benchmark`: its arguments, its output and its document."""
 
 import argparse
 import json
@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from elasticface_jax import cli
-from elasticface_jax.benchmark import command, recipe
+from elasticface_jax import recipes
+from elasticface_jax.benchmark import recipe
+from elasticface_jax.commands import benchmark
 from elasticface_jax.errors import InputError
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -29,27 +30,27 @@ SCRIPT = """
 import argparse, sys
 for name in {absent}:
   sys.modules[name] = None
-from elasticface_jax.benchmark import command
+from elasticface_jax.commands import benchmark
 parser = argparse.ArgumentParser()
-command.add_arguments(parser)
+benchmark.add_arguments(parser)
 assert 'jax' not in sys.modules  # `elasticface --help` is quick.
-command.run(parser.parse_args(), None, 'elasticface benchmark all')
+benchmark.measure(parser.parse_args(), None, 'elasticface benchmark all')
 """
 
 
 def parse(*given):
   parser = argparse.ArgumentParser()
-  command.add_arguments(parser)
+  benchmark.add_arguments(parser)
   return parser.parse_args(given)
 
 
 def check_spreads(value, path='document'):
-  """Every time has a median within its quartiles within its range."""
+  """Checks that medians lie between quartiles, and these in the range."""
   if isinstance(value, dict):
     if 'median' in value:
       names = 'min', 'lower_quartile', 'median', 'upper_quartile', 'max'
-      numbers = [value[name] for name in names]
-      assert numbers == sorted(numbers), path
+      times = [value[name] for name in names]
+      assert times == sorted(times), path
     for name, inner in value.items():
       check_spreads(inner, f'{path}.{name}')
 
@@ -85,18 +86,18 @@ def test_all_of_it_with_jax_alone(tmp_path):
   assert document['step']['recipe']['num_classes'] == 300
   check_spreads(document)
 
-  told = process.stdout
-  assert 'left out: loop' in told and 'left out: input' in told
-  assert 'iresnet10, float32, 1 x 4 images, elastic_arcface' in told
-  tables = [line for line in told.splitlines() if line.startswith('|')]
+  output = process.stdout
+  assert 'left out: loop' in output and 'left out: input' in output
+  assert 'iresnet10, float32, 1 x 4 images, elastic_arcface' in output
+  tables = [line for line in output.splitlines() if line.startswith('|')]
   assert len(tables) == 3 + 4
   assert len({len(line) for line in tables[:3]}) == 1
 
 
 def test_a_config_and_what_overrides_it(tmp_path):
   file = CONFIGS / 'quickstart.py'
-  config = cli.load_config(str(file), ()).to_dict()
-  made = command.make_recipe(parse('step'), config)
+  config = recipes.load(str(file), ()).to_dict()
+  made = benchmark.make_recipe(parse('step'), config)
   assert made.model['name'] == 'iresnet10' and made.model['width'] == 16
   assert (made.batch_size, made.group_size, made.num_blocks) == (64, 16, 8)
   assert made.loss['margin'] == 0.2 and made.num_classes == 85_742
@@ -104,10 +105,10 @@ def test_a_config_and_what_overrides_it(tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps(config))
   for given in (tmp_path, tmp_path / 'config.json'):
     saved = recipe.read_saved(str(given))
-    assert command.make_recipe(parse('step'), saved).batch_size == 64
+    assert benchmark.make_recipe(parse('step'), saved).batch_size == 64
   assert recipe.read_saved(f'{file}:arg') is None
 
-  changed = command.make_recipe(
+  changed = benchmark.make_recipe(
     parse('step', '--loss=adaface', '--batch-size=8', '--remat'), config
   )
   assert changed.loss['name'] == 'adaface' and changed.model['remat']
@@ -119,16 +120,16 @@ def test_saved_configs_that_are_none(tmp_path):
   with pytest.raises(InputError, match='not a run folder'):
     recipe.read_saved(str(tmp_path))
   file = tmp_path / 'config.json'
-  for text, told in (('{', 'not JSON'), ('[]', 'holds no config')):
+  for text, message in (('{', 'not JSON'), ('[]', 'holds no config')):
     file.write_text(text)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
       recipe.read_saved(str(file))
   with pytest.raises(InputError, match="no field 'loss'"):
     recipe.from_config({'model': {}})
 
 
 @pytest.mark.parametrize(
-  'given, told',
+  'given, message',
   [
     (['step', '--loss=archface'], "'archface' is unknown"),
     (['head', '--num-classes=9', '--num-blocks=10'], 'head.num_blocks=10'),
@@ -139,9 +140,9 @@ def test_saved_configs_that_are_none(tmp_path):
     (['input', '--data=nowhere'], 'nowhere: no such folder'),
   ],
 )
-def test_mistakes(given, told):
-  with pytest.raises(InputError, match=told) as error:
-    command.run(parse(*given), None)
+def test_mistakes(given, message):
+  with pytest.raises(InputError, match=message) as error:
+    benchmark.measure(parse(*given), None)
   assert '\n' not in str(error.value)
 
 

@@ -7,17 +7,27 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from elasticface_jax import cli, models
+from elasticface_jax.training import state
+
+from . import thin
+
 QUICKSTART = Path(__file__).parents[2] / 'configs' / 'quickstart.py'
-# IResNet-10, with every kind of layer of its family, but narrow.
+THIN = Path(__file__).with_name('thin.py')
+# A network with every kind of layer, and the same step for all tests of whole
+# runs: what one has compiled, the others read. Eight groups and eight blocks,
+# one of each on eight devices.
 NARROW = {
   'total_steps': 4,
-  'group_size': 4,
+  'group_size': 2,
   'data.batch_size': 16,
   'data.synthetic.num_images': 64,
   'data.synthetic.num_classes': 20,
+  'model.name': thin.NAME,
   'model.width': 2,
   'model.embedding_dim': 16,
   'model.dropout': 0.1,
@@ -35,37 +45,84 @@ def overrides(**changes):
   return [f'--config.{name}={value}' for name, value in fields.items()]
 
 
-@pytest.fixture(scope='session')
-def compile_cache(tmp_path_factory):
-  """Processes that do the same share what they compile."""
-  return tmp_path_factory.mktemp('compiled')
+@pytest.fixture(scope='module', autouse=True)
+def thin_backbone():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(models.STAGES, thin.NAME, thin.STAGES)
+    yield
 
 
-def environment(devices, compile_cache):
-  """Of a process with so many CPU devices, without the test suite's own."""
+def environment(devices):
+  """Variables of a process with CPU devices, without the suite's own."""
   left_out = ('XLA_FLAGS', 'PJRT_NPROC', 'JAX_PLATFORMS')
   kept = {k: v for k, v in os.environ.items() if k not in left_out}
   return kept | {
     'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-    'JAX_COMPILATION_CACHE_DIR': str(compile_cache),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
   }
 
 
 @pytest.fixture
-def elasticface(compile_cache):
-  """``elasticface(*arguments, devices=1, **environment)``: a process."""
+def elasticface():
+  """``elasticface(*arguments, devices=1, **environment)``: a process.
+
+  It knows the thin backbone, and is the command `elasticface` otherwise.
+
+  No process outlives its test.
+  """
+  started = []
 
   def start(*arguments, devices=1, **variables):
-    return subprocess.Popen(
-      [sys.executable, '-m', 'elasticface_jax', *map(str, arguments)],
-      env=environment(devices, compile_cache) | variables,
+    process = subprocess.Popen(
+      [sys.executable, THIN, *map(str, arguments)],
+      env=environment(devices) | variables,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
     )
+    started.append(process)
+    return process
 
-  return start
+  yield start
+  for process in started:
+    process.kill()
+    process.communicate()
+
+
+class Ended(NamedTuple):
+  """A command that has ended in this process."""
+
+  code: int
+  out: str
+  err: list[str]  # Lines.
+
+
+@pytest.fixture
+def run_here(capfd, monkeypatch):
+  """``run_here(*arguments, devices=1)``: a command in this process.
+
+  It saves the start of a process, which takes longer than a narrow run. The
+  mesh is the first devices of the eight that there are.
+  """
+  make_mesh = state.make_mesh
+
+  def run(*arguments, devices=1):
+    monkeypatch.setattr(state, 'make_mesh', lambda: make_mesh(devices))
+    capfd.readouterr()
+    code = cli.main([str(argument) for argument in arguments])
+    out, err = capfd.readouterr()
+    return Ended(code, out, err.strip().splitlines())
+
+  return run
+
+
+@pytest.fixture
+def train_here(run_here, training):
+  """``train_here(workdir, devices=1, **changes)``: a run that has ended."""
+
+  def run(workdir, devices=1, **changes):
+    return run_here(*training(workdir, **changes), devices=devices)
+
+  return run
 
 
 @pytest.fixture
@@ -113,20 +170,23 @@ def free_port():
 def train_together(elasticface, training, free_port):
   """``train_together(workdir, processes=2, devices=1, **changes)``: a list.
 
-  A change to a tuple is one for each process. No process outlives its test.
+  A change to a tuple is one for each process.
   """
-  started = []
 
   def start(workdir, processes=2, devices=1, **changes):
     meeting = ['--coordinator', f'127.0.0.1:{free_port}']
     meeting += ['--processes', processes, '--process']
-    for i in range(processes):
-      own = {k: v[i] if type(v) is tuple else v for k, v in changes.items()}
-      arguments = training(workdir, **own)
-      started.append(elasticface(*arguments, *meeting, i, devices=devices))
-    return started[-processes:]
+    return [
+      elasticface(
+        *training(
+          workdir,
+          **{k: v[i] if type(v) is tuple else v for k, v in changes.items()},
+        ),
+        *meeting,
+        i,
+        devices=devices,
+      )
+      for i in range(processes)
+    ]
 
-  yield start
-  for process in started:
-    process.kill()
-    process.communicate()
+  return start

@@ -6,18 +6,8 @@ import time
 
 import pytest
 
-# The size that the promise is made for.
-RUN = {
-  'total_steps': 20,
-  'group_size': 8,
-  'data__batch_size': 64,
-  'data__synthetic__num_images': 256,
-  'model__width': 4,
-  'model__embedding_dim': 32,
-  'head__num_blocks': 8,
-  'checkpoint_every': 5,
-  'eval__pairs': '()',
-}
+STEPS = 12
+RUN = {'total_steps': STEPS, 'checkpoint_every': 3, 'eval__pairs': '()'}
 
 
 def finish(process, code=0):
@@ -32,9 +22,10 @@ def wait_for_checkpoint(folder, step, process):
     time.sleep(0.05)
 
 
-def told(out):
-  """The fingerprint that a run prints at its end."""
-  return out.strip().splitlines()[-1].removeprefix('fingerprint of step 20: ')
+def printed(out):
+  """Returns the fingerprint that a run prints at its end."""
+  last = out.strip().splitlines()[-1]
+  return last.removeprefix(f'fingerprint of step {STEPS}: ')
 
 
 @pytest.fixture(scope='module')
@@ -43,77 +34,77 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def expected(folder, train, elasticface):
+def expected(folder, train_here, run_here):
   """The fingerprint of an uninterrupted run on one device."""
   if not (folder / '1').exists():
-    finish(train(folder / '1', 1, **RUN))
-  fingerprint = finish(elasticface('fingerprint', folder / '1')).strip()
+    assert train_here(folder / '1', 1, **RUN).code == 0
+  fingerprint = run_here('fingerprint', folder / '1').out.strip()
   assert len(fingerprint) == 64
   return fingerprint
 
 
 @pytest.mark.slow
-def test_of_any_device_count(folder, train, elasticface, expected):
+def test_of_any_device_count(folder, train_here, run_here, expected):
   for devices in (4, 8):  # And 2 in what follows, up to the kill.
-    out = finish(train(folder / str(devices), devices, **RUN))
-    assert told(out) == expected, devices
+    ended = train_here(folder / str(devices), devices, **RUN)
+    assert printed(ended.out) == expected, devices
   # Another step of the same run is another state.
-  earlier = elasticface('fingerprint', folder / '1', '--step', 15)
-  assert finish(earlier).strip() != expected
+  earlier = run_here('fingerprint', folder / '1', '--step', STEPS - 3)
+  assert len(earlier.out.strip()) == 64 and earlier.out.strip() != expected
 
 
 @pytest.mark.slow
-def test_after_a_kill_and_on_another_device_count(folder, train, expected):
+def test_after_a_kill_and_on_another_device_count(
+  folder, train, train_here, expected
+):
   # Killed at a moment that the run does not know, after a checkpoint.
   killed = folder / 'killed'
   process = train(killed, 2, **RUN)
-  wait_for_checkpoint(killed, 5, process)
+  wait_for_checkpoint(killed, 3, process)
   process.send_signal(signal.SIGKILL)
   process.communicate()
-  assert not (killed / 'checkpoints' / '20').exists()
-  out = finish(train(killed, 8, **RUN))
-  assert 'going on from step' in out
-  assert told(out) == expected
+  assert not (killed / 'checkpoints' / str(STEPS)).exists()
+  ended = train_here(killed, 8, **RUN)
+  assert 'resuming from step' in ended.out
+  assert printed(ended.out) == expected
 
   # Each metric is written once, killed or not.
   rows = [(folder / f / 'metrics.jsonl').read_text() for f in ('1', 'killed')]
   steps = [[line.split(',')[0] for line in r.splitlines()] for r in rows]
-  assert steps[0] == steps[1] and len(steps[0]) == RUN['total_steps']
+  assert steps[0] == steps[1] and len(steps[0]) == STEPS
 
 
 @pytest.mark.slow
-def test_of_a_loss_with_a_state_that_goes_on_elsewhere(tmp_path, train):
+def test_of_a_loss_with_a_state_that_resumes_elsewhere(tmp_path, train_here):
   run = {'loss__name': 'adaface', 'eval__pairs': '()'}
-  whole = finish(train(tmp_path / 'whole', 1, **run))
-  finish(train(tmp_path / 'parts', 2, **run, total_steps=2))
-  parts = finish(train(tmp_path / 'parts', 4, **run))
-  assert 'going on from step 2' in parts
-  assert whole.splitlines()[-1] == parts.splitlines()[-1]
+  uninterrupted = train_here(tmp_path / 'uninterrupted', 1, **run)
+  assert train_here(tmp_path / 'parts', 1, **run, total_steps=2).code == 0
+  parts = train_here(tmp_path / 'parts', 4, **run)
+  assert 'resuming from step 2' in parts.out
+  last = [ended.out.splitlines()[-1] for ended in (uninterrupted, parts)]
+  assert last[0] == last[1] and 'fingerprint of step 4' in last[0]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('processes', 'devices'), [(2, 2), (4, 1)])
-def test_of_several_processes(
-  folder, train_together, expected, processes, devices
-):
-  workdir = folder / f'{processes} x {devices}'
-  run = train_together(workdir, processes, devices, **RUN)
+def test_of_several_processes(folder, train_together, expected):
+  workdir = folder / 'four'
+  run = train_together(workdir, 4, 1, **RUN)
   outs = [finish(process) for process in run]
-  assert told(outs[0]) == expected
+  assert printed(outs[0]) == expected
   # The others say nothing; what stands there comes from the runtime.
   assert not any('step' in out for out in outs[1:])
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  assert len(lines) == RUN['total_steps']
+  assert len(lines) == STEPS
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('victim', [0, 1])
 def test_after_the_loss_of_a_process(
-  folder, train, train_together, expected, victim
+  folder, train_here, train_together, expected, victim
 ):
   workdir = folder / f'lost {victim}'
   run = train_together(workdir, 2, 2, **RUN)
-  wait_for_checkpoint(workdir, 5, run[victim])
+  wait_for_checkpoint(workdir, 3, run[victim])
   run[victim].send_signal(signal.SIGKILL)
   start = time.monotonic()
   _, err = run[1 - victim].communicate(timeout=120)
@@ -121,7 +112,7 @@ def test_after_the_loss_of_a_process(
   # Ours where a sum between processes breaks off, else the runtime's own.
   assert 'another process was lost' in err or 'another task died' in err, err
   assert time.monotonic() - start < 90  # A heartbeat counts 30 s.
-  assert not (workdir / 'checkpoints' / '20').exists()
-  out = finish(train(workdir, 1, **RUN))
-  assert 'going on from step' in out
-  assert told(out) == expected
+  assert not (workdir / 'checkpoints' / str(STEPS)).exists()
+  ended = train_here(workdir, 1, **RUN)
+  assert 'resuming from step' in ended.out
+  assert printed(ended.out) == expected

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elasticface_jax import cli, losses
+from elasticface_jax import losses, recipes
 from elasticface_jax.training import state
 
 from . import tasks
@@ -24,7 +24,7 @@ BATCH, STEPS, RATE, SEED = GROUPS * GROUP_SIZE, 3, 0.05, 0
 PIXELS = (2, 2, 3)
 # As the quickstart's recipe has them, which has those of all losses.
 QUICKSTART = Path(__file__).parents[2] / 'configs' / 'quickstart.py'
-FIELDS = cli.load_config(str(QUICKSTART), ()).loss.to_dict() | {'scale': 16.0}
+FIELDS = recipes.load(str(QUICKSTART), ()).loss.to_dict() | {'scale': 16.0}
 NAMES = [
   'arcface',
   'elastic_arcface',

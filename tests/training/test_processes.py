@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 from elasticface_jax import cli
 from elasticface_jax.training import processes, state
 
-SHORT = {'eval__pairs': '()', 'head__num_blocks': 4}
+SHORT = {'eval__pairs': '()'}
 
 
 def end(process):
@@ -73,9 +73,9 @@ def cpu_mesh():
 
 @pytest.mark.slow
 def test_notice_to_one_stops_all_at_one_step(
-  tmp_path, train, train_together, wait_for_a_step
+  tmp_path, train_here, train_together, wait_for_a_step
 ):
-  run = train_together(tmp_path, 2, total_steps=1000, **SHORT)
+  run = train_together(tmp_path, 2, 2, total_steps=1000, **SHORT)
   wait_for_a_step(tmp_path, run[0])
   run[1].send_signal(signal.SIGTERM)
   ends = [end(process) for process in run]
@@ -87,9 +87,9 @@ def test_notice_to_one_stops_all_at_one_step(
   assert steps[0] == steps[1]
   saved = max(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
   assert str(saved) == steps[0]
-  code, out, err = end(train(tmp_path, total_steps=saved + 1, **SHORT))
+  code, out, err = train_here(tmp_path, total_steps=saved + 1, **SHORT)
   assert code == 0, err
-  assert f'going on from step {saved}' in out
+  assert f'resuming from step {saved}' in out
 
 
 @pytest.mark.slow
@@ -117,6 +117,7 @@ def test_slurm_is_found_by_its_environment(
       SLURM_NTASKS='2',
       SLURM_PROCID=str(i),
       SLURM_LOCALID=str(i),
+      devices=2,
       JAX_COORDINATOR_PORT=str(free_port),
     )
     for i in range(2)
@@ -126,5 +127,5 @@ def test_slurm_is_found_by_its_environment(
     code, out, err = end(process)
     assert code == 0, err
     outs.append(out)
-  assert 'on 2 cpu devices' in outs[0]
+  assert 'on 4 cpu devices' in outs[0]
   assert 'fingerprint of step 2' in outs[0]

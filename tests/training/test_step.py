@@ -10,7 +10,7 @@ import pytest
 from elasticface_jax import losses, models
 from elasticface_jax.training import state
 
-from . import tasks
+from . import tasks, thin
 
 GROUPS, GROUP_SIZE, CLASSES, BLOCKS = 4, 3, 21, 8
 BATCH = GROUPS * GROUP_SIZE
@@ -23,7 +23,7 @@ CLIP, DECAY, MOMENTUM, RATE = 0.5, 5e-4, 0.9, 0.1
 
 @pytest.fixture(scope='module')
 def backbone():
-  return models.build('iresnet10', embedding_dim=16, width=2)
+  return models.build(thin.NAME, embedding_dim=16, width=2)
 
 
 @pytest.fixture(scope='module')

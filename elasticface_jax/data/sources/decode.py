@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from elasticface_jax.errors import InputError, first_line
+from elasticface_jax.errors import first_line
 
 SIZE = 112  # Height and width of an aligned face.
 _MAX_SIDE = 8192
@@ -50,21 +50,13 @@ def tensorflow():
 
   Returns:
     The module `tensorflow`.
-
-  Raises:
-    InputError: if it is not installed.
   """
   # The line about oneDNN is logged before logging is set up; only the switch
   # silences it.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
-  try:
-    import tensorflow as tf
-  except ModuleNotFoundError as error:
-    raise InputError(
-      f'reading images needs a package that is missing ({error.name}): '
-      "pip install 'elasticface_jax[train]'"
-    ) from error
+  import tensorflow as tf
+
   # Otherwise it takes the memory of the devices that JAX trains on.
   tf.config.set_visible_devices([], 'GPU')
   tf.get_logger().setLevel('ERROR')

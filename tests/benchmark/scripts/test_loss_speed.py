@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / 'benchmarks' / 'loss_speed.py'
+SCRIPT = Path(__file__).parents[3] / 'benchmarks' / 'loss_speed.py'
 SMALL = ['--batch=8', '--dim=16', '--classes=300', '--num-blocks=4']
 HAS_TORCH = importlib.util.find_spec('torch') is not None
 

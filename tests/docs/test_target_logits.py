@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table and the picture of `checks/target_logits.py` tell the truth."""
+"""The table and the picture of `docs/figures/target_logits.py`."""
 
 import inspect
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / 'checks' / 'target_logits.py'
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / 'docs' / 'figures' / 'target_logits.py'
 ANGLES = np.deg2rad([0, 30, 60, 90, 120, 150, 180])
 PRINTED = 0.0005 + 2e-6  # Half of the last digit, and float32.
 
@@ -23,14 +22,14 @@ def script(load_script):
 
 @pytest.fixture(scope='module')
 def rows(script):
-  """Default numbers as printed, and values, by the first cell of the row."""
+  """Defaults as printed, and values, by the first cell of the row."""
   lines = script.table().splitlines()
   cells = [[cell.strip() for cell in line.split('|')[1:-1]] for line in lines]
   assert cells[0][2:] == [f'{angle:.0f}°' for angle in np.rad2deg(ANGLES)]
   assert len({len(row) for row in cells}) == 1
   return {
-    name: (numbers, np.array(values, float))
-    for name, numbers, *values in cells[2:]
+    name: (defaults, np.array(values, float))
+    for name, defaults, *values in cells[2:]
   }
 
 
@@ -39,10 +38,10 @@ def figure(script):
   return script.figure()
 
 
-def test_every_public_loss_has_a_row_with_its_numbers(rows, named_losses):
-  told = {}
-  for cell, (numbers, _) in rows.items():
-    told.setdefault(cell.split('`')[1], numbers)
+def test_every_public_loss_has_a_row_with_its_defaults(rows, named_losses):
+  stated = {}
+  for cell, (defaults, _) in rows.items():
+    stated.setdefault(cell.split('`')[1], defaults)
   expected = {
     name: {
       p.name: p.default
@@ -53,21 +52,22 @@ def test_every_public_loss_has_a_row_with_its_numbers(rows, named_losses):
   }
   assert len(expected) >= 13
   assert {
-    name: {n: float(v) for n, v in map(str.split, numbers.split(', '))}
-    for name, numbers in told.items()
+    name: {n: float(v) for n, v in map(str.split, defaults.split(', '))}
+    for name, defaults in stated.items()
   } == expected
 
 
-def test_the_readme_has_these_values(rows):
-  readme = (SCRIPT.parents[2] / 'README.md').read_text()
+def test_the_documentation_has_these_values(rows):
+  pages = [ROOT / 'README.md', *ROOT.glob('docs/*.md')]
+  text = '\n'.join(page.read_text() for page in pages)
   number = r'-?\d\.\d{3}'
-  told = re.findall(
+  stated = re.findall(
     rf'^\| `(\w+)`[^|]* \| ((?:{number} \| ){{6}}{number}) \|$',
-    readme,
+    text,
     re.MULTILINE,
   )
-  assert len(told) == 11
-  for name, values in told:
+  assert len(stated) == 11
+  for name, values in stated:
     values = np.array(values.split(' | '), float)
     assert any(
       cell.startswith(f'`{name}`') and np.array_equal(values, row)
@@ -80,7 +80,7 @@ def cosine_of_sum(theta, margin=0.5):
 
 
 def sphere(theta, m=1.7):
-  # Each further half turn goes on downwards from where the last one ended.
+  # Each further half turn continues downwards from the end of the last one.
   pieces = np.minimum(m * theta // np.pi, 1)
   return np.where(pieces == 0, np.cos(m * theta), -np.cos(m * theta) - 2)
 
@@ -96,8 +96,8 @@ def ada(theta, deviations):
   return np.cos(angle) - (0.4 + 0.4 * k)
 
 
-def mag(theta, length):
-  margin = 0.45 + 0.35 * (length - 10) / 100
+def mag(theta, norm):
+  margin = 0.45 + 0.35 * (norm - 10) / 100
   far = theta >= np.pi / 2
   return np.where(far, np.cos(theta), np.cos(theta + margin))
 
@@ -116,9 +116,9 @@ def mag(theta, length):
     ('`sphereface`', sphere),
     ('`x2_softmax`', lambda theta: 0.65 - 0.9 * theta**2),
     ('`curricularface`', curricular),
-    ('`magface`, length 10', lambda theta: mag(theta, 10)),
-    ('`magface`, length 60', lambda theta: mag(theta, 60)),
-    ('`magface`, length 110', lambda theta: mag(theta, 110)),
+    ('`magface`, norm 10', lambda theta: mag(theta, 10)),
+    ('`magface`, norm 60', lambda theta: mag(theta, 60)),
+    ('`magface`, norm 110', lambda theta: mag(theta, 110)),
   ],
 )
 def test_values_are_those_of_the_formula(rows, row, formula):
@@ -126,9 +126,9 @@ def test_values_are_those_of_the_formula(rows, row, formula):
 
 
 @pytest.mark.parametrize('deviations', [-3, 0, 3])
-def test_adaface_follows_the_length(rows, deviations):
+def test_adaface_follows_the_norm(rows, deviations):
   sign = {-3: ' - 3 std', 0: '', 3: ' + 3 std'}[deviations]
-  _, values = rows[f'`adaface`, length mean{sign}']
+  _, values = rows[f'`adaface`, norm mean{sign}']
   # AdaFace adds 1e-3 to the std, which moves a margin by 1e-4 or less.
   expected = ada(ANGLES, deviations)
   np.testing.assert_allclose(values, expected, atol=PRINTED + 2e-4)
@@ -192,22 +192,25 @@ def test_text_keeps_clear_of_curves_and_edges(figure):
         assert not inside.any(), f'{text.get_text()} on {line.get_label()}'
 
 
-def test_missing_folder_ends_in_one_line(tmp_path):
-  path = tmp_path / 'nowhere' / 'curves.png'
-  command = [sys.executable, SCRIPT, '--out', path]
-  process = subprocess.run(command, capture_output=True, text=True)
-  assert process.returncode == 2
-  last = process.stderr.splitlines()[-1]
-  assert str(path) in last and 'No such file' in last
-  assert 'Traceback' not in process.stderr
-  assert process.stdout == ''
-
-
-@pytest.mark.parametrize('name', ['curves.gif', 'curves', 'folder.png'])
-def test_a_name_that_cannot_be_written(script, tmp_path, capsys, name):
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [
+    ('curves.gif', 'must end in .png'),
+    ('curves', 'must end in .png'),
+    ('folder.png', 'cannot be written: Is a directory'),
+    ('nowhere/curves.png', 'cannot be written: No such file'),
+  ],
+)
+def test_a_file_that_cannot_be_written_ends_in_one_line(
+  script, tmp_path, capsys, name, message
+):
   (tmp_path / 'folder.png').mkdir()
+  path = tmp_path / name
   with pytest.raises(SystemExit) as end:
-    script.main(['--out', str(tmp_path / name)])
+    script.main(['--out', str(path)])
   assert end.value.code == 2
-  assert name in capsys.readouterr().err.splitlines()[-1]
+  printed = capsys.readouterr()
+  last = printed.err.splitlines()[-1]
+  assert str(path) in last and message in last
+  assert printed.out == ''
   assert [path.name for path in tmp_path.iterdir()] == ['folder.png']

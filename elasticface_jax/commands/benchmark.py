@@ -1,126 +1,176 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`elasticface benchmark`: its arguments, and what it runs one by one."""
+"""`elasticface benchmark`: measures the speed of training on this machine."""
 
 import argparse
 import dataclasses
 import gc
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from elasticface_jax import missing
 from elasticface_jax.errors import InputError
 
 PARTS = 'step', 'head', 'loop', 'input'
 AGAINST = 'torch', 'merged'
-_BATCH = 512  # Of head and input, where nothing says another.
-_NUM_CLASSES = 85_742, 1_000_000  # Of the head, where none is given.
+_BATCH = 512  # Default of head and input.
+_NUM_CLASSES = 85_742, 1_000_000  # Defaults of the head.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the command's arguments; imports nothing that takes time."""
+  """Adds the command's arguments."""
+  parser.epilog = 'example: elasticface benchmark step --model iresnet50'
+  parts = (*PARTS, 'all')
   parser.add_argument(
     'part',
-    choices=(*PARTS, 'all'),
-    help='the training step, the head alone, what the loop adds, the input '
-    'alone, or all of them',
+    choices=parts,
+    metavar='|'.join(parts),
+    help='the training step, the head alone, the overhead of the loop, the '
+    'input alone, or all of them',
   )
+  _add_recipe(parser)
+  _add_measurement(parser)
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
   recipe = parser.add_argument_group(
-    'recipe', 'IResNet-100 in bfloat16 on MS1MV2, unless set.'
+    'recipe', 'Defaults: IResNet-100 in bfloat16 on MS1MV2.'
   )
   recipe.add_argument(
     '--config',
-    metavar='FILE[:ARG]',
-    help='a recipe, or a run folder; what follows overrides it',
+    metavar='RECIPE[:ARG]|W',
+    help='a recipe, by name or file, or a run folder; the flags below change '
+    'its fields',
   )
   recipe.add_argument('--model', metavar='NAME', help='such as iresnet50')
-  recipe.add_argument('--dtype', help='bfloat16 or float32')
+  recipe.add_argument('--dtype', metavar='DTYPE', help='bfloat16 or float32')
   recipe.add_argument(
-    '--width', type=_count, help='channels of the first stage'
+    '--width', type=_count, metavar='N', help='channels of the first stage'
   )
-  recipe.add_argument('--embedding-dim', type=_count, metavar='D')
+  recipe.add_argument(
+    '--embedding-dim', type=_count, metavar='D', help='size of an embedding'
+  )
   recipe.add_argument(
     '--remat',
     action='store_true',
     default=None,
-    help='compute again what is not kept',
+    help='recompute activations instead of keeping them',
   )
   recipe.add_argument(
     '--batch-size',
     type=_count,
     metavar='B',
-    help='128; 512 of head and input',
+    help='default: 128; of head and input: 512',
   )
   recipe.add_argument(
     '--group-size',
     type=_count,
     metavar='S',
-    help='128, or the batch where that is smaller',
+    help='default: 128, or the batch size if that is smaller',
   )
   recipe.add_argument(
     '--num-classes',
     type=_counts,
     metavar='C[,C...]',
-    help='85742; of the head 85742,1000000. The step takes the first',
+    help='default: 85742; of the head: 85742,1000000. The step takes the first',
   )
   recipe.add_argument(
     '--num-blocks',
     type=_count,
     metavar='K',
-    help='blocks of classes, 16; of the first number of classes',
+    help='blocks of classes, for the first number of classes; default: 16',
   )
-  recipe.add_argument('--sample-rate', type=float, metavar='R')
+  recipe.add_argument(
+    '--sample-rate',
+    type=float,
+    metavar='R',
+    help='share of the classes that a step samples; default: 1',
+  )
   recipe.add_argument(
     '--precision',
     choices=('highest', 'high', 'default'),
-    help="of the head's products; highest",
+    help="of the head's matrix products; default: highest",
   )
   recipe.add_argument('--loss', metavar='NAME', help='such as arcface')
 
-  how = parser.add_argument_group('how')
+
+def _add_measurement(parser: argparse.ArgumentParser) -> None:
+  how = parser.add_argument_group('measurement')
   how.add_argument(
     '--against',
     action='append',
     default=[],
     choices=AGAINST,
-    help='time the step in turn with the same in PyTorch (extra [bench]), or '
-    'with the batch as one group a device; repeat for both',
+    help='compare the step with its twin in PyTorch (extra [bench]), or with '
+    'the batch as one group for each device; repeat for both',
   )
   how.add_argument(
-    '--devices', type=_count, default=1, help='how many share the work; 1'
+    '--devices',
+    type=_count,
+    default=1,
+    metavar='N',
+    help='devices that share the work; default: 1',
   )
   how.add_argument(
-    '--rounds', type=_count, default=7, help='turns of each way; 7'
+    '--rounds',
+    type=_count,
+    default=7,
+    metavar='N',
+    help='rounds, each of which times every variant; default: 7',
   )
   how.add_argument(
     '--seconds',
     type=_positive,
     default=1.0,
-    help='of each way in a round, at least; 1',
+    metavar='S',
+    help='least time of a variant in a round; default: 1',
   )
   how.add_argument(
     '--steps',
     type=_count,
     default=200,
-    help='of the loop and of bare steps, in all rounds together; 200',
+    metavar='N',
+    help='steps of the loop, and bare steps, over all rounds; default: 200',
   )
   how.add_argument(
     '--data',
-    metavar='PATH',
-    help='images for the input, as for inspect; drawn if unset',
+    metavar='DATA',
+    help='images for the input, as for inspect; default: synthetic ones',
   )
   how.add_argument(
     '--images-per-second',
     type=_positive,
     metavar='N',
-    help='what an accelerator takes: to say how many cores feed it; what the '
-    'step took, in all, else 462',
+    help='rate of an accelerator, to compute how many cores feed it; default: '
+    'that of the step if it is measured too, else 462',
   )
-  how.add_argument('--out', type=Path, metavar='FILE.json')
+  how.add_argument(
+    '--out', type=Path, metavar='FILE.json', help='file for the results'
+  )
 
 
-def run(
+def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
+  """Measures, prints tables, and writes the document.
+
+  Raises:
+    InputError: for a mistake in the arguments, or a package that is missing.
+  """
+  config = None
+  if args.config:
+    from elasticface_jax.benchmark import recipe
+
+    # A run folder has its config as JSON, which needs no ml_collections.
+    config = recipe.read_saved(args.config)
+    if config is None:
+      from elasticface_jax import recipes
+
+      config = recipes.load(args.config, ()).to_dict()
+  measure(args, config)
+
+
+def measure(
   args: argparse.Namespace,
   config: Mapping[str, Any] | None,
   command: str | None = None,
@@ -129,9 +179,8 @@ def run(
 
   Args:
     args: of `add_arguments`.
-    config: what ``--config`` says, as a nested mapping; None where it is not
-      given.
-    command: the command line, for the document; that of the process if unset.
+    config: nested mapping; None for the defaults.
+    command: the command line, for the document; that of the process if None.
 
   Returns:
     The document.
@@ -146,8 +195,7 @@ def run(
       f'--against {args.against[0]} is for step and all, not for {args.part}'
     )
   if 'torch' in args.against:
-    # JAX would take most of a GPU's memory at the start. Read with its first
-    # use.
+    # JAX would take most of a GPU's memory when it starts.
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   from elasticface_jax.benchmark import device, report
 
@@ -173,7 +221,7 @@ def run(
 
 
 def make_recipe(args: argparse.Namespace, config: Mapping[str, Any] | None):
-  """The recipe of a config, with what the command line changes in it."""
+  """Makes the recipe of a config, with the changes of the command line."""
   from elasticface_jax.benchmark import recipe
 
   base = recipe.Recipe() if config is None else recipe.from_config(config)
@@ -211,8 +259,10 @@ def _given(args, flags):
 def _mesh(count):
   import jax
 
+  from elasticface_jax import runtime
   from elasticface_jax.training import state
 
+  runtime.check_platform()
   if count > jax.device_count():
     raise InputError(
       f'--devices {count}: there are {jax.device_count()} '
@@ -222,9 +272,8 @@ def _mesh(count):
 
 
 def _parts(args, config, mesh, left_out) -> Iterator[tuple[str, Any]]:
-  """Checks all that is asked for, then measures one part after the other."""
+  """Checks all parts that are asked for, then measures one after the other."""
   from elasticface_jax.benchmark import head, input, loop, step
-  from elasticface_jax.benchmark.missing import MissingPackage
 
   recipe = make_recipe(args, config)
   wanted = list(PARTS) if args.part == 'all' else [args.part]
@@ -237,7 +286,7 @@ def _parts(args, config, mesh, left_out) -> Iterator[tuple[str, Any]]:
     if name in wanted:
       try:
         check()
-      except MissingPackage as error:
+      except missing.MissingPackage as error:
         if args.part != 'all':
           raise
         left_out[name] = str(error)

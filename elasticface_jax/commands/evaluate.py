@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`elasticface evaluate`: verifies pair sets with a trained backbone."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from elasticface_jax.commands import _checkpoint
+
+if TYPE_CHECKING:
+  from elasticface_jax.evaluation import Verification
+  from elasticface_jax.weights import Weights
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the command's arguments."""
+  parser.epilog = (
+    'example: elasticface evaluate --checkpoint runs/q --pairs lfw.bin'
+  )
+  _checkpoint.add_arguments(parser)
+  parser.add_argument(
+    '--pairs',
+    required=True,
+    action='append',
+    metavar='FILE',
+    help="pair set, .bin or .npz, or 'synthetic'; repeat for more",
+  )
+  parser.add_argument(
+    '--out',
+    type=Path,
+    metavar='DIR',
+    help='folder for results.json and plots',
+  )
+
+
+def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
+  """Prints a table of the results, and writes them where ``--out`` says."""
+  evaluate(_checkpoint.open_weights(args), args.pairs, out=args.out)
+
+
+def evaluate(
+  weights: Weights, pairs: Sequence[str], *, out: Path | None
+) -> dict[str, Verification]:
+  """Verifies pair sets with a trained backbone.
+
+  Args:
+    weights: the backbone.
+    pairs: paths, or ``'synthetic'``.
+    out: folder for results and plots; None for none.
+
+  Returns:
+    The result of each pair set, by name.
+
+  Raises:
+    InputError: if a pair set cannot be read.
+  """
+  from elasticface_jax import evaluation, pair_sets
+
+  config = weights.config
+  opened = pair_sets.open_pair_sets(
+    pairs, num_pairs=config['eval']['synthetic_pairs'], seed=config['seed']
+  )
+  embed = _checkpoint.embedder(weights)
+  print(f'{weights.path}, step {weights.step}')
+  results = {p.name: evaluation.verify(embed(p.images), p.same) for p in opened}
+  print(evaluation.table(results))
+  if out is not None:
+    out.mkdir(parents=True, exist_ok=True)
+    pair_sets.write_results(out, results)
+    print(f'results.json and plots are in {out}')
+  return results

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`elasticface export`: writes a backbone that runs without this package."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from elasticface_jax.commands import _checkpoint
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the command's arguments."""
+  parser.epilog = (
+    'example: elasticface export --checkpoint runs/q --format onnx '
+    '--out backbone.onnx'
+  )
+  _checkpoint.add_arguments(parser)
+  parser.add_argument(
+    '--format',
+    required=True,
+    choices=('torch', 'onnx', 'stablehlo'),
+    help="PyTorch's state_dict, or a network with its weights",
+  )
+  parser.add_argument(
+    '--out', required=True, type=Path, metavar='FILE', help='file to write'
+  )
+
+
+def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
+  """Writes the file, and prints its size."""
+  from elasticface_jax import weights
+
+  opened = _checkpoint.open_weights(args)
+  weights.export(opened, args.out, file_format=args.format)
+  print(f'{args.out}: {args.out.stat().st_size / 1e6:.1f} MB')

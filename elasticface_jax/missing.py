@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packages that are not installed: the extra that brings each of them."""
+
+import contextlib
+import importlib.util
+
+from elasticface_jax.errors import InputError
+
+# The distribution to name for a module, by the extra of setup.cfg that brings
+# it. Modules that come with a distribution (cycler, absl) stand for it.
+_EXTRAS = {
+  'train': {
+    'PIL': 'pillow',
+    'absl': 'ml-collections',
+    'array_record': 'array-record',
+    'cycler': 'matplotlib',
+    'flax': 'flax',
+    'google_crc32c': 'google-crc32c',
+    'matplotlib': 'matplotlib',
+    'ml_collections': 'ml-collections',
+    'optax': 'optax',
+    'orbax': 'orbax-checkpoint',
+    'simplejpeg': 'simplejpeg',
+    'tensorboardX': 'tensorboardX',
+    'tensorflow': 'tensorflow',
+    'tensorflow_datasets': 'tensorflow-datasets',
+    'tqdm': 'tqdm',
+  },
+  'export': {
+    'flatbuffers': 'flatbuffers',
+    'onnx': 'onnx',
+    'onnxruntime': 'onnxruntime',
+  },
+  'bench': {'torch': 'torch'},
+  'beam': {'apache_beam': 'apache-beam'},
+}
+_DISTRIBUTIONS = {
+  module: (distribution, extra)
+  for extra, modules in _EXTRAS.items()
+  for module, distribution in modules.items()
+}
+
+
+class MissingPackage(InputError):
+  """A package of an extra is not installed."""
+
+
+@contextlib.contextmanager
+def needs(what: str):
+  """Turns a failed import of a known package into one line with the remedy.
+
+  A module that no extra brings is left as it is: its absence is a defect, of
+  this package or of another, and keeps its traceback.
+
+  Args:
+    what: what needs the packages, as the user calls it.
+
+  Raises:
+    MissingPackage: names the package and the extra that brings it.
+  """
+  try:
+    yield
+  except ModuleNotFoundError as error:
+    module = (error.name or '').partition('.')[0]
+    if module not in _DISTRIBUTIONS:
+      raise
+    distribution, extra = _DISTRIBUTIONS[module]
+    raise MissingPackage(
+      f"{what} needs {distribution}: pip install 'elasticface_jax[{extra}]'"
+    ) from error
+
+
+def check(module: str) -> None:
+  """Checks that a module is installed, without the time of importing it.
+
+  Args:
+    module: name of a top-level module.
+
+  Raises:
+    ModuleNotFoundError: if it is not.
+  """
+  if importlib.util.find_spec(module) is None:
+    raise ModuleNotFoundError(f'No module named {module!r}', name=module)

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training run, from its config to its results."""
+
+# ruff: noqa: E402
+
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elasticface_jax import runtime
+
+# JAX reads it when it starts.
+runtime.set_cpu_threads()
+
+import jax
+
+from elasticface_jax import data, evaluation, models
+from elasticface_jax.errors import InputError
+from elasticface_jax.evaluation import plots
+from elasticface_jax.pair_sets import open_pair_sets, write_results
+from elasticface_jax.training import (
+  checkpoint,
+  loop,
+  metrics,
+  processes,
+  state,
+)
+from elasticface_jax.training.embed import make_embed
+from elasticface_jax.training.task import Task, from_config
+from elasticface_jax.weights import Weights, open_weights
+
+
+def train(config: Any, workdir: Path) -> dict[str, Any] | None:
+  """Trains a recipe, or resumes the run in a folder.
+
+  In a run of several processes, all of them call it (`training.processes`).
+
+  Args:
+    config: from `recipes.load`; states every field.
+    workdir: the run folder W.
+
+  Returns:
+    ``{'fingerprint': ..., 'results': {pair set: Verification}}``; None in a
+    process that is not the first.
+
+  Raises:
+    InputError: for a mistake in config, data or folder.
+    Stopped: after SIGTERM or Ctrl-C.
+  """
+  c = config
+  runtime.check_platform()
+  runtime.warn_of_cpu_threads()
+  _check_counts(c)
+  data.check_window(c.data.window)
+
+  # What to train.
+  source = data.open_source(
+    c.data.source, **c.data.synthetic, seed=c.seed, cache=workdir
+  )
+  backbone = models.build(**c.model)
+  task = from_config(c, backbone, source.num_classes, state.make_mesh())
+  keys = task.make_keys(c.seed)
+  verifier = _Verifier(
+    make_embed(backbone, task.layout.mesh, rows=c.eval.rows),
+    open_pair_sets(c.eval.pairs, num_pairs=c.eval.synthetic_pairs, seed=c.seed),
+  )
+  # A run that has begun does not look at its initial weights again.
+  initial, centers = None, None
+  if not checkpoint.is_begun(workdir):
+    initial, centers = _open_initial(c, source.num_classes)
+
+  # Where it lives.
+  checkpoint.claim(
+    workdir, c.to_dict(), source.fingerprint, initial and initial.fingerprint
+  )
+  _announce(c, source, task)
+  with checkpoint.Checkpoints(workdir, keep=c.keep_checkpoints) as checkpoints:
+    train_state = _new_or_restored(task, keys, checkpoints, initial, centers)
+
+    # The loop.
+    order = {
+      'seed': c.seed,
+      'batch_size': c.data.batch_size,
+      'window': c.data.window,
+    }
+    train_state = loop.train(
+      workdir=workdir,
+      state=train_state,
+      step_fn=task.step,
+      keys=keys,
+      batches=lambda first: data.batches(
+        source,
+        first_step=first,
+        last_step=c.total_steps,
+        rows=task.layout.local_samples(),
+        **order,
+      ),
+      batch_indices=lambda number: data.batch_indices(
+        number, num_images=source.num_images, **order
+      ),
+      evaluate=verifier,
+      checkpoints=checkpoints,
+      layout=task.layout,
+      total_steps=c.total_steps,
+      log_every=c.log_every,
+      eval_every=c.eval_every,
+      checkpoint_every=c.checkpoint_every,
+    )
+    if not verifier.results:  # The run had already ended.
+      verifier(train_state)
+  # The report reads what it needs from the disk. A finished save of Orbax's is
+  # in a reference cycle, and holds the state until that is collected.
+  del train_state, checkpoints
+  gc.collect()
+  return report(workdir, verifier.results) if processes.is_first() else None
+
+
+def report(workdir: Path, results: Mapping) -> dict[str, Any]:
+  """Prints the results and the fingerprint of a run, and draws its plots.
+
+  Args:
+    workdir: the run folder.
+    results: a `Verification` for each pair set, by name.
+
+  Returns:
+    As `train`.
+  """
+  if results:
+    print(evaluation.table(results))
+    write_results(workdir, results)
+  rows = metrics.read(workdir)
+  losses = [(r['step'], r['loss']) for r in rows if 'loss' in r]
+  accuracies = {
+    name: tuple(
+      zip(
+        *((r['step'], r['accuracy']) for r in rows if r.get('pairs') == name),
+        strict=True,
+      )
+    )
+    for name in results
+  }
+  plots.plot_training(
+    tuple(zip(*losses, strict=True)), accuracies, workdir / 'training.png'
+  )
+  written = 'results.json, plots' if results else 'training.png'
+  print(f'{written} and checkpoints are in {workdir}')
+  done, fingerprint = checkpoint.fingerprint(workdir)
+  print(f'fingerprint of step {done}: {fingerprint}')
+  return {'fingerprint': fingerprint, 'results': results}
+
+
+def _check_counts(c: Any) -> None:
+  for field, value, least in (
+    ('total_steps', c.total_steps, 1),
+    ('keep_checkpoints', c.keep_checkpoints, 1),
+    ('seed', c.seed, 0),
+  ):
+    if value < least:
+      raise InputError(f'{field}={value} must be at least {least}')
+
+
+def _open_initial(
+  c: Any, num_classes: int
+) -> tuple[Weights | None, np.ndarray | None]:
+  """Opens the initial weights that a config names, if it names any.
+
+  Args:
+    c: the config.
+    num_classes: C, of the data.
+
+  Returns:
+    The backbone's weights, and the class centres where ``start.head`` is set.
+
+  Raises:
+    InputError: if they are missing, or do not fit the rest of the config.
+  """
+  if not c.start.checkpoint:
+    for field in ('head', 'freeze'):
+      if c.start[field]:
+        raise InputError(
+          f'start.{field}=True needs weights: set start.checkpoint'
+        )
+    return None, None
+  initial = open_weights(Path(c.start.checkpoint))
+  initial.check_model(c.model)
+  if not c.start.head:
+    return initial, None
+  return initial, initial.class_centers(num_classes, c.head.subcenters)
+
+
+def _announce(c: Any, source: data.Source, task: Task) -> None:
+  """Prints what is about to be trained, and on what."""
+  layout = task.layout
+  device = jax.devices()[0].platform
+  devices = f'{device} device{"s" if jax.device_count() > 1 else ""}'
+  processes.say(
+    f'{source.num_images:,} images of {source.num_classes:,} classes, '
+    f'{c.model.name}, {task.loss}, {layout.num_groups} groups and '
+    f'{layout.num_blocks} blocks on {layout.mesh.size} {devices}'
+  )
+  if data.is_remote(c.data.source) and not c.data.window:
+    processes.say(
+      'data.source is not on a disk: a shuffle of all images reads a megabyte '
+      'for each; copy it to one, or set data.window=65536'
+    )
+
+
+def _new_or_restored(
+  task: Task,
+  keys: Mapping[str, jax.Array],
+  checkpoints: checkpoint.Checkpoints,
+  initial: Weights | None,
+  centers: np.ndarray | None,
+) -> state.TrainState:
+  """Makes the state of a new run, or restores the newest checkpoint."""
+  if checkpoints.latest_step is not None:
+    train_state = checkpoints.restore(task.abstract_state())
+    processes.say(
+      f'resuming from step {checkpoints.latest_step} in '
+      f'{checkpoints.folder.parent}'
+    )
+    return train_state
+  train_state = task.init(keys['init'])
+  if initial is None:
+    return train_state
+  train_state = state.take_over(
+    train_state,
+    task.layout,
+    params=initial.params,
+    batch_stats=initial.batch_stats,
+    class_centers=centers,
+  )
+  processes.say(f'starting from {initial.path}, step {initial.step}')
+  return train_state
+
+
+class _Verifier:
+  """Verification of train states on the pair sets of a run.
+
+  Attributes:
+    results: those of the newest call, by the name of the pair set.
+  """
+
+  def __init__(self, embed: Callable, pair_sets: Sequence[data.PairSet]):
+    self.results: dict[str, evaluation.Verification] = {}
+    self._embed = embed
+    self._pair_sets = pair_sets
+
+  def __call__(self, train_state: state.TrainState) -> dict[str, dict]:
+    """Verifies a state; gives what `loop.train` logs, by pair set."""
+    logged = {}
+    for pairs in self._pair_sets:
+      begin = time.perf_counter()
+      embeddings = self._embed(
+        train_state.params, train_state.batch_stats, pairs.images
+      )
+      result = evaluation.verify(embeddings, pairs.same)
+      seconds = time.perf_counter() - begin
+      self.results[pairs.name] = result
+      logged[pairs.name] = result.as_dict() | {'seconds': seconds}
+    return logged
