@@ -7,14 +7,13 @@ Commands import what they need when they run, so that `--help` is quick and
 
 import argparse
 import contextlib
-import difflib
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from elasticface_jax import __version__
+from elasticface_jax import __version__, recipes
 from elasticface_jax.benchmark import command as benchmark
 from elasticface_jax.benchmark import recipe
 from elasticface_jax.errors import InputError
@@ -99,10 +98,18 @@ def _parser() -> argparse.ArgumentParser:
   sub.add_argument(
     '--config',
     required=True,
-    metavar='FILE[:ARG]',
-    help='recipe; override any field with --config.field=value',
+    metavar='RECIPE[:ARG]',
+    help='name or file of a recipe; override any field with '
+    '--config.field=value',
   )
-  sub.add_argument('--workdir', required=True, type=Path, help='run folder')
+  sub.add_argument(
+    '--workdir', type=Path, help='run folder; required unless --print is given'
+  )
+  sub.add_argument(
+    '--print',
+    action='store_true',
+    help='print the resulting config, one field a line, and train nothing',
+  )
   several = sub.add_argument_group(
     'several processes', 'Found by jax on TPU pods, SLURM and Open MPI.'
   )
@@ -236,7 +243,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(args, rest):
+  if not args.print and args.workdir is None:
+    raise InputError(
+      'the following arguments are required: --workdir; see elasticface train '
+      '--help'
+    )
   config = load_config(args.config, rest)
+  if args.print:
+    print(recipes.as_text(config))
+    return
   from elasticface_jax import experiment
   from elasticface_jax.training import processes
 
@@ -376,68 +391,8 @@ def _progress(unit: str):
 
 
 def load_config(file: str, overrides: Sequence[str]):
-  """Loads a recipe and applies what the command line changes in it.
-
-  Args:
-    file: path of a Python file with `get_config`, and ``:argument`` for it.
-    overrides: ``--config.field=value``, any number.
-
-  Returns:
-    A locked `ml_collections.ConfigDict`.
-
-  Raises:
-    InputError: names the file, field or value that is wrong.
-  """
-  from absl import flags
-  from ml_collections import config_flags
-
-  path = file.split(':')[0]
-  if not Path(path).is_file():
-    raise InputError(
-      f'--config {path}: no such file; recipes are in the folder configs/'
-    )
-  for argument in overrides:
-    if argument.startswith('-') and not argument.startswith('--config.'):
-      raise InputError(
-        f'unknown argument {argument!r}; fields are set as --config.field=value'
-      )
-  values = flags.FlagValues()
-  argv = ['elasticface', f'--config={file}', *overrides]
-  config_flags.DEFINE_config_file(
-    'config', flag_values=values, lock_config=True, sys_argv=argv
-  )
-  try:
-    left = values(argv)[1:]
-  except (flags.Error, ValueError) as error:
-    raise InputError(f'{error} (in --config {file})') from error
-  except (AttributeError, KeyError) as error:
-    raise InputError(_unknown_field(file, overrides)) from error
-  if left:
-    raise InputError(f'unknown argument {left[0]!r}')
-  return values['config'].value
-
-
-def _unknown_field(file: str, overrides: Sequence[str]) -> str:
-  known = _fields(load_config(file, ()))
-  for argument in overrides:
-    name = argument.removeprefix('--config.').split('=')[0]
-    if argument.startswith('--config.') and name not in known:
-      close = difflib.get_close_matches(name, known, n=1)
-      # The same last part elsewhere is the likelier slip; the nearest such.
-      same = [f for f in known if f.split('.')[-1] == name]
-      close = sorted(same, key=lambda f: f.count('.')) or close
-      hint = f'did you mean {close[0]}?' if close else f'see {file}'
-      return f'the config {file} has no field {name!r}; {hint}'
-  return f'the config {file} does not have all the fields set'
-
-
-def _fields(config, prefix: str = '') -> list[str]:
-  names = []
-  for name, value in config.items():
-    names.append(prefix + name)
-    if hasattr(value, 'items'):
-      names += _fields(value, f'{prefix}{name}.')
-  return names
+  """Loads a recipe and applies what the command line changes in it."""
+  return recipes.load(file, overrides)
 
 
 if __name__ == '__main__':

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from elasticface_jax import cli
+from elasticface_jax import recipes
 from elasticface_jax.benchmark import device, loop, step, timing
 from elasticface_jax.benchmark.missing import MissingPackage
 from elasticface_jax.benchmark.recipe import Recipe
@@ -44,7 +44,7 @@ def run():
 
 def trainers_task(layout):
   """Assembled from a recipe of configs/, as `experiment.train` does."""
-  config = cli.load_config(str(PAPER), ()).to_dict()
+  config = recipes.load(PAPER).to_dict()
   config['data']['batch_size'] = layout.batch_size
   config['group_size'] = layout.group_size
   config['head']['num_blocks'] = layout.num_blocks

@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from elasticface_jax import cli
+from elasticface_jax import cli, recipes
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / 'launch/kubernetes').glob('jobset_*.yaml'))
@@ -239,7 +239,7 @@ def test_recipe_is_there_and_devices_divide_it(run, monkeypatch):
   assert run.container['workingDir'] == '/elasticface_jax'
   args, overrides = run.parsed(0)
   flags = ('--coordinator', '--process')
-  config = cli.load_config(
+  config = recipes.load(
     args.config, [a for a in overrides if not a.startswith(flags)]
   )
   devices = run.job['parallelism'] * run.devices_per_host
