@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from elasticface_jax.errors import InputError
 
-# A config names files in a form that shells and Python both leave alone.
+# What a shell needs for several names.
 _PAIRS = (
-  "the name of a file of pairs or 'synthetic'; of several, as "
+  "the name of a file of pairs, or 'synthetic'; several of them as "
   """--config.eval.pairs="('a.bin','b.bin')\""""
 )
 
@@ -47,23 +47,19 @@ class Rule(NamedTuple):
 
 
 def _converted(value: Any, kind: type) -> Any:
-  truth = isinstance(value, bool)  # An int to Python.
-  if kind is int and isinstance(value, numbers.Integral) and not truth:
-    return int(value)
-  if kind is float and isinstance(value, numbers.Real) and not truth:
-    return float(value)
-  if kind is tuple and isinstance(value, list):
-    return tuple(value)
-  if not isinstance(value, kind) or (kind is int and truth):
+  accepted = {int: numbers.Integral, float: numbers.Real, tuple: (tuple, list)}
+  # A bool is an integer to Python.
+  if not isinstance(value, accepted.get(kind, kind)) or (
+    isinstance(value, bool) and kind is not bool
+  ):
     raise ValueError(value)
-  return value
+  return kind(value)
 
 
-def _integer(least: int) -> Rule:
-  # Counters of a step are int32.
-  return Rule(
-    int, lambda x: least <= x < 2**31, f'an integer in [{least}, 2**31)'
-  )
+def _integer(least: int, more: str = '') -> Rule:
+  # Steps are counted in int32.
+  words = f'an integer in [{least}, 2**31){more}'
+  return Rule(int, lambda x: least <= x < 2**31, words)
 
 
 def _number(allows: Callable[[float], bool], words: str) -> Rule:
@@ -87,6 +83,7 @@ _TRUTH = Rule(bool, lambda x: True, 'True or False')
 _FINITE = _number(lambda x: True, 'a finite number')
 _POSITIVE = _number(lambda x: x > 0, 'a positive and finite number')
 _NOT_NEGATIVE = _number(lambda x: x >= 0, '0 or a positive, finite number')
+_INTERVAL = _integer(0, ': steps, 0 for the end only')
 _SHARE = _number(lambda x: 0 < x <= 1, 'in (0, 1]')
 
 # Every field of a config by dotted name, in the order of printing. There the
@@ -139,11 +136,11 @@ RULES = {
   'optim.momentum': _number(lambda x: 0 <= x < 1, 'in [0, 1)'),
   'optim.weight_decay': _NOT_NEGATIVE,
   'optim.backbone_clip_norm': _number(
-    lambda x: x > 0, 'a positive and finite number; 1e9 clips nothing'
+    lambda x: x > 0, 'a positive and finite number, such as 1e9 to clip nothing'
   ),
-  'log_every': _integer(0),
-  'eval_every': _integer(0),
-  'checkpoint_every': _integer(0),
+  'log_every': _INTERVAL,
+  'eval_every': _INTERVAL,
+  'checkpoint_every': _INTERVAL,
   'keep_checkpoints': _integer(1),
   'eval.pairs': Rule(tuple, all, _PAIRS, items=str),
   'eval.synthetic_pairs': Rule(

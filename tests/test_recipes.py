@@ -295,7 +295,7 @@ def fails(capsys, tmp_path):
     (['--config.eval.pairs=None'], 'eval.pairs=None must be the name'),
     (
       ['--config.eval.pairs=a.bin,b.bin'],
-      """of several, as --config.eval.pairs="('a.bin','b.bin')\"""",
+      """several of them as --config.eval.pairs="('a.bin','b.bin')\"""",
     ),
     (['--config.eval.pairs=(a.bin,b.bin)'], 'eval.pairs=(a.bin,b.bin) must be'),
     # Fields that do not fit together.
