@@ -290,14 +290,12 @@ def check_names(names: Iterable[str], *, known: Iterable[str]) -> None:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
   """Returns the end of a message that suggests another name, if one is near."""
-  # The same last part elsewhere is the likelier slip; the nearest such.
+  # The same last part in another section is the likelier slip.
   known = sorted(known, key=lambda k: k.count('.'))
+  known += sorted({k.rpartition('.')[0] for k in known})
   last = [k.rpartition('.')[2] for k in known]
   near = difflib.get_close_matches(name.rpartition('.')[2], last, 1, 0.7)
-  if near:
-    return f'; did you mean {known[last.index(near[0])]}?'
-  near = difflib.get_close_matches(name, known, n=1) if '.' not in name else []
-  return f'; did you mean {near[0]}?' if near else ''
+  return f'; did you mean {known[last.index(near[0])]}?' if near else ''
 
 
 def check_values(flat: Mapping[str, Any], loss: str = '') -> dict[str, Any]:

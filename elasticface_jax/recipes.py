@@ -259,8 +259,7 @@ def _words(error: BaseException) -> str:
   # Of a field that a ConfigDict does not have.
   quoted = re.match(r"""[\\'"]+(\w+)[\\'"]""", text)
   if quoted and 'ml_collections' in frames[-1].filename:
-    known = [*config_rules.SECTIONS, *config_rules.RULES]
-    near = config_rules.did_you_mean(quoted[1], known)
+    near = config_rules.did_you_mean(quoted[1], config_rules.RULES)
     return f'the config has no field {quoted[1]} there{near}'
   return f'{type(error).__name__}: {text}'
 

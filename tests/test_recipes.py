@@ -5,6 +5,7 @@ import inspect
 import json
 import re
 from pathlib import Path
+from shlex import split
 
 import pytest
 
@@ -235,178 +236,214 @@ def fails(capsys, tmp_path):
   return run
 
 
-@pytest.mark.parametrize(
-  'arguments, words',
-  [
-    # Recipes that are not there.
-    (['quikstart'], 'no such file, nor the name of a recipe; did you mean qui'),
-    (['nowhere'], f'recipes are in {CONFIGS}'),
-    (['configs/nothing.py'], '--config configs/nothing.py: no such file'),
-    ([CONFIGS.parent / 'README.md'], 'README.md is no Python file (.py)'),
-    ([CONFIGS / 'base.py'], 'base.py has no function get_config()'),
-    (['quickstart:fast'], "takes no argument 'fast'; there is only :smoke"),
-    # Fields that are not there.
-    (['--config.optim.momentom=1'], 'optim.momentom; did you mean optim.momen'),
-    (['--config.margin=1'], 'no field margin; did you mean loss.margin?'),
-    (['--config.lr=1'], 'there is no field lr; did you mean optim.lr?'),
-    (['--config.optim.rate=1'], 'no field optim.rate; --print lists them all'),
-    (
-      ['--config.loss.name=cosface', '--config.loss.margin_std=0'],
-      'cosface has no argument loss.margin_std; did you mean loss.margin?',
-    ),
-    (['--config.loss.m2=1'], 'elastic_arcface has no argument loss.m2; it has'),
-    (['--config.loss.name=arc'], "loss.name='arc' is unknown; use one of norm"),
-    (
-      ['--config.loss.name=subcenter_arcface'],
-      'set --config.loss.name=arcface and --config.head.subcenters=3',
-    ),
-    # Arguments that are no fields.
-    (
-      ['--lr', '1'],
-      "unknown argument '--lr'; fields are set as --config.field",
-    ),
-    (['extra'], "unknown argument 'extra'"),
-    (
-      ['--config.seed', '1'],
-      '--config.seed needs a value: --config.seed=VALUE',
-    ),
-    (
-      ["--config.loss={'name': 'cosface'}"],
-      'loss is a section; set its fields one by one, as --config.loss.name=ela',
-    ),
-    # Types.
-    (
-      ['--config.total_steps=many'],
-      'total_steps=many must be an integer in [1',
-    ),
-    (['--config.total_steps=1e3'], 'total_steps=1e3 must be an integer in [1'),
-    (['--config.seed=None'], 'seed=None must be an integer in [0, 2**31)'),
-    (['--config.optim.lr=fast'], 'optim.lr=fast must be a positive'),
-    (['--config.model.remat=2'], 'model.remat=2 must be True or False'),
-    (
-      ['--config.loss.clip=None'],
-      'loss.clip=None must be () for no bounds, or',
-    ),
-    # Pair sets.
-    (
-      ['--config.eval.pairs=5'],
-      'eval.pairs=5 must be the name of a file of pa',
-    ),
-    (['--config.eval.pairs=None'], 'eval.pairs=None must be the name'),
-    (
-      ['--config.eval.pairs=a.bin,b.bin'],
-      """several of them as --config.eval.pairs="('a.bin','b.bin')\"""",
-    ),
-    (['--config.eval.pairs=(a.bin,b.bin)'], 'eval.pairs=(a.bin,b.bin) must be'),
-    # Fields that do not fit together.
-    (['--config.data.batch_size=40'], '=40 is not a multiple of group_size=16'),
-    (['--config.model.use_se=True', '--config.model.width=8'], 'model.width=8'),
-    (['--config.start.freeze=True'], 'needs weights: set start.checkpoint'),
-    (['--config.start.head=True'], 'start.head=True needs weights'),
-    (
-      ['--config.data.synthetic.num_images=5'],
-      'data.synthetic.num_images=5 is less than data.synthetic.num_classes=200',
-    ),
-    (
-      ['--config.loss.name=magface', '--config.loss.upper_norm=5'],
-      'loss.lower_norm=10.0 must be less than loss.upper_norm=5.0',
-    ),
-  ],
-)
+# Arguments, and below them a part of the line that they give.
+MISTAKES = r"""
+# Recipes that are not there.
+quikstart
+  no such file, nor the name of a recipe; did you mean quickstart?
+configs/nothing.py
+  --config configs/nothing.py: no such file
+quickstart:fast
+  takes no argument 'fast'; there is only :smoke
+# Fields that are not there.
+--config.optim.momentom=1
+  no field optim.momentom; did you mean optim.momentum?
+--config.margin=1
+  no field margin; did you mean loss.margin?
+--config.lr=1
+  there is no field lr; did you mean optim.lr?
+--config.optim.rate=1
+  no field optim.rate; --print lists them all
+--config.loss.name=cosface --config.loss.margin_std=0
+  cosface has no argument loss.margin_std; did you mean loss.margin?
+--config.loss.m2=1
+  elastic_arcface has no argument loss.m2; it has loss.scale, loss.margin,
+--config.loss.name=arc
+  loss.name='arc' is unknown; use one of normface, arcface,
+--config.loss.name=subcenter_arcface
+  set --config.loss.name=arcface and --config.head.subcenters=3
+# Arguments that are no fields.
+--lr 1
+  unknown argument '--lr'; fields are set as --config.field=value
+extra
+  unknown argument 'extra'
+--config.seed 1
+  --config.seed needs a value: --config.seed=VALUE
+"--config.loss={'name': 'cosface'}"
+  loss is a section; set its fields one by one, as --config.loss.name=elas
+# Types.
+--config.total_steps=many
+  total_steps=many must be an integer in [1, 2**31)
+--config.total_steps=1e3
+  total_steps=1e3 must be an integer in [1, 2**31)
+--config.seed=None
+  seed=None must be an integer in [0, 2**31)
+--config.optim.lr=fast
+  optim.lr=fast must be a positive
+--config.model.remat=2
+  model.remat=2 must be True or False
+--config.loss.clip=None
+  loss.clip=None must be () for no bounds, or (low,high)
+# Pair sets.
+--config.eval.pairs=5
+  eval.pairs=5 must be the name of a file of pairs
+--config.eval.pairs=None
+  eval.pairs=None must be the name
+--config.eval.pairs=a.bin,b.bin
+  several of them as --config.eval.pairs="('a.bin','b.bin')"
+--config.eval.pairs=(a.bin,b.bin)
+  eval.pairs=(a.bin,b.bin) must be
+# Fields that do not fit together.
+--config.data.batch_size=40
+  =40 is not a multiple of group_size=16
+--config.model.use_se=True --config.model.width=8
+  model.width=8
+--config.start.freeze=True
+  needs weights: set start.checkpoint
+--config.start.head=True
+  start.head=True needs weights
+--config.data.synthetic.num_images=5
+  data.synthetic.num_images=5 is less than data.synthetic.num_classes=200
+--config.loss.name=magface --config.loss.upper_norm=5
+  loss.lower_norm=10.0 must be less than loss.upper_norm=5.0
+"""
+
+
+def pairs_of(text):
+  lines = [line for line in text.splitlines() if line and line[0] != '#']
+  return list(zip(lines[::2], map(str.strip, lines[1::2]), strict=True))
+
+
+@pytest.mark.parametrize('arguments, words', pairs_of(MISTAKES))
 def test_mistakes_at_the_command_line(fails, arguments, words):
-  first = str(arguments[0])
-  if first.startswith('-') or first == 'extra':
-    arguments = ['quickstart', *arguments]
-  assert words in fails(*arguments)
+  own = arguments.startswith(('-', '"', 'extra'))
+  assert words in fails(*(['quickstart'] if own else []), *split(arguments))
 
 
-HEAD = 'from elasticface_jax import recipes\n'
-GET = HEAD + 'def get_config():\n  c = recipes.base()\n'
+def test_files_that_are_no_recipes(fails):
+  assert f'recipes are in {CONFIGS}' in fails('nowhere')
+  line = fails(CONFIGS.parent / 'README.md')
+  assert 'README.md is no Python file (.py)' in line
+  assert 'base.py has no function get_config()' in fails(CONFIGS / 'base.py')
 
 
-@pytest.mark.parametrize(
-  'code, words',
-  [
-    # Fields and values.
-    (
-      GET + '  c.optm = 1\n  return c',
-      ': there is no field optm; did you mean op',
-    ),
-    (
-      GET + '  c.lr = 1\n  return c',
-      ': there is no field lr; did you mean optim',
-    ),
-    (
-      GET + '  c.loss.marign = 0.2\n  return c',
-      ': elastic_arcface has no argument loss.marign; did you mean loss.marg',
-    ),
-    (
-      GET + '  c.head = dict(num_blocks=8)\n  return c',
-      ': the field head.subcenters is missing; recipes.base() has every field',
-    ),
-    (GET + '  del c.loss\n  return c', ': the field loss.name is missing'),
-    (
-      GET + "  c.loss = dict(name='cosface', scale=64.0)\n  return c",
-      ': the field loss.margin is missing; cosface takes',
-    ),
-    (
-      GET + "  c.optim.lr = '0.8'\n  return c",
-      ": optim.lr='0.8' must be a positive and finite number",
-    ),
-    (GET + '  c.seed = True\n  return c', ': seed=True must be an integer'),
-    (GET + '  c.augment = 7\n  return c', ': augment=7 must be a section'),
-    (
-      GET + '  c.group_size = 7\n  return c',
-      ': data.batch_size=512 is not a multiple of group_size=7',
-    ),
-    (
-      GET + "  c.eval.pairs = 'lfw.bin'\n  return c",
-      ": eval.pairs='lfw.bin' must be the name of a file of pairs",
-    ),
-    # Code that raises.
-    (GET + '  c.lr = LR\n  return c', ", line 4: NameError: name 'LR' is not"),
-    ('def get_config(:\n', ', line 1: SyntaxError: '),
-    ('\n  x = 1\n', ', line 2: IndentationError: '),
-    (
-      HEAD + 'import nothing_such\n',
-      ', line 2: ModuleNotFoundError: No module',
-    ),
-    (
-      HEAD + 'from elasticface_jax import nothing\n',
-      ', line 2: ImportError: cannot import name',
-    ),
-    (
-      GET + '  c.agument.flip = 0.5\n  return c',
-      ', line 4: the config has no field agument there; did you mean augment?',
-    ),
-    (
-      GET + "  c.seed = c['sed']\n  return c",
-      ', line 4: the config has no field sed there; did you mean seed?',
-    ),
-    (GET + '  return {}[1]', ', line 4: KeyError: 1'),
-    (GET + '  return recipes.bass()', ', line 4: AttributeError: module'),
-    (GET + "  recipes.loss('arc')", ", line 4: loss.name='arc' is unknown"),
-    ('import sys\nsys.exit(0)\n', ', line 2: SystemExit: 0'),
-    ('1 / 0\n', ', line 1: ZeroDivisionError: division by zero'),
-    ('\0', ': '),
-    # Functions that are none of a recipe's.
-    (HEAD + 'def getconfig():\n  pass', ' has no function get_config()'),
-    ('get_config = 5', ' has no function get_config()'),
-    (GET, ', line 2: get_config() returns None and no ConfigDict: begin with'),
-    (
-      GET + '  return c.to_dict()',
-      ', line 2: get_config() returns a dict and no',
-    ),
-    (
-      'def get_config(size): pass',
-      ', line 1: get_config(size) needs an argument',
-    ),
-  ],
-)
-def test_mistakes_in_a_recipe(fails, tmp_path, code, words):
+# Bodies of get_config or whole recipes, then the words that follow the file.
+GET = """from elasticface_jax import recipes
+def get_config():
+  c = recipes.base()
+"""
+MISTAKEN = r"""
+  c.optm = 1
+  return c
+: there is no field optm; did you mean optim?
+
+  c.lr = 1
+  return c
+: there is no field lr; did you mean optim.lr?
+
+  c.loss.marign = 0.2
+  return c
+: elastic_arcface has no argument loss.marign; did you mean loss.margin?
+
+  c.head = dict(num_blocks=8)
+  return c
+: the field head.subcenters is missing; recipes.base() has every field
+
+  del c.loss
+  return c
+: the field loss.name is missing
+
+  c.loss = dict(name='cosface', scale=64.0)
+  return c
+: the field loss.margin is missing; cosface takes loss.scale, loss.margin
+
+  c.optim.lr = '0.8'
+  return c
+: optim.lr='0.8' must be a positive and finite number
+
+  c.seed = True
+  return c
+: seed=True must be an integer in [0, 2**31)
+
+  c.augment = 7
+  return c
+: augment=7 must be a section
+
+  c.group_size = 7
+  return c
+: data.batch_size=512 is not a multiple of group_size=7
+
+  c.eval.pairs = 'lfw.bin'
+  return c
+: eval.pairs='lfw.bin' must be the name of a file of pairs
+
+  c.seed = SEED
+, line 4: NameError: name 'SEED' is not defined
+
+  c.agument.flip = 0.5
+, line 4: the config has no field agument there; did you mean augment?
+
+  c.seed = c['sed']
+, line 4: the config has no field sed there; did you mean seed?
+
+  return {}[1]
+, line 4: KeyError: 1
+
+  return recipes.bass()
+, line 4: AttributeError: module 'elasticface_jax.recipes' has no attribute
+
+  c.loss = recipes.loss('arc')
+, line 4: loss.name='arc' is unknown; use one of normface
+
+def get_config(:
+, line 1: SyntaxError: invalid syntax
+
+x = 1
+  y = 2
+, line 2: IndentationError: unexpected indent
+
+import nothing_such
+, line 1: ModuleNotFoundError: No module named 'nothing_such'
+
+from elasticface_jax import nothing
+, line 1: ImportError: cannot import name 'nothing'
+
+import sys
+sys.exit(0)
+, line 2: SystemExit: 0
+
+1 / 0
+, line 1: ZeroDivisionError: division by zero
+
+def getconfig(): pass
+ has no function get_config(), which every recipe has
+
+get_config = 5
+ has no function get_config(), which every recipe has
+
+  c.seed = 1
+, line 2: get_config() returns None and no ConfigDict: begin with c = recipes
+
+  return c.to_dict()
+, line 2: get_config() returns a dict and no ConfigDict: begin with c = recip
+
+def get_config(size): pass
+, line 1: get_config(size) needs an argument: give it as --config
+"""
+
+
+@pytest.mark.parametrize('mistake', MISTAKEN.strip('\n').split('\n\n'))
+def test_mistakes_in_a_recipe(fails, tmp_path, mistake):
+  code, _, words = mistake.rpartition('\n')
   file = tmp_path / 'own.py'
-  file.write_text(code)
+  file.write_text(GET + code if code.startswith(' ') else code)
   assert f'{file}{words}' in fails(file)
+
+
+def test_a_file_of_zeros(fails, tmp_path):
+  file = tmp_path / 'own.py'
+  file.write_bytes(bytes(9))
+  assert f'{file}: ' in fails(file)
 
 
 def test_an_argument_that_a_recipe_does_not_take(fails, tmp_path):
