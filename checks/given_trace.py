@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from elasticface_jax import interop, models
+from elasticface_jax import interop, models, recipes
 from elasticface_jax.benchmark.recipe import Recipe
 from elasticface_jax.benchmark.step import make_task
 from elasticface_jax.training import augment, loss, state
@@ -76,7 +76,6 @@ def make_recipe(
 ) -> Recipe:
   """The recipe of a trace; numbers not named here are the paper's."""
   margin, std = MARGINS[loss]
-  numbers = {'name': loss, 'margin': margin, 'margin_std': std}
   return Recipe(
     model={
       'name': model,
@@ -84,7 +83,7 @@ def make_recipe(
       'embedding_dim': embedding_dim,
       'dtype': dtype,
     },
-    loss=Recipe().loss | numbers,
+    loss=recipes.loss(loss, margin=margin, margin_std=std),
     batch_size=batch_size,
     group_size=batch_size // groups,
     num_classes=num_classes,

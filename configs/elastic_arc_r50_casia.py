@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""ElasticFace-Arc on CASIA-WebFace with IResNet-50 (arXiv 2109.09416).
 
-The set-up of the paper's parameter study, with the numbers of the released
+The set-up of the paper's parameter study, with the values of the released
 configuration: 40 epochs, the rate a tenth from epochs 21, 29 and 39 on
 (counted from 0). The authors advise at least 50 epochs with drops at 20, 30
 and 40 where it does not converge.
@@ -9,92 +9,19 @@ and 40 where it does not converge.
 Expect (AdaFace's README, ArcFace with R50; the paper's own are unknown):
 LFW 99.45, AgeDB-30 94.90, CFP-FP 95.21 % accuracy.
 
-Run:   elasticface train --config configs/elastic_arc_r50_casia.py \
-           --workdir runs/elastic_arc_r50_casia \
-           --config.data.source=FOLDER
-Smoke: ... --config configs/elastic_arc_r50_casia.py:smoke
+Run: elasticface train --config elastic_arc_r50_casia --workdir W
 """
 
-import ml_collections as mlc
-
-# 490,623 images, as the reference's step counts say (its config says 501,195).
-STEPS_PER_EPOCH = 490_623 // 512
+from elasticface_jax import recipes
 
 
-def get_config(arg=''):
-  c = mlc.ConfigDict()
-  c.seed = 0  # The one root of every random stream.
-  c.total_steps = 40 * STEPS_PER_EPOCH  # 38,320.
-  c.group_size = 128  # Shares BatchNorm: 4 GPUs x 128 in the reference.
-
-  c.data = dict(
-    source='data/casia',  # Holds train.rec, train.idx and property.
-    batch_size=512,
-    window=0,  # Images shuffled together (data.order); 0 for all of them.
-    # What 'synthetic' draws; not read for other sources.
-    synthetic=dict(num_images=1_024, num_classes=64),
-  )
-  c.augment = dict(flip=0.5)  # Nothing else, as the reference.
-  c.model = dict(
-    name='iresnet50',
-    width=64,  # Of the first stage, as published.
-    embedding_dim=512,
-    dropout=0.4,  # Before the last linear layer, as the reference.
-    use_se=False,
-    dtype='float32',  # As the reference trained.
-    remat=False,  # Less memory for a third more work (models.build).
-  )
-  c.head = dict(
-    num_blocks=16,  # Blocks of classes; devices divide it.
-    subcenters=1,  # Centres of each class; the nearest counts.
-    sample_rate=1.0,  # Share of a block's classes in a step; 1 for all.
-    precision='highest',  # Of its products; or 'high', 'default' (README).
-  )
-  c.start = dict(
-    checkpoint='',  # Run folder or .pth whose backbone to begin with, or ''.
-    head=False,  # Begin with its class centres too: the same classes.
-    freeze=False,  # Train the class centres alone.
-  )
-  c.loss = dict(
-    name='elastic_arcface',
-    scale=64.0,
-    margin=0.5,  # Mean, radians.
-    margin_std=0.05,  # Radians.
-    clip=(),  # Bounds of the draw in standard deviations; () for none.
-    pairing='paper',  # Of the '+' losses; not used by this one.
-    gradient='exact',  # Of the arc losses, as the reference.
-  )
-  c.optim = dict(
-    lr=0.1,  # At batch size 512; scaled by batch_size / 512.
-    warmup_steps=0,  # None in the reference.
-    decay_steps=tuple(epoch * STEPS_PER_EPOCH for epoch in (21, 29, 39)),
-    decay_factor=0.1,
-    momentum=0.9,
-    weight_decay=5e-4,  # On everything trained, as the reference.
-    backbone_clip_norm=5.0,  # Of the gradient, backbone only.
-  )
-  c.log_every = 50  # Steps.
-  c.eval_every = STEPS_PER_EPOCH // 2  # As the reference.
-  c.checkpoint_every = STEPS_PER_EPOCH // 2
-  c.keep_checkpoints = 3  # Newest ones.
-  c.eval = dict(
-    pairs=(
-      'data/lfw.bin',
-      'data/agedb_30.bin',
-      'data/calfw.bin',
-      'data/cplfw.bin',
-      'data/cfp_fp.bin',
-    ),
-    synthetic_pairs=100,  # How many 'synthetic' draws.
-    rows=128,  # Images that go through the network together.
-  )
-
-  if arg == 'smoke':  # Every part of it, small and without data.
-    c.total_steps, c.group_size = 4, 8
-    c.log_every, c.eval_every, c.checkpoint_every = 1, 4, 2
-    c.data.update(source='synthetic', batch_size=32)
-    c.model.update(name='iresnet18', width=8)
-    c.eval.pairs = ('synthetic',)
-  elif arg:
-    raise ValueError(f'unknown argument {arg!r}; there is only smoke')
+def get_config():
+  c = recipes.base()
+  c.data.source = 'data/casia'
+  c.model.update(name='iresnet50', dropout=0.4)
+  # 490,623 images, as the reference's step counts say (its config says
+  # 501,195): 958 steps an epoch.
+  c.total_steps = 38_320
+  c.optim.decay_steps = (20_118, 27_782, 37_362)
+  c.eval_every = c.checkpoint_every = 479
   return c

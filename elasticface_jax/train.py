@@ -18,7 +18,7 @@ runtime.set_cpu_threads()
 
 import jax
 
-from elasticface_jax import data, evaluation, models
+from elasticface_jax import config_rules, data, evaluation, models
 from elasticface_jax.errors import InputError
 from elasticface_jax.evaluation import plots
 from elasticface_jax.pair_sets import open_pair_sets, write_results
@@ -54,8 +54,7 @@ def train(config: Any, workdir: Path) -> dict[str, Any] | None:
   c = config
   runtime.check_platform()
   runtime.warn_of_cpu_threads()
-  _check_counts(c)
-  data.check_window(c.data.window)
+  config_rules.check(c)
 
   # What to train.
   source = data.open_source(
@@ -151,16 +150,6 @@ def report(workdir: Path, results: Mapping) -> dict[str, Any]:
   done, fingerprint = checkpoint.fingerprint(workdir)
   print(f'fingerprint of step {done}: {fingerprint}')
   return {'fingerprint': fingerprint, 'results': results}
-
-
-def _check_counts(c: Any) -> None:
-  for field, value, least in (
-    ('total_steps', c.total_steps, 1),
-    ('keep_checkpoints', c.keep_checkpoints, 1),
-    ('seed', c.seed, 0),
-  ):
-    if value < least:
-      raise InputError(f'{field}={value} must be at least {least}')
 
 
 def _open_initial(

@@ -15,13 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elasticface_jax import atomic, interop, models
+from elasticface_jax import atomic, config_rules, interop, models
 from elasticface_jax.errors import InputError
 from elasticface_jax.interop import onnx_graph, stablehlo, torch_files
 from elasticface_jax.training import checkpoint
 
 # Arguments of `models.build` that must match for weights to load.
 SHAPE_FIELDS = ('name', 'width', 'embedding_dim', 'use_se')
+
+# Fields of a saved config that weights cannot do without.
+_NEEDED = (
+  *(name for name in config_rules.RULES if name.startswith('model.')),
+  'eval.synthetic_pairs',
+  'seed',
+)
 
 # Images of an evaluation batch, as in the recipes for CPUs and accelerators.
 _BATCH_ON_CPU, _BATCH = 16, 128
@@ -166,6 +173,7 @@ def open_weights(path: Path, step: int | None = None) -> Weights:
       'file; give the --workdir of a training run, or a .pth'
     )
   config = checkpoint.read_json(path / 'config.json')
+  config_rules.check_saved(config, path / 'config.json', _NEEDED)
   step, saved = checkpoint.read(path, step, ('params', 'batch_stats'))
   return Weights(path, step, config, saved['params'], saved['batch_stats'])
 

@@ -17,7 +17,9 @@ ALLOWED = {
   'models': set(),
   'data': {'pickles', 'atomic'},
   'evaluation': {'atomic'},
-  'training': {'exact', 'losses', 'atomic'},
+  'training': {'exact', 'losses', 'atomic', 'config_rules'},
+  'config_rules': set(),
+  'recipes': {'config_rules', 'training'},
   'benchmark': {
     'exact',
     'losses',
@@ -26,10 +28,11 @@ ALLOWED = {
     'training',
     'missing',
     'atomic',
+    'config_rules',
+    'recipes',
   },
   'interop': {'models', 'pickles', 'atomic'},
-  'weights': {'models', 'training', 'interop', 'atomic'},
-  'recipes': set(),
+  'weights': {'models', 'training', 'interop', 'atomic', 'config_rules'},
   'pair_sets': {'data', 'evaluation', 'training'},
   'train': {
     'models',
@@ -39,6 +42,7 @@ ALLOWED = {
     'weights',
     'pair_sets',
     'runtime',
+    'config_rules',
   },
   'commands': {
     'models',

@@ -24,14 +24,11 @@ from elasticface_jax import (
   data,
   exit_codes,
   missing,
-  recipes,
   runtime,
 )
 from elasticface_jax.errors import InputError, Stopped
-from elasticface_jax.training.loss import by_name
 
-CONFIGS = sorted((Path(__file__).parents[1] / 'configs').glob('*.py'))
-QUICKSTART = CONFIGS[0].with_name('quickstart.py')
+QUICKSTART = Path(__file__).parents[1] / 'configs' / 'quickstart.py'
 
 
 @pytest.fixture
@@ -100,7 +97,7 @@ def test_print_shows_the_config_and_trains_nothing(run):
     ['train', '--config', QUICKSTART, '--print', '--config.optim.lr=0.25']
   )
   assert code == 0
-  assert 'lr: 0.25' in output and 'momentum: 0.9' in output
+  assert 'optim.lr = 0.25' in output and 'optim.momentum = 0.9' in output
 
 
 LACKING = """
@@ -239,31 +236,7 @@ def test_missing_argument_names_it(fails):
   assert '--workdir' in fails('train', '--config', QUICKSTART)
 
 
-def test_config_that_is_not_there(train_fails):
-  message = train_fails(config='configs/nothing.py')
-  assert 'configs/nothing.py' in message and 'no such file' in message
-
-
-def test_unknown_field_suggests_the_right_one(train_fails):
-  message = train_fails('--config.optim.learning_rate=1')
-  assert 'optim.learning_rate' in message and str(QUICKSTART) in message
-  message = train_fails('--config.optim.momentom=1')
-  assert 'did you mean optim.momentum?' in message
-  message = train_fails('--config.margin=1')
-  assert 'did you mean loss.margin?' in message
-
-
-def test_value_of_another_type(train_fails):
-  assert 'total_steps=many' in train_fails('--config.total_steps=many')
-
-
-def test_unknown_config_argument(train_fails):
-  assert "'fast'" in train_fails(config=f'{QUICKSTART}:fast')
-
-
-def test_stray_arguments(train_fails, fails):
-  assert "'--lr'" in train_fails('--lr', '1')
-  assert "'extra'" in train_fails('extra')
+def test_stray_arguments(fails):
   assert "'more'" in fails('fingerprint', 'w', 'more')
 
 
@@ -271,18 +244,9 @@ def test_stray_arguments(train_fails, fails):
   ('override', 'message'),
   [
     ('data.source=/no/such/folder', '/no/such/folder'),
-    ('data.batch_size=40', 'group_size=16'),
     ('head.num_blocks=5000', 'head.num_blocks=5000'),
     ('head.num_blocks=12', '8 devices do not divide the blocks'),
     ('data.batch_size=16', '8 devices do not divide the groups'),
-    ('model.name=resnet', "'resnet'"),
-    ('model.dtype=float8', "'float8'"),
-    ('loss.name=arc', "'arc'"),
-    ('loss.pairing=random', "'random'"),
-    ('loss.scale=-1', '-1'),
-    ('total_steps=0', 'total_steps=0'),
-    ('seed=-1', 'seed=-1'),
-    ('group_size=0', 'group_size=0'),
     ('eval.pairs=/no/such.bin', '/no/such.bin'),
   ],
 )
@@ -297,12 +261,6 @@ def test_folders_that_are_no_runs(fails, tmp_path):
   message = fails('evaluate', '--checkpoint', tmp_path, '--pairs', 'synthetic')
   assert 'config.json' in message and str(tmp_path) in message
   assert 'no such folder' in fails('inspect', tmp_path / 'nothing')
-
-
-def test_windows_are_runs_or_none(train_fails):
-  for window in (-1, 1, 1023):
-    message = train_fails(f'--config.data.window={window}')
-    assert f'data.window={window} must be 0' in message and '1024' in message
 
 
 @pytest.fixture
@@ -454,65 +412,3 @@ def test_pairs_from_a_folder_and_a_list(people, fails, tmp_path, capsys):
   pairs.write_text('person_0\t1\t9\n')
   message = fails('prepare', people, tmp_path / 'new.npz', '--list', pairs)
   assert 'person_0_0009' in message and str(pairs) in message
-
-
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-def test_recipes_state_the_same_fields_and_those_of_their_loss(path):
-  config = recipes.load(str(path), ())
-  everything = set(recipes._fields(recipes.load(str(QUICKSTART), ())))
-  fields = set(recipes._fields(config))
-  assert fields <= everything
-  assert all(f.startswith('loss.') for f in everything - fields)
-  by_name(config.loss)
-
-
-def test_every_loss_has_a_recipe_for_ms1mv2():
-  names = {
-    recipes.load(str(path), ()).loss.name
-    for path in CONFIGS
-    if 'ms1mv2' in path.stem
-  }
-  quickstart = recipes.load(str(QUICKSTART), ())
-  with pytest.raises(InputError, match='use one of ') as error:
-    by_name(quickstart.loss.to_dict() | {'name': 'no loss'})
-  known = set(str(error.value).split('use one of ')[1].split(', '))
-  assert names == known - {'normface'}
-  for name in known:  # The quickstart's has the numbers of all of them.
-    by_name(quickstart.loss.to_dict() | {'name': name})
-
-
-def test_a_loss_that_a_recipe_has_no_numbers_for(train_fails):
-  config = QUICKSTART.with_name('arcface_r100_ms1mv2.py')
-  message = train_fails('--config.loss.name=adaface', config=f'{config}:smoke')
-  assert (
-    'loss.adaface.margin' in message and 'take a recipe of that loss' in message
-  )
-
-
-def test_paper_recipes_follow_the_paper():
-  paper = [f'elastic_{x}' for x in ('arc', 'cos', 'arc_plus', 'cos_plus')]
-  for stem in (*paper, 'arcface', 'cosface'):
-    path = QUICKSTART.with_name(f'{stem}_r100_ms1mv2.py')
-    c = recipes.load(str(path), ())
-    assert c.total_steps == 295_672
-    assert c.optim.decay_steps == (79_604, 147_836, 216_068, 272_928)
-    assert (c.data.batch_size, c.group_size) == (512, 128)
-  margins = {
-    p.stem: (c.loss.name, c.loss.margin, c.loss.margin_std)
-    for p in CONFIGS
-    for c in [recipes.load(str(p), ())]
-    if 'margin_std' in c.loss
-  }
-  assert margins['elastic_arc_r100_ms1mv2'] == ('elastic_arcface', 0.5, 0.05)
-  assert margins['elastic_cos_r100_ms1mv2'] == ('elastic_cosface', 0.35, 0.05)
-  assert margins['elastic_arc_plus_r100_ms1mv2'] == (
-    'elastic_arcface_plus',
-    0.5,
-    0.0175,
-  )
-  assert margins['elastic_cos_plus_r100_ms1mv2'] == (
-    'elastic_cosface_plus',
-    0.35,
-    0.025,
-  )
-  assert margins['cosface_r100_ms1mv2'][:2] == ('cosface', 0.35)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from elasticface_jax import config_rules, recipes
 from elasticface_jax.errors import InputError, first_line
 
 SAVED = 'config.json'  # In a run folder.
@@ -27,15 +28,7 @@ class Recipe:
     default_factory=lambda: {'name': 'iresnet100', 'dtype': 'bfloat16'}
   )
   loss: Mapping[str, Any] = dataclasses.field(
-    default_factory=lambda: {
-      'name': 'elastic_arcface',
-      'scale': 64.0,
-      'margin': 0.5,
-      'margin_std': 0.05,
-      'clip': (),
-      'pairing': 'paper',
-      'gradient': 'exact',
-    }
+    default_factory=lambda: recipes.loss('elastic_arcface')
   )
   batch_size: int = 128
   group_size: int = 128
@@ -86,28 +79,22 @@ def from_config(config: Mapping[str, Any]) -> Recipe:
   """Takes what a step's cost depends on from a whole config.
 
   Args:
-    config: nested mapping, of `configs/` or read from a run folder.
+    config: of `recipes.load` or `read_saved`; nested.
 
-  Raises:
-    InputError: if a field is missing.
+  Returns:
+    The recipe.
   """
-  try:
-    return Recipe(
-      model=config['model'],
-      loss=config['loss'],
-      batch_size=config['data']['batch_size'],
-      group_size=config['group_size'],
-      num_blocks=config['head']['num_blocks'],
-      subcenters=config['head']['subcenters'],
-      sample_rate=config['head']['sample_rate'],
-      precision=config['head']['precision'],
-      flip=config['augment']['flip'],
-    )
-  except KeyError as error:
-    raise InputError(
-      f'the config has no field {error}: take one of configs/, or the '
-      f'{SAVED} of a run folder of this version'
-    ) from error
+  return Recipe(
+    model=config['model'],
+    loss=config['loss'],
+    batch_size=config['data']['batch_size'],
+    group_size=config['group_size'],
+    num_blocks=config['head']['num_blocks'],
+    subcenters=config['head']['subcenters'],
+    sample_rate=config['head']['sample_rate'],
+    precision=config['head']['precision'],
+    flip=config['augment']['flip'],
+  )
 
 
 def read_saved(given: str) -> Mapping[str, Any] | None:
@@ -120,7 +107,8 @@ def read_saved(given: str) -> Mapping[str, Any] | None:
     The config; None if it is neither, and so a recipe in Python.
 
   Raises:
-    InputError: if there is none in the folder, or it is damaged.
+    InputError: if there is none in the folder, it is damaged, or a field is
+      unknown, missing or not allowed.
   """
   path = Path(given)
   if path.is_dir():
@@ -144,4 +132,7 @@ def read_saved(given: str) -> Mapping[str, Any] | None:
       f'--config {path} holds no config: give a run folder, or a recipe of '
       'configs/'
     )
-  return config
+  try:
+    return config_rules.check(config)
+  except InputError as error:
+    raise InputError(f'--config {path}: {error}') from None

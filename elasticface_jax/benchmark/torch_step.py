@@ -230,7 +230,7 @@ def draw_margins(loss: MarginLoss, shape, device: str):
   """Draws margins of one step, one for each sample, not yet paired."""
   import torch
 
-  numbers = dict(loss.numbers)
+  numbers = dict(loss.hyperparameters)
   mean, std = numbers.get('margin', 0.0), numbers.get('margin_std', 0.0)
   margins = torch.full(shape, mean, device=device)
   if not std:
@@ -269,7 +269,7 @@ def head_loss(
     cosines = cosines.view(len(labels), head.num_classes, -1).max(2).values
   samples = torch.arange(len(labels), device=labels.device)
   target = cosines[samples, labels]
-  numbers = dict(loss.numbers)
+  numbers = dict(loss.hyperparameters)
   if numbers.get('margin_std') and 'pairing' in numbers:
     margins = pair(margins, target, group_size, rule=numbers['pairing'])
   straight = head.gradient == 'straight_through'

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from elasticface_jax import missing
+from elasticface_jax import missing, recipes
 from elasticface_jax.errors import InputError
 
 PARTS = 'step', 'head', 'loop', 'input'
@@ -233,13 +233,19 @@ def make_recipe(args: argparse.Namespace, config: Mapping[str, Any] | None):
     'sample_rate': args.sample_rate,
     'precision': args.precision,
     'model': base.model | _given(args, _MODEL_FLAGS),
-    'loss': base.loss | ({'name': args.loss} if args.loss else {}),
+    'loss': _loss(base.loss, args.loss),
   }
   changed = {n: value for n, value in changed.items() if value is not None}
   made = dataclasses.replace(base, **changed)
   if args.group_size is None and made.batch_size < made.group_size:
     made = dataclasses.replace(made, group_size=made.batch_size)
   return made
+
+
+def _loss(loss, name):
+  if name in (None, loss['name']):
+    return loss
+  return recipes.loss(name)
 
 
 _MODEL_FLAGS = {

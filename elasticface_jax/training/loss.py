@@ -6,13 +6,13 @@ make its margins. A step has for that its key, the state of the step before, and
 of one group of samples the target cosines and the norms of the embeddings.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from elasticface_jax import config_rules
 from elasticface_jax.errors import InputError
 from elasticface_jax.losses._adaptive import (
   adaface_init,
@@ -22,17 +22,12 @@ from elasticface_jax.losses._adaptive import (
   magface_margins,
 )
 from elasticface_jax.losses._blockwise import Head
-from elasticface_jax.losses._margins import (
-  PAIRINGS,
-  check_clip,
-  pair_margins,
-  sample_margins,
-)
-from elasticface_jax.losses._targets import GRADIENTS, KINDS
+from elasticface_jax.losses._margins import pair_margins, sample_margins
+from elasticface_jax.losses._targets import KINDS
 
 
 class Given(NamedTuple):
-  """What the margins of a group of S samples may depend on."""
+  """Everything that the margins of a group of S samples may depend on."""
 
   key: jax.Array  # Typed PRNG key of the step.
   first_sample: jax.Array | int  # Its number in the batch.
@@ -56,8 +51,8 @@ def _made(given: Given, margins, regularizer=0.0, state=()) -> Made:
   return Made(tuple(map(each, margins)), each(regularizer), state)
 
 
-def _constant(given: Given, **numbers) -> Made:
-  return _made(given, numbers.values())
+def _constant(given: Given, **margins) -> Made:
+  return _made(given, margins.values())
 
 
 def _drawn(given: Given, *, margin, margin_std, clip, pairing=None) -> Made:
@@ -76,27 +71,28 @@ def _drawn(given: Given, *, margin, margin_std, clip, pairing=None) -> Made:
   return _made(given, (margins,))
 
 
-def _adaface(given: Given, **numbers) -> Made:
-  margins, state = adaface_margins(given.norms, given.state, **numbers)
+def _adaface(given: Given, **hyperparameters) -> Made:
+  margins, state = adaface_margins(given.norms, given.state, **hyperparameters)
   return _made(given, margins, state=state)
 
 
-def _magface(given: Given, **numbers) -> Made:
-  margins, regularizer = magface_margins(given.norms, **numbers)
+def _magface(given: Given, **hyperparameters) -> Made:
+  margins, regularizer = magface_margins(given.norms, **hyperparameters)
   return _made(given, (margins,), regularizer)
 
 
-def _curricularface(given: Given, **numbers) -> Made:
+def _curricularface(given: Given, **hyperparameters) -> Made:
   margins, state = curricularface_margins(
-    given.target_cosines, given.state, **numbers
+    given.target_cosines, given.state, **hyperparameters
   )
   return _made(given, margins, state=state)
 
 
 class _Named(NamedTuple):
   kind: str
-  # Arguments of the public function, beside scale and gradient, in order.
-  numbers: tuple[str, ...]
+  # Keyword arguments of the public function, besides scale and gradient, in
+  # the order in which `make` gets them.
+  arguments: tuple[str, ...]
   make: Callable[..., Made]
   init: Callable[[], Any] = tuple
   has_gradient: bool = False
@@ -136,45 +132,27 @@ _LOSSES = {
     'curricular', ('margin', 'ema_rate'), _curricularface, curricularface_init
   ),
 }
-# These have their numbers among the fields themselves, all others in a mapping
-# of their own name: one word would mean another thing in each of them.
-_SHARED = tuple(_LOSSES)[:7]
-
-
-def _is_clip(value: Any) -> bool:
-  try:
-    check_clip(tuple(map(float, value)) or None)
-  except ValueError:
-    return False
-  return True
-
-
-# What a number must be, where any number will not do.
-_RULES = {
-  'scale': (lambda x: x > 0, 'positive'),
-  'gradient': (GRADIENTS.__contains__, f'one of {", ".join(GRADIENTS)}'),
-  'margin_std': (lambda x: x >= 0, '0 or more'),
-  'clip': (_is_clip, 'empty or (low, high), low < high'),
-  'pairing': (PAIRINGS.__contains__, f'one of {", ".join(PAIRINGS)}'),
-  'ema_rate': (lambda x: 0 < x <= 1, 'in (0, 1]'),
-  'sphereface.margin': (lambda x: x >= 1, 'a factor of 1 or more'),
-  'x2_softmax.a': (lambda x: x < 0, 'negative'),
-}
 
 
 class MarginLoss(NamedTuple):
-  """A named loss with the arguments it uses, and no others."""
+  """A named loss with its arguments."""
 
   name: str
   scale: float
-  gradient: str
-  numbers: tuple[tuple[str, Any], ...]
+  gradient: str  # 'exact' for losses that offer no choice.
+  hyperparameters: tuple[tuple[str, Any], ...]  # All other arguments.
 
   def __str__(self):
-    fields = [('scale', self.scale), *self.numbers]
+    _, *arguments = self.fields().items()
+    return f'{self.name}({", ".join(f"{k}={v}" for k, v in arguments)})'
+
+  def fields(self) -> dict[str, Any]:
+    """Returns the name and all arguments, as a config's `loss` has them."""
+    fields = {'name': self.name, 'scale': self.scale}
+    fields |= dict(self.hyperparameters)
     if _LOSSES[self.name].has_gradient:
-      fields.append(('gradient', self.gradient))
-    return f'{self.name}({", ".join(f"{k}={v}" for k, v in fields)})'
+      fields['gradient'] = self.gradient
+    return fields
 
   @property
   def margin_names(self) -> tuple[str, ...]:
@@ -187,77 +165,68 @@ class MarginLoss(NamedTuple):
     return Head(num_classes, self.scale, kind, self.gradient, precision)
 
   def init(self) -> Any:
-    """The state of the loss before the first step; an empty tuple for most."""
+    """Returns the state of the loss before the first step, () for most."""
     return _LOSSES[self.name].init()
 
   def make(self, given: Given) -> Made:
     """Makes the margins of one group in one step."""
-    return _LOSSES[self.name].make(given, **dict(self.numbers))
+    return _LOSSES[self.name].make(given, **dict(self.hyperparameters))
 
 
 def by_name(fields: Mapping[str, Any]) -> MarginLoss:
   """Picks a named loss for the training step.
 
   Args:
-    fields: ``name`` of the public function, such as ``'elastic_arcface'``;
-      ``scale``; ``gradient``, ``'exact'`` or ``'straight_through'``, of those
-      that offer the choice; and the other arguments of the public function. The
-      ElasticFace family and its parents have these as fields, ``margin``,
-      ``margin_std``, ``clip`` (empty for none) and ``pairing``; each of the
-      others has them under its own name, such as
-      ``sphereface={'margin': 1.7}``.
+    fields: ``name`` of the public function, such as ``'elastic_arcface'``, and
+      its keyword arguments, all of them and no others, without ``key`` and
+      ``first_sample``, which the step has. ``clip`` is () for no bounds.
 
   Returns:
-    The loss. Fields that the named loss does not use are dropped, so that a
-    recipe that has those of several can change the name alone.
+    The loss.
 
   Raises:
-    InputError: if a name or value is not one of these, or a field is missing.
+    InputError: if the name is unknown, an argument is unknown or missing, or a
+      value is not allowed.
 
   Examples:
-    >>> print(by_name({'name': 'sphereface', 'scale': 30.0,
-    ...                'gradient': 'exact', 'sphereface': {'margin': 1.7}}))
+    >>> print(by_name({'name': 'sphereface', 'scale': 30.0, 'margin': 1.7,
+    ...                'gradient': 'exact'}))
     sphereface(scale=30.0, margin=1.7, gradient=exact)
   """
+  if 'name' not in fields:
+    raise InputError(
+      f'the field loss.name is missing; it is one of {", ".join(_LOSSES)}'
+    )
   name = fields['name']
   if name not in _LOSSES:
     raise InputError(
-      f'config.loss name {name!r} is unknown; use one of {", ".join(_LOSSES)}'
+      f'loss.name={name!r} is unknown; use one of {", ".join(_LOSSES)}'
+      f'{config_rules.did_you_mean(str(name), _LOSSES)}'
     )
   named = _LOSSES[name]
-  prefix, own = '', fields
-  if name not in _SHARED:
-    prefix, own = f'{name}.', fields.get(name, {})
-  missing = [f'loss.{prefix}{n}' for n in named.numbers if n not in own]
-  missing += [f'loss.{n}' for n in ('scale', 'gradient') if n not in fields]
-  if missing:
-    raise InputError(
-      f'config.loss name {name!r} needs {", ".join(missing)}, which this '
-      'config does not have: take a recipe of that loss, or add them'
-    )
-  loss = MarginLoss(
+  arguments = ['scale', *named.arguments]
+  if named.has_gradient:
+    arguments.append('gradient')
+  given = {f'loss.{k}': value for k, value in fields.items() if k != 'name'}
+  _check_arguments(name, given, [f'loss.{k}' for k in arguments])
+  values = config_rules.check_values(given, name)
+  return MarginLoss(
     name=name,
-    scale=fields['scale'],
-    gradient=fields['gradient'] if named.has_gradient else 'exact',
-    numbers=tuple((n, own[n]) for n in named.numbers),
+    scale=values['loss.scale'],
+    gradient=values.get('loss.gradient', 'exact'),
+    hyperparameters=tuple((k, values[f'loss.{k}']) for k in named.arguments),
   )
-  _check(fields, '')
-  _check(dict(loss.numbers), prefix)
-  if name == 'magface':
-    try:
-      magface_margins(jnp.ones(1), **dict(loss.numbers))
-    except ValueError as error:  # Of its limits.
-      raise InputError(f'config.loss.magface {error}') from error
-  return loss
 
 
-def _check(fields: Mapping[str, Any], prefix: str) -> None:
-  """Refuses numbers that cannot be, also those that this loss leaves alone."""
-  for name, value in fields.items():
-    rule = _RULES.get(prefix + name) or _RULES.get(name)
-    if rule is None and isinstance(value, float):
-      rule = math.isfinite, 'a finite number'
-    if rule is not None and not rule[0](value):
+def _check_arguments(name: str, given: Mapping, known: list[str]) -> None:
+  takes = f'{name} takes {", ".join(known)}'
+  for field in given:
+    if field not in known:
+      near = config_rules.did_you_mean(field, known)
+      raise InputError(f'{name} has no argument {field}{near or "; " + takes}')
+  for field in known:
+    if field not in given:
       raise InputError(
-        f'config.loss.{prefix}{name} {value!r} must be {rule[1]}'
+        f'the field {field} is missing; {takes}: add it, or take all from '
+        f"recipes.loss('{name}')"
       )

@@ -69,27 +69,10 @@ class Layout:
 
   def __post_init__(self):
     n = self.mesh.size
-    for field, value in (
-      ('data.batch_size', self.batch_size),
-      ('group_size', self.group_size),
-      ('head.subcenters', self.subcenters),
-    ):
-      if value < 1:
-        raise InputError(f'{field}={value} must be at least 1')
-    if self.batch_size % self.group_size:
-      raise InputError(
-        f'data.batch_size={self.batch_size} is not a multiple of '
-        f'group_size={self.group_size}: change one of them'
-      )
     if not 1 <= self.num_blocks <= self.num_classes:
       raise InputError(
         f'head.num_blocks={self.num_blocks} must be between 1 and the '
         f'{self.num_classes} classes of the data'
-      )
-    if not 0 < self.sample_rate <= 1:
-      raise InputError(
-        f'head.sample_rate={self.sample_rate} must be in (0, 1]: the share of '
-        'classes in a step, 1 for all'
       )
     for name, fields, count in (
       ('groups', 'data.batch_size / group_size', self.num_groups),

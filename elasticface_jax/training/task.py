@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from elasticface_jax.errors import InputError
-from elasticface_jax.losses._blockwise import PRECISIONS, Head
+from elasticface_jax import config_rules
+from elasticface_jax.losses._blockwise import Head
 from elasticface_jax.training import loss, optimizer, state, step
 
 
@@ -156,11 +156,7 @@ def from_config(
     InputError: if the fields do not fit together, or on these devices.
   """
   head, optim = config['head'], config['optim']
-  if head['precision'] not in PRECISIONS:
-    raise InputError(
-      f'head.precision={head["precision"]!r} is unknown; use one of '
-      f'{", ".join(PRECISIONS)}'
-    )
+  config_rules.check_values(config_rules.flatten(config))
   named_loss = loss.by_name(config['loss'])
   layout = state.Layout(
     batch_size=config['data']['batch_size'],

@@ -44,7 +44,7 @@ def run():
 
 def trainers_task(layout):
   """Assembled from a recipe of configs/, as `train.train` does."""
-  config = recipes.load(str(PAPER), ()).to_dict()
+  config = recipes.load(PAPER).to_dict()
   config['data']['batch_size'] = layout.batch_size
   config['group_size'] = layout.group_size
   config['head']['num_blocks'] = layout.num_blocks

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from elasticface_jax import interop, losses, models
+from elasticface_jax import interop, losses, models, recipes
 from elasticface_jax.benchmark import torch_step
 from elasticface_jax.benchmark.recipe import Recipe
 from elasticface_jax.benchmark.step import make_task
@@ -81,7 +81,7 @@ class Ours:
     keys = state.make_keys(0)
     fold = lambda name: jax.random.fold_in(keys[name], step)
     flipped = augment.draw(fold('augment'), count, flip=flip)['flip']
-    numbers = dict(self.loss.numbers)
+    numbers = dict(self.loss.hyperparameters)
     margins = losses.sample_margins(
       fold('margins'),
       (count,),
@@ -190,8 +190,10 @@ def test_every_depth_has_our_shapes(name):
 @pytest.mark.parametrize('pairing', ['paper', 'released'])
 @pytest.mark.parametrize('name', torch_step.LOSSES)
 def test_head_is_our_loss(name, pairing, gradient, subcenters):
+  choices = {'pairing': pairing, 'gradient': gradient}
+  published = recipes.loss(name)
   loss = by_name(
-    RECIPE.loss | {'name': name, 'pairing': pairing, 'gradient': gradient}
+    published | {k: x for k, x in choices.items() if k in published}
   )
   rng = np.random.default_rng(0)
   embeddings = rng.normal(size=(8, 5))
@@ -233,14 +235,16 @@ def test_head_is_our_loss(name, pairing, gradient, subcenters):
 
 def test_margins_are_drawn():
   def drawn(name, **changes):
-    loss = by_name(RECIPE.loss | {'name': name} | changes)
+    loss = by_name(recipes.loss(name, **changes))
     return torch_step.draw_margins(loss, (20_000,), 'cpu').numpy()
 
   margins = drawn('elastic_arcface', margin_std=0.05)
   # Five standard errors.
   assert abs(margins.mean() - 0.5) < 5 * 0.05 / 20_000**0.5
   assert abs(margins.std() - 0.05) < 5 * 0.05 / 40_000**0.5
-  clipped = drawn('elastic_cosface_plus', clip=(-1.0, 0.5))
+  clipped = drawn(
+    'elastic_cosface_plus', margin=0.5, margin_std=0.05, clip=(-1.0, 0.5)
+  )
   assert 0.45 <= clipped.min() < 0.4505 and 0.5245 < clipped.max() <= 0.525
   assert set(drawn('elastic_arcface', margin_std=0.0)) == {0.5}
   assert set(drawn('arcface')) == {0.5}

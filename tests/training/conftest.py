@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from elasticface_jax import cli, models
+from elasticface_jax import cli
 from elasticface_jax.training import state
 
 from . import thin
@@ -48,7 +48,7 @@ def overrides(**changes):
 @pytest.fixture(scope='module', autouse=True)
 def thin_backbone():
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(models.STAGES, thin.NAME, thin.STAGES)
+    thin.add(patch.setitem)
     yield
 
 

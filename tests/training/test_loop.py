@@ -90,7 +90,7 @@ def test_refuses_another_config_and_damage(done, train_here):
   code, _, err = train_here(done, loss__margin=0.4, optim__lr=1.0)
   line = one_line(err)
   assert code == 2
-  assert 'loss.margin was 0.2, is 0.4' in line and 'optim.lr' in line
+  assert 'loss.margin was 0.5, is 0.4' in line and 'optim.lr' in line
   assert 'new --workdir' in line and str(done) in line
 
   code, _, err = train_here(done, data__synthetic__num_images=65)

@@ -14,21 +14,20 @@ from elasticface_jax.errors import InputError
 from elasticface_jax.losses import _blockwise
 from elasticface_jax.training.loss import Given, by_name
 
-SHARED = [
-  'normface',
-  'arcface',
-  'cosface',
-  'elastic_arcface',
-  'elastic_cosface',
-  'elastic_arcface_plus',
-  'elastic_cosface_plus',
-]
-PLUS = SHARED[-2:]
 # None of them a default of the public functions.
-OWN = {
-  'combined_margin': {'m1': 1.1, 'm2': 0.2, 'm3': 0.1},
-  'sphereface': {'margin': 1.4},
-  'x2_softmax': {'a': -0.7, 'h': 0.1, 'k': 0.8},
+DRAWN = {'margin': 0.3, 'margin_std': 0.04, 'clip': (-1.5, 1.5)}
+ARC = {'gradient': 'straight_through'}
+ARGUMENTS = {
+  'normface': {},
+  'arcface': {'margin': 0.3} | ARC,
+  'cosface': {'margin': 0.3},
+  'elastic_arcface': DRAWN | ARC,
+  'elastic_cosface': DRAWN,
+  'elastic_arcface_plus': DRAWN | {'pairing': 'released'} | ARC,
+  'elastic_cosface_plus': DRAWN | {'pairing': 'released'},
+  'combined_margin': {'m1': 1.1, 'm2': 0.2, 'm3': 0.1} | ARC,
+  'sphereface': {'margin': 1.4} | ARC,
+  'x2_softmax': {'a': -0.7, 'h': 0.1, 'k': 0.8} | ARC,
   'adaface': {'margin': 0.3, 'h': 0.5, 'ema_rate': 0.25},
   'magface': {
     'lower_norm': 1.0,
@@ -39,24 +38,13 @@ OWN = {
   },
   'curricularface': {'margin': 0.3, 'ema_rate': 0.25},
 }
-NAMES = [*SHARED, *OWN]
-FIELDS = {
-  'scale': 20.0,
-  'margin': 0.3,
-  'margin_std': 0.04,
-  'clip': (-1.5, 1.5),
-  'pairing': 'released',
-  'gradient': 'straight_through',
-} | OWN
+NAMES = list(ARGUMENTS)
+ELASTIC = [name for name in NAMES if name.startswith('elastic')]
+PLUS = [name for name in NAMES if name.endswith('_plus')]
 
 
-def numbers(name, fields=FIELDS):
-  """Those of the public function that a config states."""
-  return {
-    k: v
-    for k, v in (fields | fields.get(name, {})).items()
-    if k in inspect.signature(getattr(losses, name)).parameters
-  }
+def fields(name, **changes):
+  return {'name': name, 'scale': 20.0} | ARGUMENTS[name] | changes
 
 
 def batch(size=12, classes=10, dim=6):
@@ -93,7 +81,7 @@ def in_blocks(loss, embeddings, centers, labels, key):
 
 @functools.partial(jax.jit, static_argnames='name')
 def in_public(name, embeddings, centers, labels, key):
-  given = numbers(name)
+  given = {'scale': 20.0} | ARGUMENTS[name]
   if name.startswith('elastic'):
     given['key'] = key
   if name in ('adaface', 'magface'):
@@ -113,13 +101,17 @@ def in_public(name, embeddings, centers, labels, key):
   return value, slopes[jnp.arange(len(labels)), labels], state
 
 
-def test_the_names_are_the_public_losses(named_losses):
-  assert sorted(named_losses) == sorted(NAMES)
+def test_arguments_are_those_of_the_public_losses(named_losses):
+  arrays = {'cosines', 'labels', 'key', 'norms', 'state', 'first_sample'}
+  assert named_losses.keys() == ARGUMENTS.keys()
+  for name, loss in named_losses.items():
+    parameters = inspect.signature(loss).parameters.keys()
+    assert fields(name).keys() - {'name'} == parameters - arrays, name
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_a_step_has_the_public_loss(name):
-  loss = by_name({'name': name} | FIELDS)
+  loss = by_name(fields(name))
   arrays = batch()
   got = in_blocks(loss, *arrays, jax.random.key(5))
   want = in_public(name, *arrays, jax.random.key(5))
@@ -131,33 +123,24 @@ def test_a_step_has_the_public_loss(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_numbers_without_use_are_dropped(name):
-  loss = by_name({'name': name} | FIELDS)
-  assert dict(loss.numbers) == {
-    k: v for k, v in numbers(name).items() if k not in ('scale', 'gradient')
-  }
-  offers = 'gradient' in numbers(name)
-  assert loss.gradient == ('straight_through' if offers else 'exact')
+def test_a_loss_takes_its_arguments_and_no_others(name):
+  given = fields(name)
+  loss = by_name(given)
+  assert loss.fields() == given
+  assert loss.gradient == given.get('gradient', 'exact')
   assert loss.head(7).num_classes == 7 and loss.head(7).scale == 20.0
-  for number, value in numbers(name).items():
-    assert f'{number}={value}' in str(loss)
-  # What it does have may not be missing, and the line says where it goes.
-  own = name not in SHARED
-  for number in numbers(name):
-    fields = {'name': name} | FIELDS
-    nested = own and number not in ('scale', 'gradient')
-    if nested:
-      fields[name] = {k: v for k, v in fields[name].items() if k != number}
-    else:
-      del fields[number]
-    field = f'{name}.{number}' if nested else number
-    with pytest.raises(InputError, match=f"'{name}' needs loss.{field},"):
-      by_name(fields)
+  for argument in given.keys() - {'name'}:
+    assert f'{argument}={given[argument]}' in str(loss)
+    rest = {k: x for k, x in given.items() if k != argument}
+    with pytest.raises(InputError, match=f'loss.{argument} is missing; {name}'):
+      by_name(rest)
+  with pytest.raises(InputError, match=f'{name} has no argument loss.m9; .*'):
+    by_name(given | {'m9': 1.0})
 
 
 def margins(name, group_size, target_cosines, seed=5, **changes):
   """Those of a batch of 12, made group by group."""
-  loss = by_name({'name': name} | FIELDS | changes)
+  loss = by_name(fields(name, **changes))
   made = []
   for first in range(0, 12, group_size):
     own = jnp.asarray(target_cosines)[first : first + group_size]
@@ -204,7 +187,9 @@ def test_groups_do_not_know_each_other(name):
   np.testing.assert_array_equal(np.sort(one[4:8]), np.sort(two[4:8]))
 
 
-@pytest.mark.parametrize('name', [*SHARED[:-2], 'sphereface'])
+@pytest.mark.parametrize(
+  'name', ['normface', 'arcface', 'cosface', *ELASTIC[:2], 'sphereface']
+)
 def test_without_pairing_neither_groups_nor_cosines_matter(name):
   want = margins(name, 12, cosines())
   assert want.shape == (12,) and want.dtype == np.float32
@@ -219,37 +204,59 @@ def test_without_pairing_neither_groups_nor_cosines_matter(name):
     np.testing.assert_array_equal(want, np.full(12, np.float32(margin)))
 
 
-@pytest.mark.parametrize('name', SHARED[3:])
+@pytest.mark.parametrize('name', ELASTIC)
 def test_no_spread_is_the_margin_itself(name):
   got = margins(name, 4, cosines(), margin_std=0.0)
   np.testing.assert_array_equal(got, np.full(12, np.float32(0.3)))
 
 
-def test_wrong_names_and_numbers_are_refused():
-  def refused(match, **changes):
-    with pytest.raises(InputError, match=match):
-      by_name({'name': 'elastic_arcface_plus'} | FIELDS | changes)
+nan = float('nan')
 
-  refused("'triplet'.*normface, arcface, .*, curricularface", name='triplet')
-  refused("loss.pairing 'random' must be one of paper", pairing='random')
-  refused("gradient 'none' .*one of exact, straight_through", gradient='none')
-  # Also where the loss has no use for it.
-  refused("pairing 'random'", name='adaface', pairing='random')
-  nan = float('nan')
-  for scale in (0.0, -1.0, nan):
-    refused(f'loss.scale {scale} must be positive', scale=scale)
-  for std in (-0.1, nan):
-    refused(f'loss.margin_std {std} must be 0 or more', margin_std=std)
-  refused('loss.margin nan must be a finite number', margin=nan)
-  for clip in ((1.0, -1.0), (1.0,), (0.0, nan), ('low', 'high')):
-    refused(r'loss.clip .*empty or \(low, high\)', clip=clip)
 
-  def refused_own(name, match, **changes):
-    refused(match, name=name, **{name: FIELDS[name] | changes})
-
-  refused_own('sphereface', 'sphereface.margin 0.5 must be .* 1', margin=0.5)
-  refused_own('x2_softmax', 'loss.x2_softmax.a 0.7 must be negative', a=0.7)
-  for rate in (0.0, 1.5):
-    for name in ('adaface', 'curricularface'):
-      refused_own(name, rf'{name}.ema_rate {rate} .*\(0, 1\]', ema_rate=rate)
-  refused_own('magface', 'upper_norm must rise.* 1.0 and 0.5', upper_norm=0.5)
+@pytest.mark.parametrize(
+  'name, changes, message',
+  [
+    ('cosface', {'name': 'triplet'}, "'triplet' .*use one of normface, arcf"),
+    ('cosface', {'name': 'cosfase'}, 'did you mean cosface'),
+    ('cosface', {'margn': 1.0}, 'cosface has no argument loss.margn; did you'),
+    ('cosface', {'h': 1.0}, 'cosface takes loss.scale, loss.margin'),
+    ('cosface', {'scale': 0.0}, 'loss.scale=0.0 must be a positive'),
+    ('cosface', {'scale': nan}, 'loss.scale=nan must be a positive'),
+    ('cosface', {'scale': '64'}, "loss.scale='64' must be a positive"),
+    ('cosface', {'margin': nan}, 'loss.margin=nan must be a finite number'),
+    ('elastic_arcface', {'margin_std': -0.1}, 'loss.margin_std=-0.1 must be 0'),
+    ('elastic_arcface', {'margin_std': nan}, 'loss.margin_std=nan must be 0'),
+    (
+      'elastic_arcface',
+      {'clip': (1.0, -1.0)},
+      r'loss.clip=.* must be \(\) for',
+    ),
+    ('elastic_arcface', {'clip': (1.0,)}, r'loss.clip=.* must be \(\) for'),
+    ('elastic_arcface', {'clip': (0.0, nan)}, r'loss.clip=.* must be \(\) for'),
+    ('elastic_arcface', {'clip': ('a', 'b')}, r'loss.clip=.* must be \(\) for'),
+    ('elastic_arcface', {'clip': None}, r'loss.clip=None must be \(\) for'),
+    ('arcface', {'gradient': 'none'}, 'must be one of exact, straight_through'),
+    (
+      'elastic_cosface_plus',
+      {'pairing': 'x'},
+      'must be one of paper, released',
+    ),
+    ('sphereface', {'margin': 0.5}, 'loss.margin=0.5 must be a factor of 1'),
+    ('x2_softmax', {'a': 0.7}, 'loss.a=0.7 must be a negative'),
+    ('adaface', {'ema_rate': 0.0}, r'loss.ema_rate=0.0 must be in \(0, 1\]'),
+    ('curricularface', {'ema_rate': 1.5}, r'loss.ema_rate=1.5 must be in'),
+    (
+      'magface',
+      {'upper_norm': 0.5},
+      'lower_norm=1.0 must be less than loss.up',
+    ),
+    (
+      'magface',
+      {'lower_norm': -1.0},
+      'loss.lower_norm=-1.0 must be a positive',
+    ),
+  ],
+)
+def test_mistakes(name, changes, message):
+  with pytest.raises(InputError, match=message):
+    by_name(fields(name) | changes)

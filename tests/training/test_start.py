@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elasticface_jax import cli, interop, losses, models, weights
+from elasticface_jax import cli, interop, losses, models, recipes, weights
 from elasticface_jax.commands.evaluate import evaluate
 from elasticface_jax.errors import InputError
 from elasticface_jax.interop import torch_files
@@ -178,7 +178,7 @@ def frozen_steps(devices, centers):
     batch_size=24,
     group_size=3,
     num_classes=21,
-    loss=tasks.ARCFACE | {'name': 'arcface', 'scale': SCALED},
+    loss=recipes.loss('arcface', scale=SCALED),
     rate=RATE,
     momentum=MOMENTUM,
     weight_decay=DECAY,

@@ -50,10 +50,12 @@ def test_the_products_of_the_head_have_its_precision(precision):
 
 
 def test_unknown_names_are_refused():
-  with pytest.raises(InputError, match="precision='low' is .*highest, high,"):
+  with pytest.raises(
+    InputError, match="precision='low' must be .*highest, high,"
+  ):
     tasks.make_task(LINEAR, 1, precision='low', **SIZES)
   loss = tasks.ARCFACE | {'name': 'archface'}
-  with pytest.raises(InputError, match="config.loss name 'archface'"):
+  with pytest.raises(InputError, match="loss.name='archface' is unknown"):
     tasks.make_task(LINEAR, 1, loss=loss, **SIZES)
   with pytest.raises(KeyError):
     from_config({}, LINEAR, 21, state.make_mesh(1))

@@ -7,10 +7,20 @@ four times as many, and takes most of a test's time in XLA's compiler.
 
 import sys
 
-from elasticface_jax import cli, models
+from elasticface_jax import cli, config_rules, models
 
 NAME, STAGES = 'one_stage', (1,)
 
+
+def add(setitem):
+  """Adds the backbone: ``setitem(dict, key, value)`` for each table."""
+  setitem(models.STAGES, NAME, STAGES)
+  rule = config_rules.RULES['model.name']._replace(
+    allows=models.STAGES.__contains__
+  )
+  setitem(config_rules.RULES, 'model.name', rule)
+
+
 if __name__ == '__main__':
-  models.STAGES[NAME] = STAGES
+  add(dict.__setitem__)
   sys.exit(cli.main())

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every field of a config, and the published arguments of every loss.
+
+A recipe begins with a copy of `FIELDS` and changes some of them (`recipes`).
+The values here are those of the ElasticFace authors' released configuration for
+MS1MV2, called the reference below (arXiv 2109.09416), unless a comment names
+another source. The table of what each field may be is
+`elasticface_jax/config_rules.py`.
+"""
+
+# Names and keyword arguments of public functions of `elasticface_jax.losses`.
+# `scale` is dimensionless. `clip` bounds the draw of a margin in standard
+# deviations, () for no bounds. `gradient` is 'exact', or 'straight_through':
+# the derivative of the changed cosine counts as 1.
+LOSSES = {
+  # No margin; the scale of the other losses.
+  'normface': dict(scale=64.0),
+  # arXiv 1801.07698; radians. insightface's code: 'straight_through'.
+  'arcface': dict(scale=64.0, margin=0.5, gradient='exact'),
+  # arXiv 1801.09414; units of the cosine. The reference trains it with 0.5.
+  'cosface': dict(scale=64.0, margin=0.35),
+  # arXiv 2109.09416, as the next three; mean and deviation in radians.
+  'elastic_arcface': dict(
+    scale=64.0, margin=0.5, margin_std=0.05, clip=(), gradient='exact'
+  ),
+  # Mean and deviation in units of the cosine.
+  'elastic_cosface': dict(scale=64.0, margin=0.35, margin_std=0.05, clip=()),
+  # `pairing` by rank, or 'released': the inverse permutation of the reference.
+  'elastic_arcface_plus': dict(
+    scale=64.0,
+    margin=0.5,
+    margin_std=0.0175,
+    clip=(),
+    pairing='paper',
+    gradient='exact',
+  ),
+  # The deviation is the paper's; the reference has 0.02.
+  'elastic_cosface_plus': dict(
+    scale=64.0, margin=0.35, margin_std=0.025, clip=(), pairing='paper'
+  ),
+  # arXiv 1801.07698: factor of the angle, margin on it in radians, and margin
+  # on the cosine.
+  'combined_margin': dict(scale=64.0, m1=1.0, m2=0.3, m3=0.2, gradient='exact'),
+  # SphereFace-R (arXiv 2109.05565) with OpenSphere's values; the margin is a
+  # factor of the angle.
+  'sphereface': dict(scale=30.0, margin=1.7, gradient='straight_through'),
+  # arXiv 2312.05281 and its code: curvature, angle of the vertex in radians,
+  # value there.
+  'x2_softmax': dict(
+    scale=64.0, a=-0.9, h=0.0, k=0.65, gradient='straight_through'
+  ),
+  # arXiv 2204.00964. `h` sets how many of the norms the margin tells apart;
+  # `ema_rate` is that of the running mean and deviation of norms.
+  'adaface': dict(scale=64.0, margin=0.4, h=0.333, ema_rate=0.01),
+  # arXiv 2103.06627. Norms are clipped to these limits; margins in radians go
+  # linearly from the lower norm to the upper one.
+  'magface': dict(
+    scale=64.0,
+    lower_norm=10.0,
+    upper_norm=110.0,
+    lower_margin=0.45,
+    upper_margin=0.8,
+    regularizer_weight=35.0,
+  ),
+  # arXiv 2004.00288; radians. `ema_rate` is that of the running mean of the
+  # target cosine.
+  'curricularface': dict(scale=64.0, margin=0.5, ema_rate=0.01),
+}
+
+# Published losses that are one of `LOSSES` with other fields of a config.
+COMBINED = {
+  'subcenter_arcface': {'loss.name': 'arcface', 'head.subcenters': 3},
+}
+
+# 5,822,653 images of MS1MV2 in batches of 512.
+STEPS_PER_EPOCH = 5_822_653 // 512
+
+FIELDS = dict(
+  seed=0,  # Root of every random stream.
+  # 26 epochs: 295,672, which is in the names of the released checkpoints.
+  total_steps=26 * STEPS_PER_EPOCH,
+  # Samples that share BatchNorm statistics. The reference: 4 GPUs x 128.
+  group_size=128,
+  data=dict(
+    # Folder with train.rec, train.idx and property; or shards, a folder of
+    # images for each person, or 'synthetic'.
+    source='data/ms1mv2',
+    batch_size=512,  # Of all devices together.
+    # Images shuffled together; 0 for all of them. 65,536 where reading in
+    # order is cheap and jumping is not, as in a bucket.
+    window=0,
+    # What 'synthetic' draws; not read for other sources.
+    synthetic=dict(num_images=1_024, num_classes=64),
+  ),
+  augment=dict(
+    flip=0.5,  # Probability of a horizontal flip. The reference has no other.
+  ),
+  model=dict(
+    name='iresnet100',  # Or iresnet10, 18, 34, 50, 200.
+    width=64,  # Channels of the first stage, as published.
+    embedding_dim=512,
+    dropout=0.0,  # Probability, before the last linear layer.
+    use_se=False,  # Squeeze-and-excitation at the end of each block.
+    dtype='float32',  # Of the computation; parameters are float32 always.
+    remat=False,  # Less memory for a third more work (`models.build`).
+  ),
+  head=dict(
+    num_blocks=16,  # Blocks of classes; the number of devices divides it.
+    subcenters=1,  # Centres of each class; the nearest counts.
+    sample_rate=1.0,  # Share of a block's classes in a step; 1 for all.
+    precision='highest',  # Of its matrix products; or 'high', 'default'.
+  ),
+  start=dict(
+    checkpoint='',  # Run folder or .pth whose backbone to begin with; '': none.
+    head=False,  # Begin with its class centres too: the same classes.
+    freeze=False,  # Train the class centres alone.
+  ),
+  loss=dict(name='elastic_arcface', **LOSSES['elastic_arcface']),
+  optim=dict(
+    lr=0.1,  # At batch size 512; it is scaled by batch_size / 512.
+    warmup_steps=0,  # Of a linear rise from the first step on.
+    # From these steps on, here epochs 7, 13, 19 and 24 counted from 0, the
+    # rate is lower by the factor.
+    decay_steps=tuple(epoch * STEPS_PER_EPOCH for epoch in (7, 13, 19, 24)),
+    decay_factor=0.1,
+    momentum=0.9,
+    weight_decay=5e-4,  # On everything that is trained.
+    backbone_clip_norm=5.0,  # Of the gradient, backbone only.
+  ),
+  # Intervals in steps; 0 for the end only.
+  log_every=50,
+  eval_every=STEPS_PER_EPOCH // 2,
+  checkpoint_every=STEPS_PER_EPOCH // 2,
+  keep_checkpoints=3,  # Newest ones.
+  eval=dict(
+    # Files of pairs, .bin or .npz, or 'synthetic'.
+    pairs=(
+      'data/lfw.bin',
+      'data/agedb_30.bin',
+      'data/calfw.bin',
+      'data/cplfw.bin',
+      'data/cfp_fp.bin',
+    ),
+    synthetic_pairs=100,  # How many 'synthetic' draws.
+    # Images that go through the network together; an accelerator wants 128.
+    rows=128,
+  ),
+)
+
+# A recipe with ``:smoke``: every part of it, small and without data.
+VARIANTS = {
+  'smoke': {
+    'total_steps': 4,
+    'group_size': 8,
+    'data.source': 'synthetic',
+    'data.batch_size': 32,
+    'model.name': 'iresnet18',
+    'model.width': 8,
+    'log_every': 1,
+    'eval_every': 4,
+    'checkpoint_every': 2,
+    'eval.pairs': ('synthetic',),
+  }
+}
