@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes that train a variant of the quickstart, and what they leave."""
+"""Processes that train a narrow quickstart; shared by the checks, not a check.
+
+`kill_anywhere.py`, `many_classes.py` and `same_bits.py` start their runs here.
+"""
 
 import os
 import socket
@@ -24,23 +27,23 @@ NARROW = {
 }
 
 
-def train_command(workdir: Path, changes: Mapping[str, Any]) -> list[str]:
-  """Returns the arguments of a process.
+def train_arguments(workdir: Path, changes: Mapping[str, Any]) -> list[str]:
+  """Returns the arguments of `elasticface` for a variant of the quickstart.
 
   Args:
     workdir: the run folder.
     changes: config fields, by dotted name.
-
-  Returns:
-    The program and its arguments.
   """
   return [
-    sys.executable,
-    *('-m', 'elasticface_jax', 'train'),
-    *('--config', str(QUICKSTART)),
-    *('--workdir', str(workdir)),
+    *('train', '--config', str(QUICKSTART), '--workdir', str(workdir)),
     *(f'--config.{name}={value}' for name, value in changes.items()),
   ]
+
+
+def train_command(workdir: Path, changes: Mapping[str, Any]) -> list[str]:
+  """Returns program and arguments of a process that trains."""
+  program = [sys.executable, '-m', 'elasticface_jax']
+  return program + train_arguments(workdir, changes)
 
 
 def start(
@@ -53,10 +56,10 @@ def start(
   """Starts a run on CPU devices.
 
   Args:
-    workdir: the run folder; ``WORKDIR.log`` beside it takes what is printed.
+    workdir: the run folder; its output goes to ``WORKDIR.log`` next to it.
     changes: config fields, by dotted name.
     devices: of all processes together.
-    processes: how many share them.
+    processes: number of processes that share them.
 
   Returns:
     The processes.
@@ -64,23 +67,24 @@ def start(
   command = train_command(workdir, changes)
   meeting = []
   if processes > 1:
-    with socket.socket() as s:
-      s.bind(('', 0))
-      meeting += ['--coordinator', f'127.0.0.1:{s.getsockname()[1]}']
+    meeting += ['--coordinator', f'127.0.0.1:{free_port()}']
     meeting += ['--processes', str(processes), '--process']
-  environment = {
-    'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': '--xla_force_host_platform_device_count='
-    f'{devices // processes}',
-    # Every start compiles: from the second time on, from here.
+  count = devices // processes
+  # Every start compiles: from the second time on, from this cache, or from one
+  # that the environment names.
+  cache = {
     'JAX_COMPILATION_CACHE_DIR': str(workdir.parent / 'compiled'),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
+  }
+  devices_here = {
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={count}',
   }
   with log_of(workdir).open('a') as log:
     return [
       subprocess.Popen(
         command + (meeting and [*meeting, str(i)]),
-        env=os.environ | environment,
+        env=cache | os.environ | devices_here,
         stdout=log,
         stderr=log,
       )
@@ -88,8 +92,15 @@ def start(
     ]
 
 
+def free_port() -> int:
+  """Returns a TCP port that is free now."""
+  with socket.socket() as s:
+    s.bind(('', 0))
+    return s.getsockname()[1]
+
+
 def log_of(workdir: Path) -> Path:
-  """Returns the file that takes what a run prints."""
+  """Returns the file with the output of a run."""
   return workdir.with_name(workdir.name + '.log')
 
 
