@@ -127,11 +127,11 @@ def measure() -> dict[str, tuple[float, float, float]]:
   return found
 
 
-def main() -> int:
+def main(argv=None) -> int:
   """Prints the table; returns the exit code."""
   argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  ).parse_args()
+  ).parse_args(argv)
   found = measure()
   print(
     f'B {NUM_SAMPLES}, D {DIM}, {NUM_CLASSES:,} classes, scale {SCALE:g}; '

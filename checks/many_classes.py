@@ -50,7 +50,7 @@ def train(workdir, steps, args):
     return usage.ru_maxrss * 1024, log.read()
 
 
-def main():
+def main(argv=None):
   """Trains and resumes; returns the exit code."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--classes', type=int, default=1_000_000)
@@ -59,7 +59,7 @@ def main():
   parser.add_argument(
     '--steps', type=int, default=4, help='before the stop, and after it'
   )
-  args = parser.parse_args()
+  args = parser.parse_args(argv)
   needed = 3 * args.classes * DIM * 4
   print(f'centres, momentum and gradient: {needed / 1e9:.2f} GB')
   within = True

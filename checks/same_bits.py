@@ -76,7 +76,7 @@ def check(folder: Path, name: str, changes) -> set[str]:
   return found
 
 
-def main() -> int:
+def main(argv=None) -> int:
   """Trains all variants and compares fingerprints."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -84,7 +84,7 @@ def main() -> int:
   parser.add_argument(
     '--only', nargs='+', choices=VARIANTS, help='variants; all by default'
   )
-  flags = parser.parse_args()
+  flags = parser.parse_args(argv)
   everything = []
   with tempfile.TemporaryDirectory() as folder:
     folder = Path(folder)

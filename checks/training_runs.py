@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 QUICKSTART = Path(__file__).parents[1] / 'configs' / 'quickstart.py'
+PROGRAM = sys.executable, '-m', 'elasticface_jax'
 # IResNet-10 with every kind of layer, but narrow: compiles in seconds.
 NARROW = {
   'group_size': 4,
@@ -42,8 +43,7 @@ def train_arguments(workdir: Path, changes: Mapping[str, Any]) -> list[str]:
 
 def train_command(workdir: Path, changes: Mapping[str, Any]) -> list[str]:
   """Returns program and arguments of a process that trains."""
-  program = [sys.executable, '-m', 'elasticface_jax']
-  return program + train_arguments(workdir, changes)
+  return [*PROGRAM, *train_arguments(workdir, changes)]
 
 
 def start(
@@ -115,7 +115,7 @@ def finish(workdir: Path, started: list[subprocess.Popen]) -> None:
 
 def fingerprint(workdir: Path) -> str:
   """Returns the fingerprint of a run's newest checkpoint."""
-  command = [sys.executable, '-m', 'elasticface_jax', 'fingerprint', workdir]
+  command = [*PROGRAM, 'fingerprint', workdir]
   return subprocess.run(
     command, check=True, capture_output=True, text=True
   ).stdout.strip()
