@@ -4,44 +4,36 @@
 Parameters and buffers have the official names, so that `interop.to_torch` fits.
 """
 
+import inspect
+import types
 from typing import Any
 
-from elasticface_jax.models import STAGES
+from elasticface_jax import models
 from elasticface_jax.models.iresnet import IMAGE_SHAPE, SE_REDUCTION
 
 
-def make_network(
-  name: str,
-  *,
-  embedding_dim: int = 512,
-  dropout: float = 0.0,
-  use_se: bool = False,
-  dtype: str = 'float32',
-  width: int = 64,
-  remat: bool = False,
-) -> Any:
+def make_network(name: str, **model: Any) -> Any:
   """Makes the network of `models.build`, with the same arguments.
 
   Args:
     name: such as ``'iresnet50'``.
-    embedding_dim: D.
-    dropout: probability, before the last matrix product.
-    use_se: add squeeze-and-excitation to each block.
-    dtype: ignored; parameters are float32 and cast by the caller.
-    width: channels of the first stage.
-    remat: checkpoint the stem and each block.
+    **model: as for `models.build`, with its defaults. ``dtype`` is ignored:
+      parameters are float32, and the caller casts.
 
   Returns:
     A `torch.nn.Module` in training mode: float ``[B, 3, 112, 112]`` to
     embeddings, not normalised, ``[B, D]``. Parameters are drawn from the same
     distributions as ours.
   """
-  del dtype
   import torch
   from torch import nn
   from torch.utils.checkpoint import checkpoint
 
-  make_block = _block_class(use_se)
+  bound = inspect.signature(models.build).bind(name, **model)
+  bound.apply_defaults()
+  arguments = types.SimpleNamespace(**bound.arguments)
+  width, remat = arguments.width, arguments.remat
+  make_block = _block_class(arguments.use_se)
 
   class IResNet(nn.Module):
     def __init__(self, stages):
@@ -62,10 +54,10 @@ def make_network(
         for block in getattr(self, f'layer{i + 1}')
       ]
       self.bn2 = nn.BatchNorm2d(channels)
-      self.dropout = nn.Dropout(dropout)
+      self.dropout = nn.Dropout(arguments.dropout)
       fan_in = channels * (IMAGE_SHAPE[0] >> len(stages)) ** 2
-      self.fc = nn.Linear(fan_in, embedding_dim)
-      self.features = nn.BatchNorm1d(embedding_dim)
+      self.fc = nn.Linear(fan_in, arguments.embedding_dim)
+      self.features = nn.BatchNorm1d(arguments.embedding_dim)
       self.features.weight.requires_grad_(False)
 
     def stem(self, x):
@@ -79,7 +71,7 @@ def make_network(
       return self.features(x.to(self.features.bias.dtype))
 
   with torch.no_grad():
-    return IResNet(STAGES[name])
+    return IResNet(models.STAGES[name])
 
 
 def _block_class(use_se):
