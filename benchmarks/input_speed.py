@@ -1,34 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""What the input costs: start-up, memory, images a second, and exactness.
+r"""Times the input: opening, images per second, memory, and exactness.
 
-Writes a ``.rec`` folder of drawn faces as JPEG (quality 95, 100 a class) and
+Writes a ``.rec`` folder of drawn faces as JPEG (quality 95, 100 per class) and
 prepares it as shards, once, in a folder that is kept; a million of them take 14
-GB. Then measures each in a process of its own, and beside them tf.data reading
-the shards in order, in turn:
+GB. Then measures each source in a separate process, in turn with tf.data
+reading the shards in order:
 
-- opening, without an index and with the one that is kept: seconds, memory
-  above that before, and seconds to the first batch at image 0 and at nine
-  tenths of the set;
-- images a second on all cores, and on one thread where the time goes;
-- the same with the shards on storage that answers `--delay` ms late, shuffled
-  as a whole and in windows.
+- opening, without an index and with a kept one: seconds, additional memory, and
+  seconds to the first batch at image 0 and at nine tenths of the set;
+- images per second on all cores, and the stages of one thread;
+- the shards on storage with `--delay` ms of latency, shuffled over the entire
+  set and in windows.
 
-Exits with 1 unless batches are the same from all of them, after a restart, and
-for 1, 2 and 4 readers.
+The exit code is 1 unless batches are the same from all sources, after a
+restart, and for 1, 2 and 4 readers. Takes about 40 minutes with a million
+images.
 
     python benchmarks/input_speed.py --images 1000000 --folder /data/drawn
-    python benchmarks/input_speed.py --source data/ms1mv2   # A set of your own.
+    python benchmarks/input_speed.py --source data/ms1mv2   # Your own data.
 """
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
 import os
 import resource
 import shutil
-import statistics
 import struct
 import subprocess
 import sys
@@ -38,7 +38,8 @@ from pathlib import Path
 import numpy as np
 
 from elasticface_jax import data
-from elasticface_jax.benchmark import input as speed
+from elasticface_jax.benchmark import input as input_benchmark
+from elasticface_jax.benchmark import timing
 from elasticface_jax.data.sources import index, recordio
 
 BATCH = 512
@@ -47,13 +48,15 @@ HOLLOW = (
   ("WebFace42M's size", 42_474_557, 2_059_906),
 )
 ORDER = {'seed': 0, 'batch_size': BATCH}
+WINDOWS = 0, 65_536  # Of the shuffle; 0 is the entire set.
 
 
 def write_hollow_rec(folder: Path, num_images: int, num_classes: int):
-  """Writes a ``.rec`` of full length whose images are holes, and its index.
+  """Writes a sparse ``.rec`` of full length without images, and its index.
 
-  Opening reads the index, record 0, the last record, and where float32 cannot
-  count, the records round the last image: these are there.
+  Opening reads the index, record 0, the last record, and, for keys beyond the
+  integers of float32, the records around the last image: only these are
+  written.
   """
   folder.mkdir(parents=True, exist_ok=True)
   (folder / 'property').write_text(f'{num_classes},112,112\n')
@@ -87,20 +90,21 @@ def write_hollow_rec(folder: Path, num_images: int, num_classes: int):
     write(tail + num_classes * small, 0, [first, end], b'')
 
 
-def measure(what, *arguments):
-  """Runs one of the measurements below in a new process."""
-  command = [sys.executable, __file__, '--measure', what, *map(str, arguments)]
+def measure(name, *arguments):
+  """Runs one of `MEASUREMENTS` in a new process."""
+  command = [sys.executable, __file__, '--measure', name, *map(str, arguments)]
   output = subprocess.run(command, check=True, capture_output=True, text=True)
   return json.loads(output.stdout.splitlines()[-1])
 
 
 def resident():
+  """Returns the resident memory of this process in bytes."""
   with open('/proc/self/statm') as file:
     return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
 
 
 def opening(path, batches):
-  """Opens a source; the libraries and their first use are not counted."""
+  """Measures opening a source, without imports and first use of libraries."""
   data.batch_indices(0, num_images=BATCH, **ORDER)
   with contextlib.suppress(data.BadFace, ValueError):
     data.open_encoded(os.devnull)
@@ -121,16 +125,16 @@ def opening(path, batches):
 
 
 def feeding(path, seconds, window, delay):
-  """Images a second of the pipeline, on all cores."""
+  """Measures images per second of the pipeline on all cores."""
   if float(delay):
     slow_down(float(delay))
   source = data.open_encoded(path, cache=Path.cwd())
-  stream = speed.feeding(source, BATCH, int(window))
+  stream = input_benchmark.feeding(source, BATCH, int(window))
   return rate(stream, float(seconds))
 
 
 def rate(stream, seconds):
-  """Images a second, from the fifth batch on."""
+  """Returns images per second, from the fifth batch on."""
   for _ in range(4):
     next(stream)
   start, num_images = time.perf_counter(), 0
@@ -141,20 +145,20 @@ def rate(stream, seconds):
 
 
 def slow_down(delay):
-  """Makes every request to a far storage wait."""
+  """Adds a latency in ms to every request to remote storage."""
   from elasticface_jax.data.sources import files
 
   fetch = files.RemoteFile._fetch
 
-  def late(self, number):
+  def delayed(self, *arguments):
     time.sleep(delay / 1000)
-    return fetch(self, number)
+    return fetch(self, *arguments)
 
-  files.RemoteFile._fetch = late
+  files.RemoteFile._fetch = delayed
 
 
 def tf_data(path, seconds):
-  """Images a second of tf.data: shards in order, a buffer to shuffle in."""
+  """Measures tf.data: shards in order with a shuffle buffer."""
   from elasticface_jax.data.sources.decode import tensorflow
 
   tf = tensorflow()
@@ -181,12 +185,14 @@ def tf_data(path, seconds):
 
 
 def stages(path, num_batches):
-  """Seconds an image on one thread, stage by stage."""
-  return speed.stages(data.open_encoded(path), BATCH, int(num_batches))
+  """Measures seconds per image of each stage on one thread."""
+  return input_benchmark.stages(
+    data.open_encoded(path), BATCH, int(num_batches)
+  )
 
 
 def digests(path, last_step, window):
-  """SHA-256 of batches: uninterrupted, restarted, and by 2 and 4 readers."""
+  """Hashes batches: uninterrupted, restarted, and by 2 and 4 readers."""
   source = data.open_encoded(path)
 
   def read(first_step, last_step, rows=slice(None)):
@@ -200,11 +206,11 @@ def digests(path, last_step, window):
     )
 
   def sha(*streams):
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for parts in zip(*streams, strict=True):
       for field in zip(*parts, strict=True):
-        whole.update(np.concatenate(field).tobytes())
-    return whole.hexdigest()
+        digest.update(np.concatenate(field).tobytes())
+    return digest.hexdigest()
 
   def readers(count):
     part = BATCH // count
@@ -215,52 +221,24 @@ def digests(path, last_step, window):
   last = int(last_step)
   restarted = itertools.chain(read(0, last // 3), read(last // 3, last))
   return {
-    'whole': sha(read(0, last)),
+    'uninterrupted': sha(read(0, last)),
     'restarted': sha(restarted),
     '2 readers': sha(*readers(2)),
     '4 readers': sha(*readers(4)),
   }
 
 
-MEASURES = {f.__name__: f for f in (opening, feeding, tf_data, stages, digests)}
+MEASUREMENTS = {
+  f.__name__: f for f in (opening, feeding, tf_data, stages, digests)
+}
 
 
-def show_opening(name, path, hollow=False):
-  rows = []
-  (path / index.NAME).unlink(missing_ok=True)
-  for kept in ('built', 'kept'):
-    got = measure('opening', path, int(not hollow))
-    first = [f'{seconds:.2f}' for seconds in got['first'].values()] or ['', '']
-    rows.append(
-      f'| {name} | {kept} | {got["seconds"]:.2f} | {got["memory"] / 1e6:.0f} '
-      f'| {got["peak"] / 1e6:.0f} | {first[0]} | {first[1]} |'
-    )
-  return rows
-
-
-def main():
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument('--images', type=int, default=1_000_000)
-  parser.add_argument('--folder', type=Path, default=Path('input_speed'))
-  parser.add_argument(
-    '--source', type=Path, help='a .rec folder to use instead'
-  )
-  parser.add_argument('--seconds', type=float, default=10.0)
-  parser.add_argument('--rounds', type=int, default=5)
-  parser.add_argument('--delay', type=float, default=50.0, help='ms')
-  parser.add_argument('--measure', nargs=argparse.REMAINDER)
-  flags = parser.parse_args()
-  if flags.measure:
-    what, *arguments = flags.measure
-    print(json.dumps(MEASURES[what](*arguments)))
-    return
-
+def prepare(flags):
+  """Makes the data that are missing; returns the paths of the sources."""
   flags.folder.mkdir(parents=True, exist_ok=True)
   paths = {'.rec': flags.source or flags.folder / 'rec'}
   if not paths['.rec'].exists():
-    speed.draw_rec_folder(paths['.rec'], flags.images)
+    input_benchmark.draw_rec_folder(paths['.rec'], flags.images)
   rec = data.open_encoded(paths['.rec'])
   for form in ('tfrecord', 'array_record'):
     paths[form] = flags.folder / form
@@ -274,71 +252,134 @@ def main():
     f'{rec.num_images:,} images of {size / rec.num_images:,.0f} bytes, batches '
     f'of {BATCH}, {os.cpu_count()} cores\n'
   )
+  return paths
 
+
+def print_opening(paths, flags):
+  """Prints the table of opening, also of sparse files of published sizes."""
   print(
     '| source | index | opened, s | kept, MB | peak, MB '
     '| first batch, s | at 0.9 |'
   )
   print('| --- | --- | --: | --: | --: | --: | --: |')
   for name, path in paths.items():
-    print(*show_opening(name, path), sep='\n', flush=True)
+    print(*opening_rows(name, path), sep='\n', flush=True)
   for name, *counts in HOLLOW if not flags.source else ():
     path = flags.folder / 'hollow'
     write_hollow_rec(path, *counts)
-    rows = show_opening(f'.rec of {name}', path, hollow=True)
+    rows = opening_rows(f'.rec of {name}', path, hollow=True)
     print(*rows, sep='\n', flush=True)
     shutil.rmtree(path)
 
+
+def opening_rows(name, path, hollow=False):
+  """Returns the rows of one source: index built, then index kept."""
+  rows = []
+  (path / index.NAME).unlink(missing_ok=True)
+  for kept in ('built', 'kept'):
+    got = measure('opening', path, int(not hollow))
+    first = [f'{seconds:.2f}' for seconds in got['first'].values()] or ['', '']
+    rows.append(
+      f'| {name} | {kept} | {got["seconds"]:.2f} | {got["memory"] / 1e6:.0f} '
+      f'| {got["peak"] / 1e6:.0f} | {first[0]} | {first[1]} |'
+    )
+  return rows
+
+
+def print_rates(paths, flags):
+  """Prints the table of images per second and of the stages of one thread."""
   print(
     '\n| source | images/s | of tf.data | order | read | decode | together |'
   )
   print('| --- | --: | --: | --: | --: | --: | --: |')
-  rates = {name: [] for name in (*paths, 'tf.data')}
-  for _ in range(flags.rounds):
-    for name, path in paths.items():
-      got = measure('feeding', path, flags.seconds, 0, 0)
-      rates[name].append(got['images_per_second'])
-    got = measure('tf_data', paths['tfrecord'], flags.seconds)
-    rates['tf.data'].append(got['images_per_second'])
-  for name in rates:
-    ratios = [
-      own / other
-      for own, other in zip(rates[name], rates['tf.data'], strict=True)
-    ]
+  measured = lambda *what: measure(*what)['images_per_second']
+  calls = {
+    name: functools.partial(measured, 'feeding', path, flags.seconds, 0, 0)
+    for name, path in paths.items()
+  }
+  calls['tf.data'] = functools.partial(
+    measured, 'tf_data', paths['tfrecord'], flags.seconds
+  )
+  rates = timing.take_turns(calls, rounds=flags.rounds)
+  for name, rate_of_rounds in rates.items():
     shares = ['', '', '', '']
     if name in paths:
       spent = measure('stages', paths[name], 20)
       total = sum(spent.values())
       shares = [f'{1e6 * s:.1f} us, {s / total:.0%}' for s in spent.values()]
+    spread = timing.spread(rate_of_rounds)
+    ratio = timing.ratio(rate_of_rounds, rates['tf.data'])['median']
     print(
-      f'| {name} | {statistics.median(rates[name]):,.0f} '
-      f'({min(rates[name]):,.0f}-{max(rates[name]):,.0f}) '
-      f'| {statistics.median(ratios):.2f} | {" | ".join(shares)} |',
+      f'| {name} | {timing.format_spread(spread, ends="range", digits=0)} '
+      f'| {ratio:.2f} | {" | ".join(shares)} |',
       flush=True,
     )
 
-  far = f'file://{paths["tfrecord"].absolute()}'
-  print(f'\n| tfrecord, {flags.delay:g} ms away | images/s |\n| --- | --: |')
-  for window in (0, 65_536):
-    got = measure('feeding', far, flags.seconds, window, flags.delay)
-    order = f'windows of {window:,}' if window else 'shuffled as a whole'
+
+def print_delayed(paths, flags):
+  """Prints the table of images per second with latency."""
+  remote = f'file://{paths["tfrecord"].absolute()}'
+  print(f'\n| tfrecord, latency {flags.delay:g} ms | images/s |\n| --- | --: |')
+  for window in WINDOWS:
+    got = measure('feeding', remote, flags.seconds, window, flags.delay)
+    order = f'windows of {window:,}' if window else 'entire set'
     print(f'| {order} | {got["images_per_second"]:,.0f} |', flush=True)
 
-  print()
+
+def compare_batches(paths):
+  """Prints how many different results there are; returns if there is one."""
   same = True
-  for window in (0, 65_536):
+  for window in WINDOWS:
     shas = {
-      (name, way): sha
+      (name, reading): sha
       for name, path in paths.items()
-      for way, sha in measure('digests', path, 60, window).items()
+      for reading, sha in measure('digests', path, 60, window).items()
     }
     same &= len(set(shas.values())) == 1
     print(
-      f'window {window}: {len(shas)} ways to read 60 batches, '
-      f'{len(set(shas.values()))} outcome(s)'
+      f'window {window}: 60 batches read in {len(shas)} combinations, '
+      f'{len(set(shas.values()))} result(s)'
     )
-  raise SystemExit(not same)
+  return same
+
+
+def main():
+  """Prints the tables; returns the exit code."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--images', type=int, default=1_000_000)
+  parser.add_argument(
+    '--folder',
+    type=Path,
+    default=Path('input_speed'),
+    help='for the drawn images; kept',
+  )
+  parser.add_argument(
+    '--source', type=Path, help='a .rec folder to use instead'
+  )
+  parser.add_argument(
+    '--seconds', type=float, default=10.0, help='of each source in a round'
+  )
+  parser.add_argument('--rounds', type=int, default=5)
+  parser.add_argument(
+    '--delay', type=float, default=50.0, help='latency of the storage in ms'
+  )
+  parser.add_argument(
+    '--measure', nargs=argparse.REMAINDER, help=argparse.SUPPRESS
+  )
+  flags = parser.parse_args()
+  if flags.measure:
+    name, *arguments = flags.measure
+    print(json.dumps(MEASUREMENTS[name](*arguments)))
+    return 0
+  paths = prepare(flags)
+  print_opening(paths, flags)
+  print_rates(paths, flags)
+  print_delayed(paths, flags)
+  print()
+  return 0 if compare_batches(paths) else 1
 
 
 if __name__ == '__main__':
-  main()
+  sys.exit(main())

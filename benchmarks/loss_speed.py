@@ -1,42 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times the losses beside the same formulas in PyTorch, on this machine's CPU.
+"""Times the losses next to the same formulas in PyTorch on this machine's CPU.
 
-A step is the mean loss and its gradients by the embeddings [B, D] and by the
-class centres [C, D]: what a training step has of the head. Three ways to it:
+A step is the mean loss and its gradients with respect to the embeddings [B, D]
+and the class centres [C, D]: the head's part of a training step. Variants:
 
   dense: `losses.cosines`, then the named loss, under jax.jit;
   block-wise: `losses.blockwise_margin_softmax`, likewise;
-  PyTorch: F.linear, the target's logit changed in place, F.cross_entropy.
+  PyTorch: `benchmark.pytorch.losses`, eager.
 
-Losses and gradients of all ways must agree, else the check ends with 1. Then
-they take turns, round by round: what else the machine does meets all alike.
+Losses and gradients of all variants must agree, else the exit code is 1. Then
+they take turns, round by round, so that other load on the machine meets all
+alike. Takes about 15 minutes with the defaults.
 
     python benchmarks/loss_speed.py
     python benchmarks/loss_speed.py --losses arcface,adaface --num-blocks 43
     python benchmarks/loss_speed.py --only jax  # Needs no PyTorch.
 
-How to read the table:
-  ms: of a step, median over the rounds and quartiles.
-  PyTorch / ours: of the times, round by round, likewise; above 1 ours is
+Columns of the table:
+  ms: of a step, median and quartiles over the rounds.
+  PyTorch / ours: ratio of the times, by round, likewise; above 1 ours is
     faster.
-  MB: what a step has resident at most above what was before it, as Linux tells
-    in a process of its own ('-' elsewhere). The gradients it returns are part
-    of it in every column.
-  XLA's MB: beside arguments and results, by the compiler's own account.
+  MB: the peak of a step's resident memory minus that before the step, from
+    Linux, in a separate process ('-' on other systems). The returned gradients
+    are included in every column.
+  XLA's MB: temporary memory without arguments and results, by the compiler.
 
-In its PyTorch columns `arcface_acos_of_all` has ArcFace as the authors of
-ElasticFace compute it, with arccos and cos of the whole matrix.
-`arcface_subcenters` has 3 sub-centres a class, three times the products and
+In its PyTorch column `arcface_acos_of_all` is ArcFace as the authors of
+ElasticFace compute it, with arccos and cos of the entire matrix.
+`arcface_subcenters` has 3 sub-centres per class, three times the products and
 gradients.
 """
 
 import argparse
 import functools
 import gc
-import importlib.metadata
-import math
+import inspect
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -46,7 +45,7 @@ import numpy as np
 
 from elasticface_jax.runtime import CPU_THREADS
 
-# As the trainer does. Read when jax is first imported.
+# As in the trainer. jax reads it when it is imported.
 os.environ.setdefault('PJRT_NPROC', CPU_THREADS)
 
 import jax
@@ -54,8 +53,10 @@ import jax.numpy as jnp
 
 from elasticface_jax import losses
 from elasticface_jax.benchmark import device, timing
+from elasticface_jax.benchmark.pytorch import losses as pytorch_losses
+from elasticface_jax.training.loss import MarginLoss
 
-# Of the block-wise form: kind and margins, where they are constants.
+# Kind and margins of the block-wise form of losses with constant margins.
 CONSTANTS = {
   'arcface': ('arc', 0.5),
   'arcface_acos_of_all': ('arc', 0.5),
@@ -66,22 +67,24 @@ CONSTANTS = {
   'x2_softmax': ('x2', (-0.9, 0.0, 0.65)),
 }
 STDS = {'elastic_arcface': 0.05, 'elastic_arcface_plus': 0.0175}
-# Not where training starts: there, to forget the update would hardly show.
+# Other values than at the start of training, where a missing update would be
+# hard to see.
 ADAFACE_MEAN, ADAFACE_STD, CURRICULAR_T = 25.0, 10.0, 0.3
 STATES = {
   'adaface': losses.AdaFaceState(ADAFACE_MEAN, ADAFACE_STD),
   'curricularface': losses.CurricularFaceState(CURRICULAR_T),
 }
 LOSSES = *CONSTANTS, *STDS, 'magface', *STATES
-OURS, WAYS = ('dense', 'block-wise'), ('dense', 'block-wise', 'PyTorch')
+OURS = 'dense', 'block-wise'
+VARIANTS = *OURS, 'PyTorch'
 SUBCENTERS = 3
 TOLERANCE = 1e-4  # Of the loss and of each gradient, relative to its norm.
-# glibc keeps nothing that is freed: no step reuses what the one before left.
+# glibc returns all freed memory: no step reuses that of the step before.
 MALLOC = {'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_TRIM_THRESHOLD_': '0'}
 
 
 def make_batch(name, flags):
-  """Embeddings, half learned (cosines 0.1 to 0.9), class centres, labels."""
+  """Draws embeddings at cosines of 0.1 to 0.9, class centres and labels."""
   rng = np.random.default_rng(0)
   subcenters = (SUBCENTERS,) if name == 'arcface_subcenters' else ()
   shape = flags.classes, *subcenters, flags.dim
@@ -92,14 +95,14 @@ def make_batch(name, flags):
   unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
   cosines = rng.uniform(0.1, 0.9, (flags.batch, 1))
   mixed = cosines * unit(own) + np.sqrt(1 - cosines**2) * unit(noise)
-  lengths = rng.uniform(12, 28, (flags.batch, 1))  # As networks make them.
-  return (lengths * unit(mixed)).astype(np.float32), centers, labels
+  norms = rng.uniform(12, 28, (flags.batch, 1))  # As in trained networks.
+  return (norms * unit(mixed)).astype(np.float32), centers, labels
 
 
 def dense(name, embeddings, centers, labels, key, state):
-  """Losses `[B]` and the new state, if there is one, from all cosines."""
-  take = losses.cosines if centers.ndim == 2 else losses.subcenter_cosines
-  cosines, norms = take(embeddings, centers), losses.norms(embeddings)
+  """Computes losses `[B]` and the next state from all cosines."""
+  compute = losses.cosines if centers.ndim == 2 else losses.subcenter_cosines
+  cosines, norms = compute(embeddings, centers), losses.norms(embeddings)
   match name:
     case 'cosface' | 'sphereface' | 'x2_softmax':
       return getattr(losses, name)(cosines, labels), state
@@ -118,14 +121,14 @@ def dense(name, embeddings, centers, labels, key, state):
 
 
 def blockwise(name, embeddings, centers, labels, key, state, num_blocks):
-  """The same, block by block."""
+  """Computes losses `[B]` and the next state block by block."""
   x = embeddings, centers, labels
   regularizer = 0.0
   match name:
     case 'elastic_arcface':
-      kind, margins = 'arc', draws(name, key, len(labels))
+      kind, margins = 'arc', draw_margins(name, key, len(labels))
     case 'elastic_arcface_plus':
-      kind, margins = 'arc', draws(name, key, len(labels))
+      kind, margins = 'arc', draw_margins(name, key, len(labels))
       margins = losses.pair_margins(margins, losses.target_cosines(*x))
     case 'adaface':
       kind, norms = 'adaface', losses.norms(embeddings)
@@ -145,13 +148,13 @@ def blockwise(name, embeddings, centers, labels, key, state, num_blocks):
   return loss + regularizer, state
 
 
-def draws(name, key, count):
-  """Margins of an elastic loss."""
+def draw_margins(name, key, count):
+  """Draws the margins of an elastic loss."""
   return losses.sample_margins(key, (count,), mean=0.5, std=STDS[name])
 
 
 def jax_step(name, batch, num_blocks):
-  """Our step, the seconds it took to compile, its memory in XLA's account."""
+  """Returns our step, its compile time and its temporary memory by XLA."""
 
   def objective(embeddings, centers, labels, key, state):
     arguments = name, embeddings, centers, labels, key, state
@@ -163,8 +166,9 @@ def jax_step(name, batch, num_blocks):
 
   state = jax.tree.map(jnp.float32, STATES.get(name, ()))
   arguments = *map(jnp.asarray, batch), jax.random.key(0), state
-  do = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))
-  lowered = do.lower(*arguments)
+  lowered = jax.jit(
+    jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
+  ).lower(*arguments)
   start = time.perf_counter()
   compiled = lowered.compile()
   seconds = time.perf_counter() - start
@@ -176,149 +180,117 @@ def jax_step(name, batch, num_blocks):
   return step, seconds, compiled.memory_analysis().temp_size_in_bytes
 
 
+def margin_loss(name):
+  """Returns the public loss of a row with its defaults, for PyTorch."""
+  public = {'arcface_subcenters': 'arcface'}.get(name, name)
+  parameters = inspect.signature(getattr(losses, public)).parameters
+  arguments = {
+    p.name: p.default for p in parameters.values() if p.default is not p.empty
+  }
+  if name == 'combined_margin':
+    arguments |= zip(('m1', 'm2', 'm3'), CONSTANTS[name][1], strict=True)
+  return MarginLoss(
+    name=public,
+    scale=arguments.pop('scale'),
+    gradient=arguments.pop('gradient', 'exact'),
+    numbers=tuple(arguments.items()),
+  )
+
+
 def pytorch_step(name, batch, margins=None):
-  """The step as one writes it in PyTorch; draws margins unless given some."""
+  """Returns the step in PyTorch; draws margins unless they are given."""
   import torch
-  from torch.nn import functional as F
 
   embeddings, centers, labels = map(torch.from_numpy, batch)
-  embeddings.requires_grad_()
-  centers.requires_grad_()
-  rows = torch.arange(len(labels))
-  mean, std = torch.tensor(ADAFACE_MEAN), torch.tensor(ADAFACE_STD)
-  t = torch.tensor(CURRICULAR_T)
+  leaves = embeddings.requires_grad_(), centers.requires_grad_()
+  if name == 'arcface_acos_of_all':
+    mean_loss = functools.partial(
+      pytorch_losses.arcface_acos_of_all,
+      *(*leaves, labels),
+      margin=CONSTANTS[name][1],
+      scale=64.0,
+    )
+  else:
+    loss = margin_loss(name)
+    values = STATES[name]._asdict() if name in STATES else {}
+    statistics = {field: torch.tensor(x) for field, x in values.items()}
 
-  def draw(margin, margin_std):
-    if margins is None:
-      return torch.normal(margin, margin_std, labels.shape)
-    return torch.from_numpy(margins)
-
-  def move(running, new):
-    return running.mul_(0.99).add_(0.01 * new)
-
-  def changed_target(c):
-    """The target's cosine `[B]` after its margin."""
-    theta = c.clamp(-1, 1).acos()
-    match name:
-      case 'cosface':
-        return c - 0.35
-      case 'elastic_arcface':
-        return (theta + draw(0.5, 0.05)).cos()
-      case 'elastic_arcface_plus':
-        paired = torch.empty_like(c)
-        order = c.detach().argsort(descending=True)
-        paired[order] = draw(0.5, 0.0175).sort().values
-        return (theta + paired).cos()
-      case 'combined_margin':
-        return (0.9 * theta + 0.4).cos() - 0.15
-      case 'sphereface':
-        with torch.no_grad():
-          k = (1.7 * theta / math.pi).floor()
-        return (1 - 2 * (k % 2)) * (1.7 * theta).cos() - 2 * k
-      case 'x2_softmax':
-        return -0.9 * theta.square() + 0.65
-      case 'adaface':
-        with torch.no_grad():
-          norms = embeddings.norm(dim=1).clamp(1e-3, 100)
-          move(mean, norms.mean())
-          move(std, norms.std())
-          k = (0.333 * (norms - mean) / (std + 1e-3)).clamp(-1, 1)
-        angle = (theta - 0.4 * k).clamp(1e-3, math.pi - 1e-3)
-        return angle.cos() - (0.4 + 0.4 * k)
-      case 'magface':
-        norms = embeddings.norm(dim=1).clamp(10, 110)
-        harder = 0.45 + 0.35 / 100 * (norms - 10)
-        return torch.where(c > 0, (theta + harder).cos(), c)
-      case 'curricularface':
-        return torch.where(
-          c > -math.cos(0.5), (theta + 0.5).cos(), c - 0.5 * math.sin(0.5)
-        )
-    return (theta + 0.5).cos()
-
-  def loss():
-    dim = embeddings.shape[1]
-    unit_centers = F.normalize(centers.view(-1, dim))
-    cosines = F.linear(F.normalize(embeddings), unit_centers)
-    if name == 'arcface_acos_of_all':
-      theta = cosines.clamp_(-1, 1).acos_()
-      theta[rows, labels] += 0.5
-      return F.cross_entropy(theta.cos_().mul_(64), labels)
-    if name == 'arcface_subcenters':
-      cosines = cosines.view(len(labels), -1, SUBCENTERS).max(2).values
-    target = cosines[rows, labels]
-    changed = changed_target(target)
-    if name == 'curricularface':
-      with torch.no_grad():
-        move(t, target.mean())
-        hard = cosines > (target.clamp(-1, 1).acos() + 0.5).cos()[:, None]
-      cosines = torch.where(hard, cosines * (t + cosines), cosines)
-    cosines[rows, labels] = changed
-    scale = 30 if name == 'sphereface' else 64
-    result = F.cross_entropy(cosines.mul_(scale), labels)
-    if name == 'magface':
-      norms = embeddings.norm(dim=1).clamp(10, 110)
-      result = result + (35 * (norms / 110**2 + 1 / norms)).mean()
-    return result
+    def mean_loss():
+      drawn = margins
+      if drawn is None:
+        drawn = pytorch_losses.draw_margins(loss, labels.shape, 'cpu')
+      return pytorch_losses.mean_loss(
+        *(embeddings, centers.flatten(1), labels, drawn),
+        loss=loss,
+        group_size=len(labels),
+        statistics=statistics,
+      )
 
   def step():
-    value = loss()
-    return value.detach(), *torch.autograd.grad(value, (embeddings, centers))
+    value = mean_loss()
+    return value.detach(), *torch.autograd.grad(value, leaves)
 
   return step
 
 
-def make_steps(name, ways, flags):
-  """Of each way: the step, seconds to compile it, XLA's account of memory."""
+def make_steps(name, variants, flags):
+  """Returns step, compile time and temporary memory of each variant."""
   batch = make_batch(name, flags)
   blocks = {'dense': None, 'block-wise': flags.num_blocks}
   return {
-    way: (pytorch_step(name, batch), None, None)
-    if way == 'PyTorch'
-    else jax_step(name, batch, blocks[way])
-    for way in ways
+    variant: (pytorch_step(name, batch), None, None)
+    if variant == 'PyTorch'
+    else jax_step(name, batch, blocks[variant])
+    for variant in variants
   }
 
 
 def disagreement(steps, name, flags):
-  """The largest relative difference from the dense step, and whose it is."""
+  """Returns the largest relative difference from 'dense', and its variant."""
   if 'PyTorch' in steps and name in STDS:
-    margins = np.array(draws(name, jax.random.key(0), flags.batch))
-    same = pytorch_step(name, make_batch(name, flags), margins)
+    import torch
+
+    margins = np.array(draw_margins(name, jax.random.key(0), flags.batch))
+    batch = make_batch(name, flags)
+    same = pytorch_step(name, batch, torch.from_numpy(margins))
     steps = steps | {'PyTorch': same}
   expected = [np.asarray(x) for x in steps['dense']()]
   worst = 0.0, ''
-  for way in list(steps)[1:]:
-    for x, other in zip(expected, steps[way](), strict=True):
+  for variant in list(steps)[1:]:
+    for x, other in zip(expected, steps[variant](), strict=True):
       gap = np.linalg.norm(x - np.asarray(other)) / np.linalg.norm(x)
-      # A gap that is no number is the largest.
-      worst = max(worst, (float(np.nan_to_num(gap, nan=np.inf)), way))
+      # NaN counts as the largest gap.
+      worst = max(worst, (float(np.nan_to_num(gap, nan=np.inf)), variant))
   return worst
 
 
 def time_rounds(steps, rounds):
-  """Milliseconds of each way, `[rounds]`, taken in turn."""
+  """Returns the milliseconds of each variant, `[rounds]`, taken in turn."""
 
   def timed(step):
     start = time.perf_counter()
     results = step()
     spent = 1000 * (time.perf_counter() - start)
-    del results  # Freed outside of anyone's time.
+    del results  # Freed outside of the measured times.
     return spent
 
-  ways = {way: functools.partial(timed, step) for way, step in steps.items()}
-  times = timing.take_turns(ways, rounds=rounds + 1)
-  return {way: spent[1:] for way, spent in times.items()}  # One warms up.
+  timed_steps = {
+    variant: functools.partial(timed, step) for variant, step in steps.items()
+  }
+  times = timing.take_turns(timed_steps, rounds=rounds + 1)
+  # The first round warms up.
+  return {variant: spent[1:] for variant, spent in times.items()}
 
 
 def peak_of(step):
-  """MB that a step takes at most, as text; '-' where the kernel cannot say."""
-  step()  # What is set up once is no part of it.
+  """Returns the peak MB of a step as text; '-' where Linux cannot report it."""
+  step()  # Without what is allocated once.
   gc.collect()
   time.sleep(5 * timing.PAUSE)  # Jax frees in threads of its own.
   status = Path('/proc/self/status')
   read = lambda name: int(status.read_text().split(name)[1].split()[0])
   try:
-    Path('/proc/self/clear_refs').write_text('5')  # The peak starts anew.
+    Path('/proc/self/clear_refs').write_text('5')  # Resets the peak.
     before = read('VmRSS:')
   except OSError:
     return '-'
@@ -328,12 +300,12 @@ def peak_of(step):
   return f'{max(peak, 0) * 1024 / 1e6:.0f}'
 
 
-def measured_peak(way, name, flags):
-  """`peak_of` in a process of its own."""
+def measured_peak(variant, name, flags):
+  """Runs `peak_of` in a separate process."""
   process = subprocess.run(
     [
       *(sys.executable, __file__, *flags.given),
-      *('--peak-of', way, '--losses', name),
+      *('--peak-of', variant, '--losses', name),
     ],
     env=os.environ | MALLOC,
     stdout=subprocess.PIPE,
@@ -343,79 +315,75 @@ def measured_peak(way, name, flags):
   return process.stdout.strip()
 
 
-def spread(values, digits):
-  """Median and quartiles."""
-  low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-  return f'{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})'
-
-
-def machine(ways, flags):
-  """Sizes, hardware and versions, in two lines."""
-  cores = device.cores()
-  packages = ['jax', 'jaxlib', *(['torch'] if 'PyTorch' in ways else [])]
-  versions = [f'{p} {importlib.metadata.version(p)}' for p in packages]
+def machine(variants, flags):
+  """Returns sizes, hardware and versions, in two lines."""
+  packages = ['jax', 'jaxlib', *(['torch'] if 'PyTorch' in variants else [])]
   gradients = 4e-6 * flags.dim * (flags.batch + flags.classes)
   return (
     f'B {flags.batch}, D {flags.dim}, C {flags.classes:,}, {flags.num_blocks} '
     f'blocks, float32; {flags.rounds} rounds. The gradients of class centres '
     f'and embeddings are {gradients:.0f} MB.\n'
-    f'{device.cpu_name()}, {cores} cores; '
-    f'PJRT_NPROC={os.environ["PJRT_NPROC"]} '
-    f'(`elasticface` sets {CPU_THREADS}), {cores} threads for PyTorch; '
-    f'Python {platform.python_version()}, {", ".join(versions)}.'
+    f'{device.in_words(packages)}; PJRT_NPROC={os.environ["PJRT_NPROC"]} '
+    f'(`elasticface` sets {CPU_THREADS}), {device.cores()} threads for PyTorch.'
   )
 
 
-def print_table(ways, flags):
-  """Prints a row for each loss; the exit code is 1 if one disagrees."""
-  print(machine(ways, flags), end='\n\n')
-  compared = OURS if 'PyTorch' in ways else ()
-  heads = [f'{way}, ms' for way in ways]
-  heads += [f'PyTorch / {way}' for way in compared]
-  heads += [f'{way}, MB' for way in ways]
-  heads += [f"{way}, XLA's MB" for way in OURS]
-  print(f'| loss | {" | ".join(heads)} |')
-  print(f'| --- {"| --: " * len(heads)}|')
-  seconds = {way: [] for way in OURS}
+def print_table(variants, flags):
+  """Prints a row for each loss; returns 1 if variants of one disagree."""
+  print(machine(variants, flags), end='\n\n')
+  compared = OURS if 'PyTorch' in variants else ()
+  titles = [f'{variant}, ms' for variant in variants]
+  titles += [f'PyTorch / {variant}' for variant in compared]
+  titles += [f'{variant}, MB' for variant in variants]
+  titles += [f"{variant}, XLA's MB" for variant in OURS]
+  print(f'| loss | {" | ".join(titles)} |')
+  print(f'| --- {"| --: " * len(titles)}|')
+  seconds = {variant: [] for variant in OURS}
   for name in flags.losses:
-    made = make_steps(name, ways, flags)
-    steps = {way: step for way, (step, *_) in made.items()}
-    gap, way = disagreement(steps, name, flags)
+    made = make_steps(name, variants, flags)
+    steps = {variant: step for variant, (step, *_) in made.items()}
+    gap, variant = disagreement(steps, name, flags)
     if gap > TOLERANCE:
-      print(f'{name}: {way} and dense differ by {gap:.1e}', file=sys.stderr)
+      print(f'{name}: {variant} and dense differ by {gap:.1e}', file=sys.stderr)
       return 1
     times = time_rounds(steps, flags.rounds)
-    cells = [spread(times[way], 0) for way in ways]
-    cells += [spread(times['PyTorch'] / times[way], 2) for way in compared]
-    xla = [f'{made[way][2] / 1e6:.0f}' for way in OURS]
-    for way in OURS:
-      seconds[way].append(made[way][1])
+    cells = [
+      timing.format_spread(timing.spread(times[v]), digits=0) for v in variants
+    ]
+    cells += [
+      timing.format_spread(timing.ratio(times['PyTorch'], times[v]), digits=2)
+      for v in compared
+    ]
+    xla = [f'{made[variant][2] / 1e6:.0f}' for variant in OURS]
+    for variant in OURS:
+      seconds[variant].append(made[variant][1])
     del made, steps  # Makes room for the processes that measure memory.
-    cells += [measured_peak(way, name, flags) for way in ways] + xla
+    cells += [measured_peak(v, name, flags) for v in variants] + xla
     print(f'| `{name}` | {" | ".join(cells)} |', flush=True)
-  told = (f'{w} {min(s):.1f} to {max(s):.1f} s' for w, s in seconds.items())
-  print(f'\nTo compile, once: {", ".join(told)}.')
+  ranges = (f'{v} {min(s):.1f} to {max(s):.1f} s' for v, s in seconds.items())
+  print(f'\nCompile time: {", ".join(ranges)}.')
   return 0
 
 
 def parse(argv):
+  """Parses the arguments; `given` holds them as they were."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--batch', type=int, default=128)
-  parser.add_argument('--dim', type=int, default=512)
-  parser.add_argument('--classes', type=int, default=85_742)
+  parser.add_argument('--batch', type=int, default=128, help='B')
+  parser.add_argument('--dim', type=int, default=512, help='D')
+  parser.add_argument('--classes', type=int, default=85_742, help='C')
   parser.add_argument('--num-blocks', type=int, default=16)
   parser.add_argument('--rounds', type=int, default=15)
   parser.add_argument('--losses', default=','.join(LOSSES), metavar='A,B,C')
   parser.add_argument('--only', choices=['jax'], help='leave PyTorch out')
-  parser.add_argument('--peak-of', choices=WAYS, help=argparse.SUPPRESS)
+  parser.add_argument('--peak-of', choices=VARIANTS, help=argparse.SUPPRESS)
   flags = parser.parse_args(argv)
   flags.given = sys.argv[1:] if argv is None else argv
   flags.losses = flags.losses.split(',')
   for name in flags.losses:
     if name not in LOSSES:
-      parser.error(f'no loss {name!r} here; there are {", ".join(LOSSES)}')
+      parser.error(f'--losses {name}: unknown; use some of {", ".join(LOSSES)}')
   return flags
 
 
@@ -426,13 +394,13 @@ def main(argv=None):
     argv: arguments; those of the process by default.
 
   Returns:
-    Exit code: 1 if two ways disagree; 2 without PyTorch.
+    Exit code: 1 if two variants disagree; 2 without PyTorch.
   """
   flags = parse(argv)
   jax.config.update('jax_platforms', 'cpu')
-  ways = OURS if flags.only else WAYS
-  ways = (flags.peak_of,) if flags.peak_of else ways
-  if 'PyTorch' in ways:
+  variants = OURS if flags.only else VARIANTS
+  variants = (flags.peak_of,) if flags.peak_of else variants
+  if 'PyTorch' in variants:
     try:
       import torch
     except ImportError:
@@ -442,9 +410,9 @@ def main(argv=None):
     torch.set_num_threads(device.cores())
   if flags.peak_of:
     (name,) = flags.losses
-    print(peak_of(make_steps(name, ways, flags)[flags.peak_of][0]))
+    print(peak_of(make_steps(name, variants, flags)[flags.peak_of][0]))
     return 0
-  return print_table(ways, flags)
+  return print_table(variants, flags)
 
 
 if __name__ == '__main__':

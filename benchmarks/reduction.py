@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""What the fixed tree costs beside the runtime's own all-reduce.
+r"""Times the fixed tree of additions next to the runtime's own all-reduce.
 
-Sums one gradient a device, of the size of an IResNet's, both ways in turn on
-the devices at hand, and prints the times and their ratio. The tree's order of
-addition is that of the config; the all-reduce's is the runtime's own, and
-changes with the number of devices.
+Sums one gradient per device, of the size of an IResNet's, by both methods in
+turn on the devices of this machine, and prints the times and their ratio. The
+tree's order of addition is that of the config; the all-reduce's is the
+runtime's own, and changes with the number of devices. Takes about two minutes.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=4 \
         python benchmarks/reduction.py
@@ -12,31 +12,28 @@ changes with the number of devices.
 
 import argparse
 import functools
-import statistics
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from elasticface_jax.benchmark import timing
 from elasticface_jax.exact.trees import tree_all_reduce
 from elasticface_jax.training import state
 
 
-def main():
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  # 65.2 M parameters are those of IResNet-100.
-  parser.add_argument('--numbers', type=int, default=65_200_000)
-  parser.add_argument('--rounds', type=int, default=10)
-  args = parser.parse_args()
-  mesh = state.make_mesh()
+def make_calls(mesh, num_values):
+  """Returns functions that sum one array of ones per device, by method."""
   devices = state.Devices(state.AXIS, mesh.size)
-  spread = jax.sharding.NamedSharding(mesh, P(state.AXIS))
+  sharded = jax.sharding.NamedSharding(mesh, P(state.AXIS))
+  parts = jax.jit(
+    lambda: jnp.ones((mesh.size, num_values), jnp.float32),
+    out_shardings=sharded,
+  )()
 
   def compiled(reduce):
-    return jax.jit(
+    summed = jax.jit(
       jax.shard_map(
         reduce,
         mesh=mesh,
@@ -45,30 +42,35 @@ def main():
         check_vma=False,
       )
     )
+    return lambda: summed(parts).block_until_ready()
 
-  ways = {
+  return {
     'tree': compiled(functools.partial(tree_all_reduce, devices=devices)),
     'all-reduce': compiled(lambda x: jax.lax.psum(x[0], state.AXIS)),
   }
-  parts = jax.jit(
-    lambda: jnp.ones((mesh.size, args.numbers), jnp.float32),
-    out_shardings=spread,
-  )()
-  seconds = {name: [] for name in ways}
-  for _ in range(args.rounds + 1):
-    for name, way in ways.items():
-      start = time.perf_counter()
-      way(parts).block_until_ready()
-      seconds[name].append(time.perf_counter() - start)
-  seconds = {name: times[1:] for name, times in seconds.items()}  # Compiled.
-  kind = jax.devices()[0].device_kind
-  print(f'{args.numbers:,} float32 on {mesh.size} devices ({kind})')
+
+
+def main(argv=None):
+  """Prints the times; returns the exit code."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  # 65.2 M parameters are those of IResNet-100.
+  parser.add_argument(
+    '--values', type=int, default=65_200_000, help='float32 values per device'
+  )
+  parser.add_argument('--rounds', type=int, default=10)
+  args = parser.parse_args(argv)
+  mesh = state.make_mesh()
+  calls = make_calls(mesh, args.values)
+  seconds = timing.in_turn(calls, rounds=args.rounds, seconds=0.01)
+  kind = mesh.devices.flat[0].device_kind
+  print(f'{args.values:,} float32 on {mesh.size} devices ({kind})')
   for name, times in seconds.items():
-    low, high = min(times), max(times)
-    middle = statistics.median(times)
-    print(f'{name:11} {middle:.3f} s (from {low:.3f} to {high:.3f})')
-  pairs = np.array(seconds['tree']) / np.array(seconds['all-reduce'])
-  print(f'ratio, pair by pair: median {np.median(pairs):.2f}')
+    spread = timing.spread(times)
+    print(f'{name:11} {timing.format_spread(spread, ends="range")} s')
+  ratio = timing.ratio(seconds['tree'], seconds['all-reduce'])
+  print(f'ratio, by round: {timing.format_spread(ratio, digits=2)}')
   return 0
 
 

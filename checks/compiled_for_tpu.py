@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Compiles the training step for TPUs that are not here, and accounts for it.
+r"""Compiles the training step for TPUs that are not here; compares programs.
 
-Prints memory and the compiler's own estimate of cycles for each topology: with
-every loop's body once, and with bodies times their trip counts. An estimate is
-good for comparing two programs for the same chip; it is not a time.
+Prints memory and the compiler's estimate of cycles for each topology: with
+every loop's body once, and with bodies times their trip counts. Estimates serve
+to compare two programs for the same chip; they are not times. Each program
+takes from half a minute (IResNet-10) to ten minutes (IResNet-100).
 
     pip install libtpu
     python checks/compiled_for_tpu.py v5e:2x4 --model iresnet18
@@ -14,9 +15,9 @@ good for comparing two programs for the same chip; it is not a time.
 
 A topology may end in a number of its chips, /1 for one. With ``--same`` the
 programs are compared: their arithmetic must be the same on any number of chips.
-Names, memory spaces, schedules, whatever only moves numbers, and additions by
-the tree over devices are left out. Exits with 1 where arithmetic differs, and
-prints it. It shows that the programs compute alike, and not that a chip does.
+Names, memory spaces, schedules, data movement, and additions by the tree over
+devices are ignored. Differences are printed, and the exit code is 1. This
+compares the programs, not the results of a chip.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-# Before jax is imported: no device is asked for, and no metadata server.
+# Before jax is imported: it must ask for no device and no metadata server.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
 os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
@@ -44,7 +45,7 @@ from elasticface_jax.benchmark.recipe import Recipe
 from elasticface_jax.benchmark.step import make_task, thin_backbone
 from elasticface_jax.training.state import AXIS, Layout
 
-# Instructions, or what they were made from, that only move numbers. TPUs
+# Instructions, or operations they were made from, that only move data. TPUs
 # concatenate by taking the maximum of padded arrays.
 MOVES = frozenset(
   'all_gather all_to_all async axis_index bitcast broadcast broadcast_in_dim '
@@ -53,17 +54,17 @@ MOVES = frozenset(
   'reshape select_n slice split squeeze stack swapaxes transpose tuple '
   'unstack'.split()
 )
-# Named scopes in which numbers are only added, in an order that the number of
-# devices does not change: between them, and in a loop that does nothing else.
+# Named scopes that only add, in an order that does not depend on the number of
+# devices: between devices, and in a loop that does nothing else.
 ADDED_BETWEEN = frozenset({'over_devices', 'merge'})
 
 
 class Loop(NamedTuple):
   """A loop of a computation."""
 
-  scope: str  # Name of its trip count, as the step's named scopes say it.
+  scope: str  # Name of its trip count, from the step's named scopes.
   body: str  # Name of the computation.
-  known: int | None  # Trip count, where the compiler knows it.
+  known: int | None  # Trip count, if the compiler knows it.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +72,8 @@ class Program:
   """The text of a compiled program, by computation.
 
   Attributes:
-    computations: lines of each, by name.
-    entry: name of the outermost.
+    computations: lines of each computation, by name.
+    entry: name of the outermost computation.
   """
 
   computations: Mapping[str, list[str]]
@@ -80,7 +81,7 @@ class Program:
 
   @classmethod
   def parse(cls, text: str) -> 'Program':
-    """Takes the text of an optimised module apart."""
+    """Splits the text of an optimised module."""
     computations, current, entry = {}, None, ''
     for line in text.splitlines():
       start = re.match(r'(ENTRY )?%?([\w.-]+) \(.*\{$', line)
@@ -92,7 +93,7 @@ class Program:
     return cls(computations, entry)
 
   def loops(self, computation: str) -> list[Loop]:
-    """Finds the loops that a computation runs."""
+    """Returns the loops of a computation."""
     found = []
     for line in self.computations[computation]:
       if body := re.search(r' while\(.*body=%?([\w.-]+)', line):
@@ -106,22 +107,21 @@ class Program:
     return found
 
   def own_cycles(self, computation: str) -> int:
-    """Adds up the estimates of a computation's instructions, loops left out."""
+    """Adds the estimates of a computation's instructions, without loops."""
     return sum(
-      int(number)
+      int(count)
       for line in self.computations[computation]
-      for number in re.findall(r'"estimated_cycles":"(\d+)"', line)
+      for count in re.findall(r'"estimated_cycles":"(\d+)"', line)
     )
 
   def cycles(
     self, trips: Mapping[str, float] | None, computation: str = ''
   ) -> float:
-    """Adds up the estimates, a loop's body as often as it runs.
+    """Adds the estimates, a loop's body as often as it runs.
 
     Args:
-      trips: trip counts by scope; 1 for what is not there. None to count every
-        body once.
-      computation: where to begin; the outermost if empty.
+      trips: trip counts by scope; 1 for others. None to count every body once.
+      computation: the computation to start with; the outermost if empty.
     """
     computation = computation or self.entry
     times = lambda loop: (
@@ -133,18 +133,18 @@ class Program:
     )
 
   def body_of(self, scope: str) -> str:
-    """Returns the computation of the outermost loop of a scope."""
+    """Returns the body of the outermost loop of a scope."""
     for loop in self.loops(self.entry):
       if loop.scope == scope:
         return loop.body
     raise ValueError(f'there is no loop {scope!r} in the program')
 
   def arithmetic(self, computation: str) -> collections.Counter:
-    """Counts what computes with floats in a computation and what it calls.
+    """Counts the float operations of a computation and those that it calls.
 
     Returns:
-      By operation, shapes and attributes. Loops inside are included, and the
-      shapes of what passes between them are left out.
+      Counts by operation, shapes and attributes. Loops inside are included;
+      the shapes of their state are not.
     """
     counts = collections.Counter()
     waiting, seen = [computation], set()
@@ -160,7 +160,7 @@ class Program:
     return counts
 
   def _reducer(self, line: str) -> str:
-    """Returns what a reduction does with two numbers, such as `` add``."""
+    """Returns the operation of a reduction, such as `` add``."""
     found = re.search(r'to_apply=%?([\w.-]+)', line)
     if not found:
       return ''
@@ -169,16 +169,16 @@ class Program:
 
 
 def op_name(line: str) -> str:
-  """Returns the name that an instruction's source gave it."""
+  """Returns the name of an instruction's source operation."""
   found = re.search(r'op_name="([^"]*)"', line)
   return found[1] if found else ''
 
 
 def is_arithmetic(line: str) -> bool:
-  """Tells whether an instruction computes with floats."""
+  """Returns whether an instruction computes with floats."""
   found = re.search(r' = (\w+)\[[^ ]*\S* ([\w-]+)\(', line)
   if not found or found[1] not in ('f32', 'bf16', 'f16', 'f64'):
-    return False  # Integers, and tuples: fusions, whose insides are looked at.
+    return False  # Integers, and tuples: fusions, whose bodies are counted.
   operation = re.sub('_(start|done|update)$', '', found[2].replace('-', '_'))
   source = op_name(line).rpartition('/')[2]
   if {operation, source} & MOVES or source in ('while', 'body'):
@@ -189,12 +189,12 @@ def is_arithmetic(line: str) -> bool:
 
 
 def is_added_between(line: str) -> bool:
-  """Tells whether an instruction only adds, in a scope of `ADDED_BETWEEN`."""
+  """Returns whether an instruction is in a scope of `ADDED_BETWEEN`."""
   return not ADDED_BETWEEN.isdisjoint(op_name(line).split('/'))
 
 
 def signature(line: str) -> str:
-  """Returns an instruction without names, places in memory and schedule."""
+  """Returns an instruction without names, memory spaces and schedule."""
   line = line.removeprefix('ROOT ')
   line = re.sub(r', (metadata|frontend_attributes)=\{[^}]*\}', '', line)
   line = re.sub(r', backend_config=.*', '', line)
@@ -204,10 +204,10 @@ def signature(line: str) -> str:
 
 
 def mesh_of(name: str) -> Mesh:
-  """Makes a mesh of chips that are not here.
+  """Returns a mesh of chips that are not here.
 
   Args:
-    name: of the topology, such as ``v5e:2x4``, or ``v5e:2x2/1`` for one chip.
+    name: the topology, such as ``v5e:2x4``, or ``v5e:2x2/1`` for one chip.
   """
   topology, _, count = name.partition('/')
   chips = topologies.get_topology_desc(
@@ -227,7 +227,7 @@ def trip_counts(layout: Layout) -> dict[str, float]:
 
 
 def report(name: str, compiled: jax.stages.Compiled, layout: Layout) -> Program:
-  """Prints the account of a program."""
+  """Prints memory and cycles of a program."""
   program = Program.parse(compiled.as_text())
   memory = compiled.memory_analysis()
   once = program.cycles(None)
@@ -235,21 +235,21 @@ def report(name: str, compiled: jax.stages.Compiled, layout: Layout) -> Program:
   backbone = program.own_cycles(program.body_of('turns'))
   print(
     f'{name}: {layout.mesh.size} chips, {trips["turns"]} groups and '
-    f'{trips["blocks"]} blocks a chip\n'
+    f'{trips["blocks"]} blocks per chip\n'
     f'  temporary {memory.temp_size_in_bytes / 1e9:.2f} GB, arguments '
-    f'{memory.argument_size_in_bytes / 1e9:.2f} GB a chip\n'
+    f'{memory.argument_size_in_bytes / 1e9:.2f} GB per chip\n'
     f'  cycles: {once / 1e6:.1f} M with bodies once, '
-    f'{program.cycles(trips) / 1e6:.1f} M times their trip counts; outside of '
+    f'{program.cycles(trips) / 1e6:.1f} M times their trip counts; outside '
     f'the backbone '
     f'{(program.cycles(trips) - trips["turns"] * backbone) / 1e6:.1f} M\n'
-    f'  bodies run: {bodies_run(program, trips):,.0f}',
+    f'  loop bodies run: {bodies_run(program, trips):,.0f}',
     flush=True,
   )
   return program
 
 
 def bodies_run(program: Program, trips: Mapping[str, float]) -> float:
-  """Counts how many bodies of loops a step runs."""
+  """Returns the number of loop bodies that a step runs."""
 
   def run(computation):
     return sum(
@@ -267,14 +267,14 @@ def compare(programs: Mapping[str, Program]) -> list[str]:
     programs: by name; the others are compared with the first.
 
   Returns:
-    A line for each instruction that is not in both.
+    A line for each instruction that is missing in one of two.
   """
   counts = {
     name: program.arithmetic(program.entry)
     for name, program in programs.items()
   }
   (first, expected), *others = counts.items()
-  print(f'{first}: {sum(expected.values()):,} instructions compute with floats')
+  print(f'{first}: {sum(expected.values()):,} float instructions')
   differing = []
   for name, found in others:
     both = {first: expected - found, name: found - expected}
@@ -284,13 +284,15 @@ def compare(programs: Mapping[str, Program]) -> list[str]:
 
 
 def main(arguments: Iterable[str] | None = None) -> int:
-  """Compiles, reports and compares."""
+  """Compiles, reports and compares; returns the exit code."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('topologies', nargs='+', metavar='TOPOLOGY')
   parser.add_argument(
-    '--model', default='iresnet10', help="or 'head', behind next to nothing"
+    '--model',
+    default='iresnet10',
+    help="a backbone, or 'head' for the head alone",
   )
   parser.add_argument('--dtype', default='bfloat16')
   parser.add_argument('--batch-size', type=int, default=1024)
@@ -298,7 +300,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
   parser.add_argument('--num-classes', type=int, default=85_742)
   parser.add_argument('--num-blocks', type=int, default=16)
   parser.add_argument('--remat', action='store_true')
-  parser.add_argument('--same', action='store_true')
+  parser.add_argument(
+    '--same', action='store_true', help='compare the arithmetic'
+  )
   parser.add_argument('--save', type=Path, help='folder for the programs')
   flags = parser.parse_args(arguments)
   head_alone = flags.model == 'head'

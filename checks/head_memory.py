@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shows what the head of a training step takes of a device's memory.
+"""Checks the memory of a training step's head on each device.
 
-Compiles the training step, behind a backbone of a single vector, for up to ten
-million classes on 1, 2, 4 and 8 devices, and reads the compiler's own account.
-Nothing is allocated: any machine will do, in about three minutes.
+Compiles the training step, with a backbone of a single vector, for up to ten
+million classes on 1, 2, 4 and 8 devices, and reads the compiler's memory
+analysis. Nothing is allocated. Takes three minutes on any machine.
 
     python checks/head_memory.py
     python checks/head_memory.py --classes 3000000 --num-blocks 128
 
 Columns, in MB for each device:
   state: class centres and their momentum, updated in place.
-  temporary: all that a step needs beside it, from the embeddings to the new
-    class centres and the gradient of the embeddings.
+  temporary: all other memory of a step, from the embeddings to the new class
+    centres and the gradient of the embeddings.
   logits: the matrix [B, C] / n, which a head without blocks holds.
 
-Exits with 0 if the state is sharded evenly and not copied, temporary memory is
-that of a block whatever the devices (and of the classes drawn, where they are a
-sample), and no larger array is in the program. Choose `head.num_blocks` by the
-same sum: with c = C / num_blocks classes a block, temporary memory is about
-4 * c * (3 * R + 6 * D) bytes, R the batch or about 1,024 samples of a larger
-one; at least two blocks a device, as one alone is copied.
+The exit code is 0 if the state is sharded evenly and not copied, temporary
+memory is that of a block on any number of devices (and of the drawn classes, if
+they are sampled), and the program has no larger array. Choose `head.num_blocks`
+by the same formula: with c = C / num_blocks classes per block, temporary memory
+is about 4 * c * (3 * R + 6 * D) bytes, R the batch or about 1,024 samples of a
+larger one; use at least two blocks per device, as a single one is copied.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from elasticface_jax.training import state
 
 BATCH, GROUP, DIM = 512, 64, 512
 DEVICES = (1, 2, 4, 8)
-# Classes, blocks, share of the classes in a step.
+# Classes, blocks, sample rate.
 CASES = (
   (85_742, 16, 1.0),
   (1_000_000, 64, 1.0),
@@ -49,7 +49,7 @@ TITLE = 'classes     blocks  rate  devices     state  temporary     logits'
 
 
 class Case(NamedTuple):
-  """One compiled step, and what it is for."""
+  """One compiled step and its sizes."""
 
   num_classes: int
   num_blocks: int
@@ -59,7 +59,7 @@ class Case(NamedTuple):
 
 
 def one_vector() -> models.Backbone:
-  """A backbone that takes no memory: brightness times a vector."""
+  """Returns a backbone without memory: brightness times a vector."""
 
   def init(key):
     del key
@@ -76,7 +76,7 @@ def one_vector() -> models.Backbone:
 def compile_step(
   num_classes: int, num_blocks: int, sample_rate: float, devices: int
 ) -> Case:
-  """Compiles a training step for arrays that do not exist."""
+  """Compiles a training step without allocating its arrays."""
   recipe = Recipe(
     batch_size=BATCH,
     group_size=GROUP,
@@ -90,7 +90,7 @@ def compile_step(
 
 
 def check(case: Case) -> str:
-  """Compares a step's memory with what it should be.
+  """Compares a step's memory with the expected sizes.
 
   Args:
     case: the step.
@@ -99,7 +99,7 @@ def check(case: Case) -> str:
     Its row of the table.
 
   Raises:
-    AssertionError: if it is not.
+    AssertionError: if it needs more.
   """
   memory = case.compiled.memory_analysis()
   blocks = case.num_blocks // case.devices
@@ -123,8 +123,8 @@ def check(case: Case) -> str:
     + 2 * 3 * BATCH * (case.num_blocks + blocks)
   )
   if case.sample_rate < 1:
-    # Drawing: scores, places, and what was taken in each block. The centres
-    # drawn and their momentum are read once, before the turns.
+    # Drawing: scores, indices, and drawn classes of each block. Their centres
+    # and momentum are read once, before the turns.
     allowed += 4 * (8 * size + 4 * blocks * taken)
     allowed += 4 * 2 * math.prod(sampled)
   temporary = memory.temp_size_in_bytes
@@ -132,13 +132,13 @@ def check(case: Case) -> str:
     f'{temporary / 1e6:,.0f} MB of temporary memory, not {allowed / 1e6:,.0f}'
   )
 
-  # Of other arrays, none is larger than a block or the sums.
+  # No other array is larger than a block or the sums.
   enough = BATCH * DIM * (math.log2(case.num_blocks) + 2)
   enough = max(enough, taken * max(BATCH, DIM))
   shapes = re.findall(r'\w\[([\d,]+)\]', case.compiled.as_text())
   shapes = {tuple(map(int, shape.split(','))) for shape in shapes}
-  whole = {centers, (blocks * size, DIM), sampled}
-  largest = max(shapes - whole, key=math.prod)
+  expected = {centers, (blocks * size, DIM), sampled}
+  largest = max(shapes - expected, key=math.prod)
   assert math.prod(largest) <= enough, f'an array of {largest}'
 
   logits = 4 * BATCH * case.num_classes // case.devices
@@ -155,7 +155,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--classes', type=int, help='one number of classes')
+  parser.add_argument('--classes', type=int, help='measure this number alone')
   parser.add_argument('--num-blocks', type=int, help='head.num_blocks for it')
   parser.add_argument('--sample-rate', type=float, default=1.0)
   flags = parser.parse_args()

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Shows what `head.precision` costs in accuracy of loss and gradients.
+r"""Checks the accuracy of loss and gradients for each `head.precision`.
 
 TPUs multiply float32 matrices as sums of products of bfloat16 parts: six for
 'highest', three for 'high', one for 'default'. NVIDIA GPUs take TF32 for 'high'
-and 'default'. A CPU computes all three in float32, so here the parts are made
-by hand and multiplied in float32, and the results compared with float64.
-Everything but the products is float32 in all of them.
+and 'default'. A CPU computes all three in float32, so the parts are split here
+and multiplied in float32, and the results are compared with float64. Everything
+except the products is float32 in all variants. Takes half a minute.
 
     python checks/head_precision.py
 
 Columns: the largest error of a sample's loss in nats, and the error of the
-gradients of embeddings and of class centres, as a share of their norm. Exits
-with 0 if 'highest' is as accurate as float32 products, and each step from there
-is less so.
+gradients of embeddings and of class centres relative to their norm. The exit
+code is 0 if 'highest' is as accurate as float32 products, and 'high' and
+'default' are less accurate in this order.
 """
 
 import argparse
@@ -28,20 +28,20 @@ from elasticface_jax.losses import _blockwise
 
 NUM_SAMPLES, DIM, NUM_CLASSES, NUM_BLOCKS = 128, 512, 8192, 8
 SCALE, MARGIN = 64.0, 0.5
-# Parts of each factor whose products are added, by their place.
+# Indices of the parts of both factors whose products are added.
 PARTS = {
   'highest': ((0, 0), (0, 1), (1, 0), (0, 2), (1, 1), (2, 0)),
   'high': ((0, 0), (0, 1), (1, 0)),
   'default': ((0, 0),),
 }
-TF32_BITS = 13  # Of a float32's mantissa that TF32 has not.
+TF32_BITS = 13  # Of float32's mantissa that TF32 lacks.
 
 
 def split(x: jax.Array) -> list[jax.Array]:
   """Splits float32 into three bfloat16 parts that add up to it."""
   parts = []
   for _ in range(3):
-    # Else XLA takes the way to bfloat16 and back for nothing.
+    # XLA would remove a cast to bfloat16 and back.
     part = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
     parts.append(part)
     x = x - part
@@ -49,15 +49,15 @@ def split(x: jax.Array) -> list[jax.Array]:
 
 
 def by_parts(pairs):
-  """Makes a stand-in for `blockwise.product` that multiplies parts."""
+  """Returns a replacement of `_blockwise.product` that multiplies parts."""
 
   def product(a, b, dims, precision):
     del precision
     a, b = split(a), split(b)
-    numbers = ((dims[:1], dims[1:]), ((), ()))
-    # Small ones first, as they would be lost in the sum.
+    dimensions = ((dims[:1], dims[1:]), ((), ()))
+    # Small products first: later they would be lost in the sum.
     return sum(
-      jax.lax.dot_general(a[i], b[j], numbers, precision='highest')
+      jax.lax.dot_general(a[i], b[j], dimensions, precision='highest')
       for i, j in reversed(pairs)
     )
 
@@ -65,11 +65,11 @@ def by_parts(pairs):
 
 
 def tf32(a, b, dims, precision):
-  """Multiplies as NVIDIA's tensor cores do float32."""
+  """Multiplies in TF32, as NVIDIA's tensor cores."""
   del precision
   a, b = (jax.lax.reduce_precision(x, 8, 23 - TF32_BITS) for x in (a, b))
-  numbers = ((dims[:1], dims[1:]), ((), ()))
-  return jax.lax.dot_general(a, b, numbers, precision='highest')
+  dimensions = ((dims[:1], dims[1:]), ((), ()))
+  return jax.lax.dot_general(a, b, dimensions, precision='highest')
 
 
 def batch(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
@@ -86,7 +86,7 @@ def batch(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
 
 
 def compute(embeddings, centers, labels):
-  """Computes losses, and the gradients of their mean."""
+  """Computes losses and the gradients of their mean."""
 
   def objective(embeddings, centers):
     loss = losses.blockwise_margin_softmax(
@@ -101,7 +101,7 @@ def compute(embeddings, centers, labels):
 
 
 def errors(found, expected) -> tuple[float, float, float]:
-  """Returns the columns of the table."""
+  """Returns the errors of loss and gradients."""
   norm = np.linalg.norm
   return (
     np.abs(found[0] - expected[0]).max(),
@@ -113,25 +113,25 @@ def errors(found, expected) -> tuple[float, float, float]:
 
 
 def measure() -> dict[str, tuple[float, float, float]]:
-  """Returns the errors of each way to multiply."""
+  """Returns the errors of each kind of product."""
   *arrays, labels = batch(np.random.default_rng(0))
   arrays = [x.astype(np.float32) for x in arrays]
   with jax.enable_x64(True):
     expected = compute(*(jnp.asarray(x, float) for x in arrays), labels)
   products = {name: by_parts(pairs) for name, pairs in PARTS.items()}
-  ways = {'float32': _blockwise.product, **products, 'TF32': tf32}
+  kinds = {'float32': _blockwise.product, **products, 'TF32': tf32}
   found = {}
-  for name, product in ways.items():
+  for name, product in kinds.items():
     with mock.patch.object(_blockwise, 'product', product):
       found[name] = errors(compute(*arrays, labels), expected)
   return found
 
 
-def main() -> int:
-  """Prints the table."""
+def main(argv=None) -> int:
+  """Prints the table; returns the exit code."""
   argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  ).parse_args()
+  ).parse_args(argv)
   found = measure()
   print(
     f'B {NUM_SAMPLES}, D {DIM}, {NUM_CLASSES:,} classes, scale {SCALE:g}; '

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Shows that a run has one fingerprint, whatever it runs on.
+r"""Checks that a run has one fingerprint on all devices and processes.
 
-Trains variants of a narrow network by the trainer itself on 1, 2, 4 and 8
-devices, from eight groups a device to one, in two processes of two devices and
-in four of one, and once killed with -9 and resumed on another number of
-devices. Exits with 0 if each variant has one fingerprint, and no two variants
-have the same.
+Trains variants of a narrow network with the trainer itself on 1, 2, 4 and 8
+devices, with eight groups per device down to one, in two processes of two
+devices and in four of one, and once killed with -9 and resumed on another
+number of devices. The exit code is 0 if each variant has one fingerprint, and
+no two variants have the same. Takes about 40 minutes for all variants.
 
     python checks/same_bits.py
     python checks/same_bits.py --only adaface bfloat16
@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from train_command import NARROW, fingerprint, finish, start
+from training_runs import NARROW, fingerprint, finish, start
 
 STEPS = 6
 SIZES = NARROW | {
@@ -35,36 +35,36 @@ VARIANTS = {
   'sub-centres, sampled': {'head.subcenters': 3, 'head.sample_rate': 0.4},
   'bfloat16': {'model.dtype': 'bfloat16'},
   'remat': {'model.remat': True, 'model.dropout': 0.1},
-  # Begins with the weights of the first.
+  # Starts from the weights of the first.
   'freeze': {'start.freeze': True, 'start.checkpoint': FIRST},
 }
-# Devices in all, and processes.
+# Number of devices in total, and of processes.
 PLACES = ((1, 1), (2, 1), (4, 1), (8, 1), (4, 2), (4, 4))
 
 
 def train(workdir: Path, changes, devices: int, processes: int) -> str:
-  """Trains in one go, and returns the fingerprint."""
+  """Trains without a break; returns the fingerprint."""
   finish(workdir, start(workdir, changes, devices=devices, processes=processes))
   return fingerprint(workdir)
 
 
 def train_killed(workdir: Path, changes) -> str:
-  """Kills a run after its first checkpoint, and resumes it elsewhere."""
-  (process,) = start(workdir, changes, devices=2)
+  """Kills a run after its first checkpoint and resumes it on 8 devices."""
+  (process,) = started = start(workdir, changes, devices=2)
   while not (workdir / 'checkpoints' / '2').is_dir():
     if process.poll() is not None:
-      finish(workdir, [process])
+      finish(workdir, started)
       raise SystemExit(f'{workdir.name} ended before it was killed')
     time.sleep(0.01)
   process.send_signal(signal.SIGKILL)
   process.wait()
   if (workdir / 'checkpoints' / str(STEPS)).exists():
-    raise SystemExit(f'{workdir.name} had ended when it was killed')
+    raise SystemExit(f'{workdir.name} ended before it was killed')
   return train(workdir, changes, 8, 1)
 
 
 def check(folder: Path, name: str, changes) -> set[str]:
-  """Trains a variant everywhere, and returns its fingerprints."""
+  """Trains a variant in all places; returns its fingerprints."""
   changes = SIZES | changes
   if source := changes.get('start.checkpoint'):
     changes['start.checkpoint'] = folder / f'{source} on 1 in 1'
@@ -76,13 +76,15 @@ def check(folder: Path, name: str, changes) -> set[str]:
   return found
 
 
-def main() -> int:
-  """Trains, and compares fingerprints."""
+def main(argv=None) -> int:
+  """Trains all variants and compares fingerprints."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--only', nargs='+', choices=VARIANTS)
-  flags = parser.parse_args()
+  parser.add_argument(
+    '--only', nargs='+', choices=VARIANTS, help='variants; all by default'
+  )
+  flags = parser.parse_args(argv)
   everything = []
   with tempfile.TemporaryDirectory() as folder:
     folder = Path(folder)

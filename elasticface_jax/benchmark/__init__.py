@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a step, the head, the loop and the input cost on this machine.
+"""Benchmarks of the training step, the head, the loop and the input.
 
-Nothing here is needed to train. Steps and the head run where only jax, flax and
-optax are installed; the other two say what they miss.
+Nothing here is needed to train. The step and the head need only jax, flax and
+optax; the loop and the input name the packages that are missing.
 """

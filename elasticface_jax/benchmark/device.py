@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device can do at most, measured; and what a program takes of it."""
+"""Measured peaks of a device, and the memory and versions of a program."""
 
 import functools
 import importlib.metadata
 import os
 import platform
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,20 @@ from elasticface_jax import __version__
 from elasticface_jax.benchmark import timing
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'torch')
-# These change what a compiler does, or with how many threads.
+# These change the compiled program or the number of threads.
 _VARIABLES = ('XLA_FLAGS', 'PJRT_NPROC', 'OMP_NUM_THREADS', 'LIBTPU_INIT_ARGS')
-ROUNDS, SECONDS = 5, 0.1  # Of each peak.
+ROUNDS, SECONDS = 5, 0.1  # For each peak.
 
 
 def cores() -> int:
-  """How many this process may use."""
+  """Returns the number of cores that this process may use."""
   if hasattr(os, 'sched_getaffinity'):
     return len(os.sched_getaffinity(0))
   return os.cpu_count()
 
 
 def cpu_name() -> str:
-  """The processor's name, as Linux tells it; elsewhere its kind."""
+  """Returns the processor's name on Linux; elsewhere its architecture."""
   cpuinfo = Path('/proc/cpuinfo')
   text = cpuinfo.read_text() if cpuinfo.exists() else ''
   found = re.search(r'^model name\s*: (.*)', text, re.MULTILINE)
@@ -37,7 +38,7 @@ def cpu_name() -> str:
 
 
 def describe(mesh: jax.sharding.Mesh) -> dict[str, Any]:
-  """The hardware that a benchmark ran on, JSON-like."""
+  """Returns the hardware that a benchmark runs on, JSON-like."""
   first = mesh.devices.flat[0]
   stats = first.memory_stats() or {}
   return {
@@ -51,7 +52,7 @@ def describe(mesh: jax.sharding.Mesh) -> dict[str, Any]:
 
 
 def software() -> dict[str, Any]:
-  """Versions, and settings that change the programs, JSON-like."""
+  """Returns versions, and settings that change programs, JSON-like."""
   versions = {
     'elasticface_jax': __version__,
     'python': platform.python_version(),
@@ -69,12 +70,19 @@ def software() -> dict[str, Any]:
   }
 
 
+def in_words(packages: Sequence[str]) -> str:
+  """Returns the CPU, its cores, and the versions of packages, in one line."""
+  versions = [f'{name} {importlib.metadata.version(name)}' for name in packages]
+  python = f'Python {platform.python_version()}'
+  return f'{cpu_name()}, {cores()} cores; {", ".join([python, *versions])}'
+
+
 def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
-  """What a program takes of each device, by the compiler's own account."""
+  """Returns the bytes that a program needs on each device, by the compiler."""
   account = compiled.memory_analysis()
   temporary = account.temp_size_in_bytes
   arguments = account.argument_size_in_bytes
-  # What is updated in place is counted once.
+  # Buffers that are updated in place are counted once.
   results = account.output_size_in_bytes - account.alias_size_in_bytes
   return {
     'temporary_bytes': temporary,
@@ -84,9 +92,10 @@ def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
 
 
 def peak_memory(device: jax.Device) -> dict[str, Any]:
-  """The most that was in use at once since the process began.
+  """Returns the peak of the memory in use since the process started.
 
-  Of the device where its allocator counts; on a CPU, resident of the process.
+  That of the device where its allocator counts; on a CPU, the resident memory
+  of the process.
   """
   stats = device.memory_stats() or {}
   if 'peak_bytes_in_use' in stats:
@@ -97,20 +106,20 @@ def peak_memory(device: jax.Device) -> dict[str, Any]:
     return {'of': 'process', 'peak_bytes': None}
   # Kilobytes, but on macOS bytes.
   unit = 1 if platform.system() == 'Darwin' else 1024
-  most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return {'of': 'process', 'peak_bytes': unit * most}
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return {'of': 'process', 'peak_bytes': unit * peak}
 
 
 @functools.cache
 def matrix_flop_per_second(
   dtype: str, device: jax.Device, *, precision: str | None = None
 ) -> float:
-  """Peak of matrix products: the best median over square sizes.
+  """Measures the peak of matrix products: the best median over square sizes.
 
   Args:
     dtype: of both matrices and of their product.
-    device: which one.
-    precision: of the product; None for jax's default, as the backbone has it.
+    device: the device.
+    precision: of the product; None for jax's default, as in the backbone.
 
   Returns:
     FLOP/s.
@@ -126,7 +135,7 @@ def matrix_flop_per_second(
   best = 0.0
   for size in sizes:
     key = jax.device_put(jax.random.key(0), device)
-    # Of a variance that products keep: no overflow, no denormal numbers.
+    # With a variance that products keep: no overflow, no denormal floats.
     x = (jax.random.normal(key, (size, size)) * size**-0.5).astype(dtype)
     run = jax.jit(chain)
     (seconds,) = timing.in_turn(
@@ -141,10 +150,10 @@ def matrix_flop_per_second(
 
 @functools.cache
 def copy_bytes_per_second(device: jax.Device) -> float:
-  """Peak of memory traffic: a large array read and written, in place.
+  """Measures the peak of memory traffic: a large array updated in place.
 
   Returns:
-    Bytes read plus bytes written, a second.
+    Bytes read plus bytes written per second.
   """
   size = 2**28 if device.platform == 'cpu' else 2**30  # Larger than any cache.
   negate = jax.jit(jnp.negative, donate_argnums=0)
@@ -164,16 +173,16 @@ def shares(
   seconds: float,
   mesh: jax.sharding.Mesh,
 ) -> dict[str, Any]:
-  """How a program's model FLOP/s stand to the measured peaks.
+  """Compares a program's model FLOP/s with the measured peaks.
 
   Args:
     flop: FLOPs of the program, by dtype and precision of the products.
-    seconds: how long it takes, median.
+    seconds: its median time.
     mesh: the devices that share it.
 
   Returns:
     JSON-like. The share is the time that the products would take at the
-    measured peaks, of the time that all takes.
+    measured peaks, divided by the measured time.
   """
   device = mesh.devices.flat[0]
   peaks = {
@@ -182,7 +191,7 @@ def shares(
     )
     for dtype, precision in flop
   }
-  ideal = sum(number / peaks[kind] for kind, number in flop.items()) / mesh.size
+  ideal = sum(count / peaks[kind] for kind, count in flop.items()) / mesh.size
   return {
     'model_flop': sum(flop.values()),
     'model_flop_per_second': sum(flop.values()) / seconds,

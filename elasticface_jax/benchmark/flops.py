@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model FLOPs: what the mathematics of a step asks for, whoever computes it.
+"""Model FLOPs: those of the mathematics of a step, in any implementation.
 
 A product of matrices and a convolution count 2 for each multiplication and
-addition, padding included, as is the custom; all else counts nothing. What a
-program computes twice to save memory is not counted twice.
+addition, padding included, as usual; all else counts 0. Recomputation to save
+memory is not counted.
 """
 
 import math
@@ -18,15 +18,15 @@ from elasticface_jax.models.iresnet import IMAGE_SHAPE
 
 
 def count(function: Callable, *arguments: Any) -> int:
-  """FLOPs of a function's products and convolutions; computes nothing.
+  """Counts the FLOPs of a function's products and convolutions by tracing.
 
   Args:
-    function: of arrays; traced once, as it stands and not its derivative.
+    function: of arrays; its derivatives are not counted.
     *arguments: arrays, or their shapes and dtypes.
 
   Returns:
-    FLOPs. Of branches, the most: one platform's may be a faster algorithm. Of
-    a program spread over devices, all.
+    FLOPs. A conditional counts as its largest branch: that of one platform may
+    be a faster algorithm. A program sharded over devices counts on all of them.
 
   Raises:
     ValueError: if there are products in a loop of unknown length.
@@ -40,15 +40,16 @@ def count(function: Callable, *arguments: Any) -> int:
 
 
 def step(backbone: Any, recipe: Any) -> dict[str, int]:
-  """FLOPs of a training step, by what they are for.
+  """Counts the FLOPs of a training step, of the backbone and of the head.
 
   Args:
     backbone: a `models.Backbone`.
     recipe: a `Recipe`.
 
   Returns:
-    ``backbone``: three times its forward pass, as each convolution has two
-    gradients of its own size; ``head``: `head_products` of 3.
+    ``backbone``: three times its forward pass, as both gradients of each
+    convolution are as expensive as the convolution; ``head``: `head_products`
+    of 3.
   """
 
   def forward(params, batch_stats, images, key):
@@ -67,10 +68,10 @@ def step(backbone: Any, recipe: Any) -> dict[str, int]:
 
 
 def head_products(recipe: Any, products: int) -> int:
-  """FLOPs of so many products of all embeddings with all class centres.
+  """Counts the FLOPs of products of all embeddings with all class centres.
 
-  A step needs 3: logits, the gradient of the embeddings, and that of the class
-  centres. Computing the logits again instead of keeping them makes it 4.
+  A step needs 3 products: logits, the gradient of the embeddings, and that of
+  the class centres. Recomputing the logits instead of keeping them makes it 4.
   """
   classes = _sampling.counts(
     recipe.num_classes, recipe.num_blocks, recipe.sample_rate
@@ -108,10 +109,10 @@ def _of_equation(equation) -> int:
 
 def _of_convolution(equation) -> int:
   kernel = equation.invars[1].aval.shape
-  numbers = equation.params['dimension_numbers']
-  out_channels = kernel[numbers.rhs_spec[0]]
-  # Each output is a sum over a window and its input channels. Zeros between
-  # the inputs are no inputs.
+  dimensions = equation.params['dimension_numbers']
+  out_channels = kernel[dimensions.rhs_spec[0]]
+  # Each output is a sum over a window and its input channels. Zeros inserted
+  # between the inputs do not count.
   summed = math.prod(kernel) // out_channels
   between = math.prod(equation.params['lhs_dilation'])
   return 2 * math.prod(equation.outvars[0].aval.shape) * summed // between

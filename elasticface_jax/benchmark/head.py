@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The head alone, beside its matrix products alone, for a number of classes.
+"""Benchmark of the head, compared with its matrix products alone.
 
-The head is the trainer's step behind a network that costs next to nothing, so
-what is timed is what a step does: margins, statistics, gradients, and class
-centres and momentum updated in place.
+The head is timed as the trainer's step with a network of negligible cost:
+margins, statistics, gradients, and class centres and momentum updated in place.
 
-Letters: B samples, D embedding size, K blocks of classes, k here, u
+Letters: B samples, D embedding size, K blocks of classes, k on this device, u
 sub-centres of a class, s classes of a block that take part.
 """
 
@@ -29,17 +28,17 @@ from elasticface_jax.training import optimizer
 from elasticface_jax.training.state import AXIS
 
 HEAD, PRODUCTS, UPDATE = 'head', 'products', 'update'
-_PRODUCTS = 5  # With the logits computed three times.
-_RATE = 1e-6  # Of the update alone, so that it changes little.
+_PRODUCTS = 5  # The logits are computed three times.
+_RATE = 1e-6  # Of the update alone; small, so that values stay finite.
 
 
 def recipes(
   recipe: Recipe, mesh: jax.sharding.Mesh, num_classes: Sequence[int]
 ) -> list[Recipe]:
-  """The heads to measure, one for each number of classes.
+  """Returns the recipes of the heads to measure, one for each class count.
 
-  A recipe's `num_blocks` are for the first of the numbers; the others get
-  blocks of about that size. The batch is not cut more than devices ask for.
+  The recipe's `num_blocks` is for the first class count; the others get blocks
+  of about the same size. The batch has one group for each device.
   """
   made = []
   for count in num_classes:
@@ -62,10 +61,10 @@ def measure(
   """Times one head.
 
   Args:
-    recipe: of `recipes`.
+    recipe: from `recipes`.
     mesh: the devices.
-    rounds: how often head and products take their turn.
-    seconds: of each in a round, at least.
+    rounds: number of turns of the head and of the products.
+    seconds: shortest time of each in a round.
 
   Returns:
     JSON-like.
@@ -74,7 +73,7 @@ def measure(
   run = Run(recipe, mesh, backbone=backbone, image_size=2)
   turns = {'rounds': rounds, 'seconds': seconds}
   spent = timing.in_turn({HEAD: run, PRODUCTS: _products(run)}, **turns)
-  # Compared with nothing, so it takes no turns; and it takes the run's state.
+  # Not compared with the others, so it takes no turns. Consumes the state.
   spent |= timing.in_turn({UPDATE: _update(run)}, **turns)
   median = {name: timing.spread(t)['median'] for name, t in spent.items()}
   kind = 'float32', recipe.precision
@@ -111,7 +110,7 @@ def measure(
       'share_of_copy_bandwidth': moved / median[UPDATE] / bandwidth,
       'copy_bytes_per_second': bandwidth,
     },
-    # Margins, exponentials, momentum: what reads and writes memory.
+    # Margins, exponentials, momentum: bound by memory traffic.
     'seconds_beside_products': timing.spread(spent[HEAD] - spent[PRODUCTS]),
     'time_ratios': {
       f'{HEAD} / {PRODUCTS}': timing.ratio(spent[HEAD], spent[PRODUCTS])
@@ -121,12 +120,13 @@ def measure(
 
 
 def logits_matrix(run: Run) -> dict[str, Any]:
-  """Looks for the logits of all classes of a device in the program.
+  """Reports whether the program holds the logits of all classes of a device.
 
-  Such an array is in its text, and there is room for it.
+  It does if its text names an array of that shape and its temporary memory has
+  room for one.
 
   Returns:
-    JSON-like; bytes are those of one device.
+    JSON-like; bytes are per device.
   """
   recipe, layout = run.recipe, run.layout
   batch, count = recipe.batch_size, layout.local_blocks
@@ -141,7 +141,7 @@ def logits_matrix(run: Run) -> dict[str, Any]:
   found = False
   for shape in re.findall(r'\w\[([\d,]+)\]', run.compiled.as_text()):
     shape = tuple(map(int, shape.split(',')))
-    # Where D is B, the class centres look alike.
+    # If D equals B, the class centres have the same shape.
     if len(shape) < 3 or shape[-2:] != centers:
       found |= tuple(sorted(n for n in shape if n > 1)) in sizes
   logits = 4 * batch * count * block
@@ -153,7 +153,7 @@ def logits_matrix(run: Run) -> dict[str, Any]:
 
 
 def update_bytes(run: Run) -> int:
-  """What the update of class centres has to read and to write.
+  """Returns the bytes that the update of class centres reads and writes.
 
   Centres and momentum of the classes that take part, each read and written.
   """
@@ -166,7 +166,7 @@ def update_bytes(run: Run) -> int:
 
 
 def _slots(run: Run) -> int:
-  """s, as the head has it."""
+  """Returns s, the slots for classes of a block in the head."""
   recipe, layout = run.recipe, run.layout
   if recipe.sample_rate == 1:
     return layout.block_size
@@ -176,7 +176,8 @@ def _slots(run: Run) -> int:
   return min(layout.block_size, max(int(classes.max()), recipe.batch_size))
 
 
-def _spread(run: Run, function, in_specs, out_specs, **jit):
+def _sharded(run: Run, function, in_specs, out_specs, **jit):
+  """Returns `function` under shard_map on the run's devices, jitted."""
   return jax.jit(
     jax.shard_map(
       function,
@@ -190,10 +191,11 @@ def _spread(run: Run, function, in_specs, out_specs, **jit):
 
 
 def _products(run: Run):
-  """Makes the five products of each block, in loops as the head's, alone.
+  """Returns a function that runs the five products of each block alone.
 
-  What each gives is overwritten by the next block's, so nothing but products
-  reads and writes memory, and none of them is left out.
+  In loops like the head's. The results of a block overwrite those of the block
+  before: nothing but products reads and writes memory, and the compiler cannot
+  remove any of them.
   """
   recipe, count = run.recipe, _slots(run)
   dim = recipe.embedding_dim
@@ -231,23 +233,24 @@ def _products(run: Run):
     made = [jax.lax.fori_loop(0, trip_count, *one) for one in passes]
     return jax.tree.map(lambda x: x[None], made)
 
-  do = _spread(run, multiply, (P(AXIS), P(), P()), P(AXIS))
+  multiplied = _sharded(run, multiply, (P(AXIS), P(), P()), P(AXIS))
   shape = recipe.batch_size, dim
   embeddings = normalize(jax.random.normal(jax.random.key(0), shape))
   embeddings = jax.device_put(embeddings, run.layout.replicated())
   trip_count = run.layout.trip_counts().blocks
 
   def once():
-    jax.block_until_ready(do(run.state.class_centers, embeddings, trip_count))
+    centers = run.state.class_centers
+    jax.block_until_ready(multiplied(centers, embeddings, trip_count))
 
   return once
 
 
 def _update(run: Run):
-  """The update of class centres and momentum alone; takes the run's state.
+  """Returns a function that runs the update of centres and momentum alone.
 
-  In one pass: a loop over blocks that computes nothing else is fused on a CPU
-  so that it copies all blocks in every turn.
+  Consumes the run's state. One pass over all blocks: in a loop that computes
+  nothing else, XLA's fusion on a CPU copies all blocks in every turn.
   """
   sgd = optimizer.momentum_sgd(momentum=0.9, weight_decay=5e-4)
 
@@ -256,7 +259,7 @@ def _update(run: Run):
     updates, momentum = sgd.update(jnp.zeros_like(centers), momentum, centers)
     return centers - _RATE * updates, momentum
 
-  do = _spread(run, descend, (P(AXIS),), P(AXIS), donate_argnums=0)
+  descended = _sharded(run, descend, (P(AXIS),), P(AXIS), donate_argnums=0)
   count = _slots(run)
   slots = run.state.class_centers, run.state.head_opt
   if count < run.layout.block_size:
@@ -265,6 +268,6 @@ def _update(run: Run):
   run.state = None
 
   def once():
-    box[0] = jax.block_until_ready(do(box[0]))
+    box[0] = jax.block_until_ready(descended(box[0]))
 
   return once

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The input alone: images a second on all cores, and where one thread's go."""
+"""Benchmark of the input: images per second, and the stages of one thread."""
 
 import contextlib
 import io
@@ -16,24 +16,24 @@ from elasticface_jax.errors import InputError
 from elasticface_jax.missing import needs
 
 STAGES = 'order', 'read', 'decode', 'put together'
-# insightface's for a training step of IResNet-100 on an A100.
+# insightface's training of IResNet-100 on an A100.
 IMAGES_PER_SECOND = 462.0
 PER_CLASS = 100
-DRAWN = 4_000  # Distinct faces; beyond, they repeat.
-_CHUNK = 32  # Images that a thread of the pipeline makes at a time.
-_WARM = 4  # Batches.
+DRAWN = 4_000  # Distinct faces; further images repeat them.
+_CHUNK = 32  # Images that a thread of the pipeline decodes at a time.
+_WARM = 4  # Batches before timing.
 _NO_END = 10**9
 
 
 def check(path: str | None) -> None:
-  """Imports what the input needs, and looks at a path.
+  """Checks that the packages and the data set are there.
 
   Args:
     path: of the images; None for drawn ones.
 
   Raises:
-    MissingPackage: if something is not installed.
-    InputError: if the path is of no data set.
+    MissingPackage: if a package is not installed.
+    InputError: if the path is not a data set.
   """
   with needs('benchmark input'):
     import PIL  # noqa: F401
@@ -59,11 +59,11 @@ def measure(
   """Times the pipeline.
 
   Args:
-    path: of the images; None for drawn ones, in a folder for the time.
+    path: of the images; None for drawn ones, in a temporary folder.
     batch_size: of the batches.
-    images_per_second: what an accelerator takes in training.
-    rounds: how often it is timed.
-    seconds: of each round, at least.
+    images_per_second: consumed by an accelerator in training.
+    rounds: number of rounds.
+    seconds: shortest time of a round.
 
   Returns:
     JSON-like.
@@ -75,14 +75,14 @@ def measure(
     if path is None:
       folder = stack.enter_context(tempfile.TemporaryDirectory())
       draw_rec_folder(Path(folder) / 'faces', max(DRAWN, 2 * batch_size))
-      path, told = Path(folder) / 'faces', 'drawn faces, in a .rec folder'
+      path, named = Path(folder) / 'faces', 'drawn faces, in a .rec folder'
     else:
-      told = str(path)
+      named = str(path)
     source = data.open_encoded(path)
     if batch_size > source.num_images:
       raise InputError(
         f'--batch-size {batch_size} is more than the {source.num_images} '
-        f'images of {told}: lower it'
+        f'images of {named}: lower it'
       )
     feed = feeding(source, batch_size)
     stack.enter_context(contextlib.closing(feed))
@@ -94,7 +94,7 @@ def measure(
     by_stage = stages(source, batch_size, max(1, 8192 // batch_size))
   each = sum(by_stage.values())
   return {
-    'source': told,
+    'source': named,
     'num_images': source.num_images,
     'batch_size': batch_size,
     'cores': device.cores(),
@@ -108,7 +108,7 @@ def measure(
 
 
 def feeding(source: Any, batch_size: int, window: int = 0) -> Iterator:
-  """The pipeline's batches, shuffled, without end."""
+  """Returns the pipeline's shuffled batches, without end."""
   from elasticface_jax import data
 
   return data.batches(
@@ -122,7 +122,7 @@ def feeding(source: Any, batch_size: int, window: int = 0) -> Iterator:
 
 
 def stages(source: Any, batch_size: int, num_batches: int) -> dict[str, float]:
-  """Seconds an image on one thread, by stage, of an encoded source."""
+  """Measures the seconds per image of each stage of a source on one thread."""
   from elasticface_jax.data import batch_indices
   from elasticface_jax.data.sources import decode
 
@@ -154,9 +154,9 @@ def stages(source: Any, batch_size: int, num_batches: int) -> dict[str, float]:
 
 
 def draw_rec_folder(folder: Path, num_images: int) -> None:
-  """Draws faces, encodes them (JPEG, quality 95) and writes them as a .rec.
+  """Writes drawn faces (JPEG, quality 95) as a .rec folder in MS1MV2's layout.
 
-  A hundred images a class, in MS1MV2's layout.
+  Each class has a hundred images.
   """
   from PIL import Image
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the training loop adds to its steps: metrics, progress, the next batch.
+"""Benchmark of the training loop: metrics, progress and placement of batches.
 
-The loop is the trainer's, with a feed that has its batches ready and nowhere to
-save to; what it is compared with is the same step called again and again, with
-the batch on the device. Both wait for each step one step late.
+The trainer's loop, with a feed of ready batches and without checkpoints, is
+compared with the same step called repeatedly on a batch that is on the device.
+Both wait for each step one step late.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from elasticface_jax.benchmark.step import Run, thin_backbone
 from elasticface_jax.missing import needs
 
 BARE, LOOP = 'bare steps', 'loop'
-LOG_EVERY = 50  # Steps, as the recipes for MS1MV2.
+LOG_EVERY = 50  # Steps, as in the recipes for MS1MV2.
 
 
 class _Batch(NamedTuple):
@@ -32,7 +32,7 @@ class _Batch(NamedTuple):
 
 
 class _NoCheckpoints:
-  """Where nothing is saved."""
+  """A checkpoint manager that saves nothing."""
 
   latest_step = None
 
@@ -44,17 +44,17 @@ class _NoCheckpoints:
 
 
 class _Terminal(io.StringIO):
-  """Where the progress bar believes that somebody watches."""
+  """A stream that looks like a terminal to the progress bar."""
 
   def isatty(self):
     return True
 
 
 def check() -> None:
-  """Imports what the loop needs.
+  """Checks that the packages of the loop are there.
 
   Raises:
-    MissingPackage: if it is not installed.
+    MissingPackage: if one is not installed.
   """
   with needs('benchmark loop'):
     from elasticface_jax.training import loop  # noqa: F401
@@ -65,12 +65,12 @@ def measure(run: Run, *, steps: int, rounds: int) -> dict[str, Any]:
 
   Args:
     run: the step.
-    steps: of each way, in all rounds together.
-    rounds: how often they take their turn.
+    steps: of each variant, in all rounds together.
+    rounds: number of turns of each.
 
   Returns:
-    JSON-like: the ratio for this step; and what the loop adds at most, measured
-    with a step so short that nothing overlaps.
+    JSON-like: the ratio for this step; and the largest time that the loop adds,
+    measured with a step so short that nothing overlaps.
   """
   check()
   count = math.ceil(steps / rounds)
@@ -89,7 +89,7 @@ def measure(run: Run, *, steps: int, rounds: int) -> dict[str, Any]:
     'recipe': dataclasses.asdict(recipe),
     'steps_of_a_round': count,
     'log_every': LOG_EVERY,
-    'ways': {
+    'variants': {
       name: {'step_seconds': timing.spread(times)}
       for name, times in spent.items()
     },
@@ -100,17 +100,17 @@ def measure(run: Run, *, steps: int, rounds: int) -> dict[str, Any]:
 
 def _in_turn(run: Run, count: int, rounds: int) -> dict[str, np.ndarray]:
   with tempfile.TemporaryDirectory() as folder:
-    ways = {
+    variants = {
       BARE: lambda: _bare(run, count),
       LOOP: lambda: _looped(run, count, Path(folder)),
     }
     _bare(run, 2)
     _looped(run, 2, Path(folder))
-    return timing.take_turns(ways, rounds=rounds)
+    return timing.take_turns(variants, rounds=rounds)
 
 
 def _bare(run: Run, count: int) -> float:
-  """Seconds of a step."""
+  """Returns the seconds of a bare step."""
   waiting = ()
   start = time.perf_counter()
   for _ in range(count):
@@ -122,7 +122,7 @@ def _bare(run: Run, count: int) -> float:
 
 
 def _looped(run: Run, count: int, workdir: Path) -> float:
-  """The same in the loop, from the first batch to the last step's numbers."""
+  """Returns the seconds of a step in the loop, from first batch to metrics."""
   from elasticface_jax.training import loop
 
   batch = _Batch(*run.host_batch)

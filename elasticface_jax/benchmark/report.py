@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results for people, as tables, and for programs, as one JSON document."""
+"""Reports of the results: tables in Markdown and one JSON document."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ from typing import Any
 
 from elasticface_jax import atomic
 from elasticface_jax.benchmark.head import HEAD, PRODUCTS, UPDATE
+from elasticface_jax.benchmark.timing import format_spread
 
 
 def write(path: Path, document: Mapping[str, Any]) -> None:
@@ -18,7 +19,7 @@ def write(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def header(document: Mapping[str, Any]) -> str:
-  """The machine and the software, in two lines."""
+  """Returns the hardware and the software, in two lines."""
   hardware, software = document['hardware'], document['software']
   versions = ', '.join(
     f'{name} {version}'
@@ -27,13 +28,12 @@ def header(document: Mapping[str, Any]) -> str:
   )
   devices = f'{hardware["count"]} x {hardware["kind"]} ({hardware["platform"]})'
   return (
-    f'{devices}, beside {hardware["cores"]} cores of {hardware["cpu"]}\n'
-    f'{versions}\n'
+    f'{devices}; {hardware["cores"]} cores of {hardware["cpu"]}\n{versions}\n'
   )
 
 
 def step(result: Mapping[str, Any]) -> str:
-  """The table of `step.measure`."""
+  """Formats the result of `step.measure`."""
   recipe = result['recipe']
   table = [
     (
@@ -47,27 +47,27 @@ def step(result: Mapping[str, Any]) -> str:
       'temporary, MB',
     )
   ]
-  for name, way in result['ways'].items():
+  for name, variant in result['variants'].items():
     table.append(
       (
         name,
-        _spread(way['step_seconds'], 1e3),
-        f'{way["images_per_second"]:,.1f}',
-        f'{way["model_flop_per_second"] / 1e12:,.3f}',
-        f'{way["share_of_matrix_peak"]:.1%}',
-        _optional(way.get('trace_seconds'), '.1f'),
-        _optional(way.get('compile_seconds'), '.1f'),
-        _optional(way.get('temporary_bytes'), ',.0f', 1e-6),
+        format_spread(variant['step_seconds'], 1e3),
+        f'{variant["images_per_second"]:,.1f}',
+        f'{variant["model_flop_per_second"] / 1e12:,.3f}',
+        f'{variant["share_of_matrix_peak"]:.1%}',
+        _optional(variant.get('trace_seconds'), '.1f'),
+        _optional(variant.get('compile_seconds'), '.1f'),
+        _optional(variant.get('temporary_bytes'), ',.0f', 1e-6),
       )
     )
-  ours = result['ways']['ours']
+  ours = result['variants']['ours']
   flop = ' + '.join(
-    f'{number / 1e9:,.1f} ({name})'
-    for name, number in result['model_flop'].items()
+    f'{count / 1e9:,.1f} ({name})'
+    for name, count in result['model_flop'].items()
   )
   return '\n'.join(
     [
-      f'{_recipe(recipe)}; model GFLOP of a step: {flop}',
+      f'{_recipe(recipe)}; model GFLOP per step: {flop}',
       _table(table),
       *_ratios(result),
       _peak(ours['peak_memory']),
@@ -76,7 +76,7 @@ def step(result: Mapping[str, Any]) -> str:
 
 
 def head(results: Sequence[Mapping[str, Any]]) -> str:
-  """The table of every `head.measure`."""
+  """Formats the results of `head.measure`."""
   table = [
     (
       'classes',
@@ -84,7 +84,7 @@ def head(results: Sequence[Mapping[str, Any]]) -> str:
       'head, ms',
       'products, ms',
       'head / products',
-      'beside, ms',
+      'rest, ms',
       'TFLOP/s',
       'of peak',
       'compile, s',
@@ -97,23 +97,23 @@ def head(results: Sequence[Mapping[str, Any]]) -> str:
     )
   ]
   for result in results:
-    whole, products, update = (result[n] for n in (HEAD, PRODUCTS, UPDATE))
+    full, products, update = (result[n] for n in (HEAD, PRODUCTS, UPDATE))
     (ratio,) = result['time_ratios'].values()
     table.append(
       (
         f'{result["num_classes"]:,}',
         f'{result["num_blocks"]}',
-        _spread(whole['step_seconds'], 1e3),
-        _spread(products['step_seconds'], 1e3),
-        _spread(ratio, 1, 'range'),
-        _spread(result['seconds_beside_products'], 1e3),
-        f'{whole["model_flop_per_second"] / 1e12:,.3f}',
-        f'{whole["share_of_matrix_peak"]:.1%}',
-        f'{whole["compile_seconds"]:.1f}',
-        f'{whole["temporary_bytes"] / 1e6:,.0f}',
-        f'{whole["logits_matrix_bytes"] / 1e6:,.0f}',
-        'yes' if whole['holds_logits_matrix'] else 'no',
-        _spread(update['step_seconds'], 1e3),
+        format_spread(full['step_seconds'], 1e3),
+        format_spread(products['step_seconds'], 1e3),
+        format_spread(ratio, ends='range'),
+        format_spread(result['seconds_beside_products'], 1e3),
+        f'{full["model_flop_per_second"] / 1e12:,.3f}',
+        f'{full["share_of_matrix_peak"]:.1%}',
+        f'{full["compile_seconds"]:.1f}',
+        f'{full["temporary_bytes"] / 1e6:,.0f}',
+        f'{full["logits_matrix_bytes"] / 1e6:,.0f}',
+        'yes' if full['holds_logits_matrix'] else 'no',
+        format_spread(update['step_seconds'], 1e3),
         f'{update["bytes_per_second"] / 1e9:,.1f}',
         f'{update["share_of_copy_bandwidth"]:.0%}',
       )
@@ -127,32 +127,32 @@ def head(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def loop(result: Mapping[str, Any]) -> str:
-  """The table of `loop.measure`."""
-  table = [('a step', 'ms')]
+  """Formats the result of `loop.measure`."""
+  table = [('step', 'ms')]
   table += [
-    (name, _spread(way['step_seconds'], 1e3))
-    for name, way in result['ways'].items()
+    (name, format_spread(variant['step_seconds'], 1e3))
+    for name, variant in result['variants'].items()
   ]
-  added = _spread(result['added_seconds_per_step_at_most'], 1e3, digits=3)
+  added = format_spread(result['added_seconds_per_step_at_most'], 1e3, digits=3)
   return '\n'.join(
     [
       f'{_recipe(result["recipe"])}; rounds of {result["steps_of_a_round"]} '
-      f'steps, a row of metrics every {result["log_every"]}',
+      f'steps, metrics every {result["log_every"]} steps',
       _table(table),
       *_ratios(result),
-      f'added where the step takes next to nothing: {added} ms a step',
+      f'added to a step of negligible cost: {added} ms per step',
     ]
   )
 
 
 def input(result: Mapping[str, Any]) -> str:  # As the command is called.
-  """The table of `input.measure`."""
+  """Formats the result of `input.measure`."""
   by_stage = result['seconds_per_image_of_one_thread']
   table = [('images/s', *by_stage)]
   shares = result['share_of_stage']
   table.append(
     (
-      _spread(result['images_per_second'], 1, digits=0),
+      format_spread(result['images_per_second'], digits=0),
       *(f'{1e6 * s:.1f} us, {shares[n]:.0%}' for n, s in by_stage.items()),
     )
   )
@@ -161,7 +161,7 @@ def input(result: Mapping[str, Any]) -> str:  # As the command is called.
       f'{result["source"]}: {result["num_images"]:,} images, batches of '
       f'{result["batch_size"]}, {result["cores"]} cores; stages of one thread',
       _table(table),
-      'an accelerator that takes '
+      'an accelerator that trains on '
       f'{result["accelerator_images_per_second"]:,.0f} images/s needs '
       f'{result["cores_per_accelerator"]:.2g} cores',
     ]
@@ -181,8 +181,8 @@ def _recipe(recipe: Mapping[str, Any]) -> str:
 def _ratios(result: Mapping[str, Any]) -> list[str]:
   return [
     f'time of {name}'
-    + (f' ({ratio["way"]})' if 'way' in ratio else '')
-    + f': {_spread(ratio, 1, "range")}'
+    + (f' ({ratio["variant"]})' if 'variant' in ratio else '')
+    + f': {format_spread(ratio, ends="range")}'
     for name, ratio in result['time_ratios'].items()
   ]
 
@@ -192,29 +192,12 @@ def _peak(peak: Mapping[str, Any]) -> str:
   return f'peak memory of the {peak["of"]}: {found} MB'
 
 
-def _spread(
-  spread: Mapping[str, float],
-  unit: float,
-  kind: str = 'quartiles',
-  digits: int | None = None,
-) -> str:
-  """Median, and in brackets the quartiles or the whole range."""
-  names = {
-    'quartiles': ('lower_quartile', 'upper_quartile'),
-    'range': ('min', 'max'),
-  }[kind]
-  middle, low, high = (unit * spread[n] for n in ('median', *names))
-  if digits is None:
-    digits = 3 if kind == 'range' else 1 if middle >= 10 else 3
-  return f'{middle:,.{digits}f} ({low:,.{digits}f}-{high:,.{digits}f})'
-
-
-def _optional(number: float | None, form: str, unit: float = 1) -> str:
-  return '-' if number is None else f'{unit * number:{form}}'
+def _optional(value: float | None, form: str, unit: float = 1) -> str:
+  return '-' if value is None else f'{unit * value:{form}}'
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
-  """A table in Markdown, aligned; the first row is the head."""
+  """Formats an aligned table in Markdown; the first row is the head."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   line = lambda cells: '| ' + ' | '.join(cells) + ' |'
   pad = lambda row: [

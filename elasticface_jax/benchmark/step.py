@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole training step, with state and batch already on the device."""
+"""Benchmark of the training step, with state and batch on the device."""
 
 import dataclasses
 import functools
@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from elasticface_jax import models
-from elasticface_jax.benchmark import device, flops, timing, torch_step
+from elasticface_jax.benchmark import device, flops, timing
+from elasticface_jax.benchmark.pytorch import step as torch_step
 from elasticface_jax.benchmark.recipe import Recipe
 from elasticface_jax.errors import InputError
 from elasticface_jax.missing import needs
@@ -23,20 +24,20 @@ _PIXELS = 2
 
 
 class Run:
-  """The trainer's step of a recipe, compiled, and what it runs on.
+  """The trainer's step of a recipe, compiled, with a state and a batch.
 
-  A call does one step and waits for its end.
+  A call runs one step and waits for its end.
 
   Attributes:
-    recipe: what it is a step of.
-    task: the same, assembled for the devices.
+    recipe: of the step.
+    task: the recipe assembled for the devices.
     compile_seconds: of the compiler alone.
-    trace_seconds: of Python before it.
+    trace_seconds: of tracing and lowering.
     compiled: the program.
-    step_fn: the program as a `task.Task` has it.
-    state: where the steps so far have led.
+    step_fn: the program with the arguments of `task.Task.step`.
+    state: after the steps so far.
     keys: random streams of the steps.
-    host_batch: images and labels, as the input gives them.
+    host_batch: images and labels on the host.
   """
 
   def __init__(
@@ -47,12 +48,12 @@ class Run:
     backbone: models.Backbone | None = None,
     image_size: int = 112,
   ):
-    """Compiles a step, and puts a random batch on the devices.
+    """Compiles a step and puts a random batch on the devices.
 
     Args:
       recipe: of the step.
       mesh: the devices.
-      backbone: another network than the recipe's.
+      backbone: network to use instead of the recipe's.
       image_size: height and width of the images.
 
     Raises:
@@ -79,20 +80,20 @@ class Run:
 
   @property
   def layout(self) -> state.Layout:
-    """How the step is cut, and on which devices."""
+    """Groups, blocks and devices of the step."""
     return self.task.layout
 
   def dispatch(self) -> dict[str, jax.Array]:
-    """Does one step, waits for nothing, and gives what it measures."""
+    """Dispatches one step without waiting; returns its metrics."""
     self.state, measured = self.step_fn(self.state, *self._batch, self.keys)
     return measured
 
   def __call__(self) -> None:
-    """Does one step and waits for its end."""
+    """Runs one step and waits for its end."""
     jax.block_until_ready((self.dispatch(), self.state))
 
   def cost(self) -> dict[str, Any]:
-    """What was known before the first step, JSON-like."""
+    """Returns compile time and memory, JSON-like."""
     return {
       'trace_seconds': self.trace_seconds,
       'compile_seconds': self.compile_seconds,
@@ -101,7 +102,7 @@ class Run:
 
 
 def thin_backbone(embedding_dim: int) -> models.Backbone:
-  """A network that costs next to nothing: a few pixels times a matrix."""
+  """Returns a network of negligible cost: a few pixels times a matrix."""
   values = 3 * _PIXELS**2
 
   def init(key):
@@ -119,22 +120,22 @@ def thin_backbone(embedding_dim: int) -> models.Backbone:
 def check(
   recipe: Recipe, mesh: jax.sharding.Mesh, against: Sequence[str]
 ) -> None:
-  """Refuses in the first second what cannot be measured.
+  """Checks a recipe and its comparisons before anything is compiled.
 
   Args:
     recipe: of the step.
     mesh: the devices.
-    against: names in `commands.benchmark.AGAINST`.
+    against: some of ``'torch'`` and ``'merged'``.
 
   Raises:
     InputError: if the recipe does not fit together, or on these devices, or
-      there is nothing to compare with.
+      a comparison is not possible.
   """
   layout = make_task(recipe, mesh).layout
   if 'merged' in against and layout.num_groups == mesh.size:
     raise InputError(
-      f'group_size={recipe.group_size} is all that a device has of a batch, '
-      'which leaves --against merged nothing to merge: raise --batch-size'
+      f'group_size={recipe.group_size}: each device has one group of a batch, '
+      'so --against merged has nothing to merge: raise --batch-size'
     )
   if 'torch' in against:
     platform = mesh.devices.flat[0].platform
@@ -154,7 +155,7 @@ def make_task(
   *,
   backbone: models.Backbone | None = None,
 ) -> task.Task:
-  """Assembles a recipe's step, with another network than its own if given."""
+  """Assembles a recipe's step, with `backbone` instead of its own if given."""
   return task.from_config(
     recipe.as_config(),
     backbone or models.build(**recipe.model),
@@ -166,20 +167,20 @@ def make_task(
 def measure(
   run: Run, against: Sequence[str], *, rounds: int, seconds: float
 ) -> dict[str, Any]:
-  """Times a run's step, in turn with what it is compared with.
+  """Times a run's step in turn with its comparisons.
 
   Args:
     run: the step.
-    against: names in `commands.benchmark.AGAINST`, checked.
-    rounds: how often all take their turn.
-    seconds: of each in a round, at least.
+    against: as for `check`.
+    rounds: number of turns of each variant.
+    seconds: shortest time of each in a round.
 
   Returns:
-    JSON-like; every way by name, and the ratios of their times.
+    JSON-like; every variant by name, and the ratios of their times.
   """
   recipe, mesh = run.recipe, run.layout.mesh
   run()
-  # Before anything else takes some.
+  # Before anything else uses memory.
   peak_memory = device.peak_memory(mesh.devices.flat[0])
 
   runs = {OURS: run}
@@ -187,39 +188,39 @@ def measure(
     size = recipe.batch_size // mesh.size
     merged = dataclasses.replace(recipe, group_size=size)
     runs[MERGED] = Run(merged, mesh)
-  ways = dict(runs)
+  variants = dict(runs)
   platform = mesh.devices.flat[0].platform
   torch_device = {'gpu': 'cuda'}.get(platform, platform)
   if 'torch' in against:
-    ways |= torch_step.make_ways(recipe, torch_device)
-  spent = timing.in_turn(ways, rounds=rounds, seconds=seconds)
+    variants |= torch_step.make_variants(recipe, torch_device)
+  spent = timing.in_turn(variants, rounds=rounds, seconds=seconds)
 
   flop = flops.step(run.task.backbone, recipe)
   kinds = _by_kind(recipe, flop)
-  rows = {}
+  results = {}
   for name, times in spent.items():
     spread = timing.spread(times)
-    rows[name] = {
+    results[name] = {
       'step_seconds': spread,
       'images_per_second': recipe.batch_size / spread['median'],
       **device.shares(kinds, spread['median'], mesh),
     }
     if name in runs:
-      rows[name] |= runs[name].cost()
+      results[name] |= runs[name].cost()
     else:
-      peak = torch_step.peak_memory(ways[name], torch_device)
-      rows[name] |= {'peak_memory': {'of': 'device', 'peak_bytes': peak}}
-  rows[OURS] |= {'peak_memory': peak_memory}
+      peak = torch_step.peak_memory(variants[name], torch_device)
+      results[name] |= {'peak_memory': {'of': 'device', 'peak_bytes': peak}}
+  results[OURS] |= {'peak_memory': peak_memory}
   return {
     'recipe': dataclasses.asdict(recipe),
     'model_flop': flop,
-    'ways': rows,
+    'variants': results,
     'time_ratios': _ratios(spent),
   }
 
 
 def _by_kind(recipe: Recipe, flop: Mapping[str, int]) -> dict:
-  """Sorts FLOPs by dtype and precision; the head's are float32 always."""
+  """Groups FLOPs by dtype and precision; those of the head are float32."""
   wide = jnp.promote_types(recipe.dtype, jnp.float32).name
   return {
     (recipe.dtype, None): flop['backbone'],
@@ -228,7 +229,7 @@ def _by_kind(recipe: Recipe, flop: Mapping[str, int]) -> dict:
 
 
 def _ratios(spent: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  """Others' time by ours; but what groups cost is ours by the merged one's."""
+  """Returns the others' times over ours, and ours over the merged step's."""
   others = [name for name in spent if name not in (OURS, MERGED)]
   ratios = {
     f'{name} / {OURS}': timing.ratio(spent[name], spent[OURS])
@@ -236,7 +237,10 @@ def _ratios(spent: Mapping[str, np.ndarray]) -> dict[str, Any]:
   }
   if others:
     best = min(others, key=lambda name: np.median(spent[name]))
-    ratios['best of torch / ours'] = {'way': best, **ratios[f'{best} / {OURS}']}
+    ratios['best of torch / ours'] = {
+      'variant': best,
+      **ratios[f'{best} / {OURS}'],
+    }
   if MERGED in spent:
     ratios[f'{OURS} / {MERGED}'] = timing.ratio(spent[OURS], spent[MERGED])
   return ratios

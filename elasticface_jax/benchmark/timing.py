@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times several ways to the same end, in turn.
+"""Timing of several variants of a computation, in turn.
 
-What else a machine does, and how warm it is, changes from minute to minute by
-more than what is to be told apart. So the ways take turns, round by round, and
-are compared within each round.
+The load and the temperature of a machine change from minute to minute by more
+than the differences to be measured. So the variants take turns, round by round,
+and are compared within each round.
 """
 
 import math
@@ -12,35 +12,35 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-# In seconds, before each way: the threads of another library have gone to
+# Seconds before each variant: the threads of another library have gone to
 # sleep, where they would spin for work to come.
 PAUSE = 0.1
 MAX_CALLS = 10_000
 
 
 def in_turn(
-  ways: Mapping[str, Callable[[], object]],
+  variants: Mapping[str, Callable[[], object]],
   *,
   rounds: int,
   seconds: float,
   clock: Callable[[], float] = time.perf_counter,
   sleep: Callable[[float], object] = time.sleep,
 ) -> dict[str, np.ndarray]:
-  """Times ways that take turns.
+  """Times variants that take turns.
 
   Each is called twice to warm up, and once to choose how many calls a round
-  takes. In each round one more call goes before them untimed: memory and
-  caches that the others had must be won back, which training never has to.
+  takes. In each round one more call precedes them untimed: memory and caches
+  that the others had must be won back, which training never has to.
 
   Args:
-    ways: each a function that does the thing once, and waits for its end.
-    rounds: how many.
-    seconds: how long a way takes in a round, at least.
-    clock: tells seconds.
+    variants: functions that run the computation once, and wait for its end.
+    rounds: number of rounds.
+    seconds: shortest time of a variant in a round.
+    clock: returns seconds.
     sleep: waits for seconds.
 
   Returns:
-    Seconds of a call, of each way, float64 ``[rounds]``.
+    Seconds of a call of each variant, float64 ``[rounds]``.
   """
 
   def repeat(call, count):
@@ -54,7 +54,7 @@ def in_turn(
     return timed
 
   timed = {}
-  for name, call in ways.items():
+  for name, call in variants.items():
     call()
     once = max(repeat(call, 1)(), 1e-9)
     count = min(math.ceil(seconds / once), MAX_CALLS)
@@ -63,38 +63,73 @@ def in_turn(
 
 
 def take_turns(
-  ways: Mapping[str, Callable[[], float]],
+  variants: Mapping[str, Callable[[], float]],
   *,
   rounds: int,
   sleep: Callable[[float], object] = time.sleep,
 ) -> dict[str, np.ndarray]:
-  """Lets ways take turns that time themselves.
+  """Calls variants that measure themselves in turn.
 
-  Every other round goes backwards, so that no way always follows the same one.
+  The order is reversed in every other round, so that no variant always follows
+  the same one.
 
   Args:
-    ways: each gives the seconds that it took.
-    rounds: how many.
+    variants: functions that return the seconds that they took, or another
+      measured value.
+    rounds: number of rounds.
     sleep: waits for seconds.
 
   Returns:
-    These seconds, of each way, float64 ``[rounds]``.
+    Measured values of each variant, float64 ``[rounds]``.
   """
-  spent = {name: np.zeros(rounds) for name in ways}
+  measured = {name: np.zeros(rounds) for name in variants}
   for i in range(rounds):
-    for name in list(ways)[:: 1 - 2 * (i % 2)]:
+    for name in list(variants)[:: 1 - 2 * (i % 2)]:
       sleep(PAUSE)
-      spent[name][i] = ways[name]()
-  return spent
+      measured[name][i] = variants[name]()
+  return measured
 
 
 def spread(values: Sequence[float] | np.ndarray) -> dict[str, float]:
-  """Median, quartiles and range of what the rounds gave."""
+  """Returns median, quartiles and range of the values of all rounds."""
   names = 'min', 'lower_quartile', 'median', 'upper_quartile', 'max'
-  numbers = np.quantile(values, [0, 0.25, 0.5, 0.75, 1])
-  return dict(zip(names, numbers.tolist(), strict=True))
+  quantiles = np.quantile(values, [0, 0.25, 0.5, 0.75, 1])
+  return dict(zip(names, quantiles.tolist(), strict=True))
 
 
 def ratio(times: np.ndarray, others: np.ndarray) -> dict[str, float]:
-  """Spread of the ratios of two ways' times, round by round."""
+  """Returns the spread of the ratios of two variants' times, by round."""
   return spread(times / others)
+
+
+def format_spread(
+  found: Mapping[str, float],
+  unit: float = 1.0,
+  *,
+  ends: str = 'quartiles',
+  digits: int | None = None,
+) -> str:
+  """Formats a median with its quartiles or its range.
+
+  Args:
+    found: from `spread` or `ratio`.
+    unit: factor of all values, such as 1e3 for milliseconds.
+    ends: ``'quartiles'`` or ``'range'``, the values in parentheses.
+    digits: after the point; by default 3, or 1 for quartiles of a median of 10
+      or more.
+
+  Returns:
+    Text such as ``12.0 (11.5-14.1)``.
+
+  Examples:
+    >>> format_spread(spread([0.010, 0.011, 0.012]), 1e3)
+    '11.0 (10.5-11.5)'
+  """
+  low, high = {
+    'quartiles': ('lower_quartile', 'upper_quartile'),
+    'range': ('min', 'max'),
+  }[ends]
+  low, median, high = (unit * found[name] for name in (low, 'median', high))
+  if digits is None:
+    digits = 3 if ends == 'range' or median < 10 else 1
+  return f'{median:,.{digits}f} ({low:,.{digits}f}-{high:,.{digits}f})'

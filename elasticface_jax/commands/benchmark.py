@@ -322,7 +322,7 @@ def _measure(args, recipe, mesh, wanted, heads, batch_size):
     run_of_step = step.Run(recipe, mesh)
     if 'step' in wanted:
       result = step.measure(run_of_step, args.against, **turns)
-      taken = result['ways'][step.OURS]['images_per_second'] / mesh.size
+      taken = result['variants'][step.OURS]['images_per_second'] / mesh.size
       images_per_second = images_per_second or taken
       yield 'step', result
     if 'loop' in wanted:

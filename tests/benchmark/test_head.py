@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The head's benchmark times what it says, and finds logits where they are."""
+"""The head's benchmark: FLOPs, bytes, and the search for the logits matrix."""
 
 import dataclasses
+import types
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from elasticface_jax.benchmark import device, head, timing
 from elasticface_jax.benchmark.recipe import Recipe
-from elasticface_jax.benchmark.step import Run, thin_backbone
+from elasticface_jax.benchmark.step import Run, make_task, thin_backbone
 from elasticface_jax.training.state import make_mesh
 
 RECIPE = Recipe(
@@ -23,24 +25,6 @@ def quick(monkeypatch):
   monkeypatch.setattr(device, 'matrix_flop_per_second', lambda *_, **__: 100e9)
 
 
-def make(recipe, devices=1):
-  (recipe,) = head.recipes(recipe, make_mesh(devices), (recipe.num_classes,))
-  backbone = thin_backbone(recipe.embedding_dim)
-  return Run(recipe, make_mesh(devices), backbone=backbone, image_size=2)
-
-
-@pytest.mark.parametrize('devices', [1, 2])
-def test_blocks_hold_no_logits_matrix(devices):
-  found = head.logits_matrix(make(RECIPE, devices))
-  assert found['logits_matrix_bytes'] == 4 * 32 * 3000 // devices
-  assert not found['holds_logits_matrix']
-
-
-def test_one_block_is_the_logits_matrix():
-  one = dataclasses.replace(RECIPE, num_blocks=1)
-  assert head.logits_matrix(make(one))['holds_logits_matrix']
-
-
 def test_more_classes_get_more_blocks():
   mesh = make_mesh(2)
   recipe = dataclasses.replace(RECIPE, num_blocks=4)
@@ -50,10 +34,24 @@ def test_more_classes_get_more_blocks():
   assert {r.group_size for r in made} == {16}
 
 
-def test_all_products_are_there():
-  run = make(dataclasses.replace(RECIPE, subcenters=2))
+def test_one_block_is_the_logits_matrix():
+  recipe = dataclasses.replace(RECIPE, num_blocks=1)
+  run = Run(recipe, make_mesh(1), backbone=thin_backbone(16), image_size=2)
+  assert head.logits_matrix(run)['holds_logits_matrix']
+
+
+def test_all_products_are_computed():
+  recipe = dataclasses.replace(RECIPE, subcenters=2)
+  task = make_task(recipe, make_mesh(1), backbone=thin_backbone(16))
+  # The products need of a run only its class centres, and no compiled step.
+  centers = jnp.ones(task.abstract_state().class_centers.shape)
+  run = types.SimpleNamespace(
+    recipe=recipe,
+    layout=task.layout,
+    state=types.SimpleNamespace(class_centers=centers),
+  )
   text = products_of(run)
-  # One of the first pass, two of each other; and no exponential.
+  # One in the first pass, two in each other; and no exponential.
   assert text.count(' dot(') + text.count('__onednn$matmul') == 5
   assert 'exponential' not in text
   assert head._products(run)() is None
@@ -68,39 +66,50 @@ def products_of(run):
       strict=True,
     )
   )
-  lowered = cells['do'].lower(
+  lowered = cells['multiplied'].lower(
     run.state.class_centers, cells['embeddings'], cells['trip_count']
   )
   return lowered.compile().as_text()
 
 
-@pytest.mark.parametrize('sample_rate', [1.0, 0.1])
-def test_measure(sample_rate):
-  mesh = make_mesh(1)
+@pytest.mark.parametrize(('sample_rate', 'devices'), [(1.0, 1), (0.1, 2)])
+def test_measure(monkeypatch, sample_rate, devices):
+  runs, centers = [], []
+
+  def observed_run(*arguments, **named):
+    runs.append(Run(*arguments, **named))
+    return runs[-1]
+
+  update = head._update
+
+  def observed_update(run):
+    centers.append(run.state.class_centers)
+    return update(run)
+
+  monkeypatch.setattr(head, 'Run', observed_run)
+  monkeypatch.setattr(head, '_update', observed_update)
+  mesh = make_mesh(devices)
   recipe = dataclasses.replace(RECIPE, sample_rate=sample_rate)
   (recipe,) = head.recipes(recipe, mesh, (3000,))
   found = head.measure(recipe, mesh, rounds=2, seconds=0.01)
   classes = 3000 * sample_rate
-  whole, products, update = found['head'], found['products'], found['update']
-  assert whole['model_flop'] == 3 * 2 * 32 * 16 * classes
+  step, products, update = found['head'], found['products'], found['update']
+  assert step['model_flop'] == 3 * 2 * 32 * 16 * classes
   assert products['model_flop'] == 5 * 2 * 32 * 16 * classes
   # Centres and momentum, read and written, four bytes each.
   assert update['bytes'] == 16 * 16 * classes
   seconds = update['step_seconds']['median']
   assert update['bytes_per_second'] == pytest.approx(update['bytes'] / seconds)
-  share = update['bytes'] / seconds / 1e9
+  share = update['bytes'] / seconds / (devices * 1e9)
   assert update['share_of_copy_bandwidth'] == pytest.approx(share)
-  ideal = whole['model_flop'] / 100e9
-  share = ideal / whole['step_seconds']['median']
-  assert whole['share_of_matrix_peak'] == pytest.approx(share)
+  ideal = step['model_flop'] / (devices * 100e9)
+  share = ideal / step['step_seconds']['median']
+  assert step['share_of_matrix_peak'] == pytest.approx(share)
   (ratio,) = found['time_ratios'].values()
   assert 0 < ratio['min'] <= ratio['median'] <= ratio['max']
-
-
-def test_the_update_is_in_place():
-  run = make(RECIPE)
-  centers = run.state.class_centers
-  once = head._update(run)
-  jax.block_until_ready(centers)
-  once()
-  assert centers.is_deleted()
+  # Blocks hold no logits matrix.
+  assert step['logits_matrix_bytes'] == 4 * 32 * 3000 // devices
+  assert not step['holds_logits_matrix']
+  if sample_rate == 1:  # The update is in place.
+    jax.block_until_ready(centers)
+    assert centers[0].is_deleted()

@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The input's benchmark, and the check that is built on it."""
-
-from pathlib import Path
+"""The input's benchmark."""
 
 import pytest
 
 from elasticface_jax import data
 from elasticface_jax.benchmark import input, timing
 from elasticface_jax.errors import InputError
-
-CHECK = Path(__file__).parents[2] / 'benchmarks' / 'input_speed.py'
 
 
 @pytest.fixture(scope='module')
@@ -50,10 +46,3 @@ def test_mistakes(faces, tmp_path):
     input.check(str(tmp_path / 'none'))
   with pytest.raises(InputError, match='synthetic'):
     input.check('synthetic')
-
-
-def test_the_check_measures_the_same(faces, load_script, monkeypatch):
-  script = load_script(CHECK)
-  monkeypatch.setattr(script, 'BATCH', 40)
-  assert tuple(script.stages(faces, 1)) == input.STAGES
-  assert script.feeding(faces, 0.01, 0, 0)['images_per_second'] > 100

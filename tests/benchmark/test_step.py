@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is timed is the trainer's step; and its figures fit together."""
+"""The timed step is the trainer's, and its figures are consistent."""
 
 import dataclasses
 import sys
@@ -36,14 +36,14 @@ def quick(monkeypatch):
 
 @pytest.fixture(scope='module')
 def run():
-  # A real network compiles for long; test_command has one.
+  # A real network takes long to compile; test_command has one.
   return step.Run(
     RECIPE, state.make_mesh(2), backbone=step.thin_backbone(16), image_size=8
   )
 
 
 def trainers_task(layout):
-  """Assembled from a recipe of configs/, as `train.train` does."""
+  """Returns a recipe of configs/, assembled as by the trainer."""
   config = recipes.load(PAPER).to_dict()
   config['data']['batch_size'] = layout.batch_size
   config['group_size'] = layout.group_size
@@ -72,13 +72,13 @@ def test_measure(monkeypatch):
   found = step.measure(run, ['merged'], rounds=2, seconds=0.01)
   # One for the memory, three to warm up, and rounds.
   assert int(run.state.step) >= before + 1 + 3 + 2
-  assert set(found['ways']) == {'ours', 'merged'}
+  assert set(found['variants']) == {'ours', 'merged'}
   assert set(found['time_ratios']) == {'ours / merged'}
   assert found['model_flop'] == {
     'backbone': 3 * 2 * 8 * 12 * 16,
     'head': 3 * 2 * 8 * 16 * 50,
   }
-  ours = found['ways']['ours']
+  ours = found['variants']['ours']
   seconds = ours['step_seconds']['median']
   flop = sum(found['model_flop'].values())
   assert ours['model_flop'] == flop
@@ -96,17 +96,17 @@ def test_best_of_torch_is_what_counts():
   spent = {'ours': ours, 'torch': 3 * ours, 'torch channels_last': 2 * ours}
   ratios = step._ratios(spent)
   assert ratios['torch / ours']['median'] == 3
-  assert ratios['best of torch / ours']['way'] == 'torch channels_last'
+  assert ratios['best of torch / ours']['variant'] == 'torch channels_last'
   assert ratios['best of torch / ours']['median'] == 2
 
 
 def test_loop(run):
   found = loop.measure(run, steps=5, rounds=2)
   assert found['steps_of_a_round'] == 3
-  assert set(found['ways']) == {'bare steps', 'loop'}
+  assert set(found['variants']) == {'bare steps', 'loop'}
   (ratio,) = found['time_ratios'].values()
   assert ratio['min'] > 0.1
-  # Metrics and a batch's way to the device: microseconds at least.
+  # Metrics and the placement of a batch: microseconds at least.
   assert 1e-6 < found['added_seconds_per_step_at_most']['median'] < 1
 
 

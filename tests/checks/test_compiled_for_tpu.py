@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: E501 (lines of a compiler)
-"""`checks/compiled_for_tpu.py` on the text of a program; needs no TPU."""
+"""`checks/compiled_for_tpu.py` on the text of a program, without a TPU."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def test_cycles_are_counted_as_often_as_bodies_run(script):
   assert program.own_cycles(program.entry) == 7
   assert program.own_cycles(program.body_of('turns')) == 100
   assert program.cycles(None) == 7 + 100 + 10 + 10
-  # A loop whose trip count the compiler knows has that one.
+  # A trip count that the compiler knows takes precedence.
   assert program.cycles({}) == 7 + 100 + 10 + 5 * 10
   trips = {'turns': 3, 'blocks': 4}
   assert program.cycles(trips) == 7 + 3 * (100 + 4 * 10) + 5 * 10
@@ -77,11 +77,11 @@ def test_arithmetic_that_differs_is_found(script):
   'old, new',
   [
     ('%mul.1', '%mul.77'),  # Names.
-    ('S(1)', ''),  # Places in memory.
+    ('S(1)', ''),  # Memory spaces.
     ('f32[16,8]{1,0:T(8,128)} maximum', 'f32[32,8]{1,0:T(8,128)} maximum'),
     ('f32[2,8]', 'f32[4,8]'),  # The tree over devices.
     ('"estimated_cycles":"100"', '"estimated_cycles":"90"'),
   ],
 )
-def test_what_only_moves_numbers_is_not(script, old, new):
+def test_other_differences_are_ignored(script, old, new):
   assert changed(script, old, new) == []

@@ -1,43 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`checks/corrupt_files.py` lets our readers pass, and finds worse ones out."""
+"""`checks/corrupt_files` lets our readers pass, and finds worse ones."""
 
-import subprocess
-import sys
-from pathlib import Path
+import multiprocessing
 
 import numpy as np
 import pytest
 
+from checks.corrupt_files import __main__ as script
+from checks.corrupt_files import damages, kinds
+from checks.corrupt_files.cases import Bench
 from elasticface_jax.data import RecSource, Report
 from elasticface_jax.errors import InputError
 
-CHECKS = Path(__file__).parents[2] / 'checks'
 RECS = ['rec, header', 'rec, key 0 is an image']
 CASES = range(100)
 
 
 @pytest.fixture(scope='module')
-def script(load_script):
-  return load_script(CHECKS / 'corrupt_files.py')
+def all_kinds():
+  return kinds.all_kinds()
 
 
-def test_a_hundred_files(script, tmp_path):
-  bench = script.Bench(tmp_path, 0, script.KINDS)
+def test_a_hundred_files(all_kinds, tmp_path):
+  bench = Bench(tmp_path, 0, all_kinds)
   cases = [bench.run(number) for number in CASES]
   assert [case for case in cases if case.outcome == 'FOUND'] == []
-  assert {case.what[0] for case in cases} == set(script.KINDS)
-  assert {case.what[2] for case in cases} == set(script.DAMAGES)
+  assert {case.damaged[0] for case in cases} == set(all_kinds)
+  assert {case.damaged[2] for case in cases} == set(damages.DAMAGES)
   outcomes = {case.outcome for case in cases}
   assert outcomes >= {'refused opening', 'refused reading', 'same', 'changed'}
   # A case does not depend on those before it.
   assert bench.run(CASES[0]) == cases[0]
-  told = script.table(cases, 0).splitlines()
-  counts = [[int(n) for n in line.split()[-6:]] for line in told[1:]]
+  printed = script.table(cases, 0).splitlines()
+  counts = [[int(n) for n in line.split()[-6:]] for line in printed[1:]]
   assert np.sum(counts) == len(cases)
 
 
 class Worse:
-  """A source that mends what it cannot read, in some way of its own."""
+  """A source that continues after an image that it cannot read."""
 
   def __init__(self, folder, mend):
     self.source, self.mend = RecSource(folder), mend
@@ -79,86 +79,87 @@ def good_report(folder):
 
 
 @pytest.mark.parametrize('change, found', [
-  (leaves_out, 'images instead of 10 without a word'),
+  (leaves_out, 'images instead of 10 without a message'),
   (stops_there, 'reading: StopIteration'),
-  (repeats_the_last, 'is there 1 time(s), and read 2'),
+  (repeats_the_last, 'is stored 1 time(s), read 2'),
   (complains_at_length, 'reading: not one clean line'),
   (says_nothing_of_use, 'reading: names no file: bad data'),
-  (good_report, 'refused, but the inspection calls it good'),
-  (good_report, 'the inspection tells what it told'),
+  (good_report, 'refused, but the inspection reports no fault'),
+  (good_report, 'the inspection reports the same facts'),
 ])  # fmt: skip
-def test_worse_readers_are_found(script, tmp_path, change, found):
+def test_worse_readers_are_found(all_kinds, tmp_path, change, found):
   changed = {'open': lambda folder: Worse(folder, change)}
   if change is good_report:
     changed = {'inspect': change}
-  kinds = {name: script.KINDS[name]._replace(**changed) for name in RECS}
-  bench = script.Bench(tmp_path, 0, kinds)
-  assert any(found in bench.run(number).told for number in CASES)
+  worse = {name: all_kinds[name]._replace(**changed) for name in RECS}
+  bench = Bench(tmp_path, 0, worse)
+  assert any(found in bench.run(number).message for number in CASES)
 
 
-def test_a_reader_that_is_never_right(script, tmp_path):
+def test_a_reader_that_is_never_right(all_kinds, tmp_path):
   def but_the_last(source):
-    images, labels, num_classes = script.read_source(source)
+    images, labels, num_classes = kinds.read_source(source)
     return images[:-1], labels[:-1], num_classes
 
-  kind = script.KINDS[RECS[0]]._replace(read=but_the_last)
+  kind = all_kinds[RECS[0]]._replace(read=but_the_last)
   with pytest.raises(SystemExit, match='10 images are read as 9'):
-    script.Bench(tmp_path, 0, {'rec': kind})
+    Bench(tmp_path, 0, {'rec': kind})
 
 
+# Kinds whose readers misbehave on damaged data; imported by workers too.
 PLANTED = """
-import os, sys, time
+import os, time
 import numpy as np
-sys.path.insert(0, sys.argv.pop())
-import corrupt_files
-from elasticface_jax.data import Report
 
-def make(folder, rng):
-  (folder / 'data').write_bytes(b'good')
-  return [b'good']
+class Kind:
+  left_out = None
 
-def read(folder, hurt):
-  path = folder / 'data'
-  if not path.exists() or path.read_bytes() != b'good':
-    hurt()
-  return np.zeros((1, 112, 112, 3), np.uint8), [0], 1
+  def __init__(self, misbehave):
+    self.misbehave = misbehave
 
-corrupt_files.KINDS = {
-  name: corrupt_files.Kind(
-    make,
-    lambda folder: folder,
-    lambda folder, hurt=hurt: read(folder, hurt),
-    lambda folder: Report('', {'a': ''}, [], 0),
-  )
-  for name, hurt in {
-    'hangs': lambda: time.sleep(100),
-    'aborts': os.abort,
-    'leaves': lambda: os._exit(3),
-    'takes': lambda: np.zeros(1 << 33, np.uint8),
-    'goes on': lambda: None,
-  }.items()
-}
+  def make(self, folder, rng):
+    (folder / 'data').write_bytes(b'good')
+    return [b'good']
 
-if __name__ == '__main__':
-  sys.exit(corrupt_files.main())
+  def open(self, folder):
+    return folder
+
+  def read(self, folder):
+    path = folder / 'data'
+    if not path.exists() or path.read_bytes() != b'good':
+      self.misbehave()
+    return np.zeros((1, 112, 112, 3), np.uint8), [0], 1
+
+  def inspect(self, folder):
+    return Report()
+
+class Report:
+  ok, facts = True, {'a': ''}
+
+def make_kinds():
+  return {
+    'hangs': Kind(lambda: time.sleep(100)),
+    'aborts': Kind(os.abort),
+    'exits': Kind(lambda: os._exit(3)),
+    'allocates': Kind(lambda: np.zeros(1 << 33, np.uint8)),
+    'continues': Kind(lambda: None),
+  }
 """
 
 
-def test_watch_is_kept(tmp_path):
-  script = tmp_path / 'planted.py'
-  script.write_text(PLANTED)
-  process = subprocess.run(
-    [sys.executable, script, '--files=5', '--timeout=2', CHECKS],
-    capture_output=True,
-    text=True,
-  )
-  assert process.returncode == 1, process.stderr
-  found = [
-    line for line in process.stdout.splitlines() if line.startswith('FOUND')
-  ]
+def test_workers_are_watched(tmp_path, monkeypatch, capsys):
+  (tmp_path / 'planted.py').write_text(PLANTED)
+  monkeypatch.syspath_prepend(tmp_path)
+  import planted
+
+  argv = ['--files=5', '--timeout=2']
+  assert script.main(argv, planted.make_kinds) == 1
+  printed = capsys.readouterr().out
+  found = [line for line in printed.splitlines() if line.startswith('FOUND')]
   assert len(found) == 4
-  for number, (line, what) in enumerate(zip(found, [
+  for number, (line, message) in enumerate(zip(found, [
     'was not done in 2 s', 'died of SIGABRT', 'ended with 3', 'MemoryError',
   ], strict=True)):  # fmt: skip
-    assert f'--seed 0 --only {number}: ' in line and what in line
-  assert process.stdout.endswith('\n5 damaged files, 4 finding(s)\n')
+    assert f'--seed 0 --only {number}: ' in line and message in line
+  assert printed.endswith('\n5 damaged files, 4 finding(s)\n')
+  assert multiprocessing.active_children() == []

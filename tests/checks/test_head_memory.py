@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The head's memory for 85,742 classes: `checks/head_memory.py`, in part."""
+"""The head's memory for 85,742 classes, by `checks/head_memory.py`."""
 
 from pathlib import Path
 

@@ -1,43 +1,84 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scripts in checks/ run; here in a short form."""
+"""The checks that train by processes, and the verdicts that they give."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 CHECKS = Path(__file__).parents[2] / 'checks'
+# The command `elasticface` with a backbone that compiles in seconds.
+PROGRAM = """
+import sys
+from elasticface_jax import cli, models
+models.STAGES['one_stage'] = (1,)
+sys.exit(cli.main())
+"""
 
 
-def run(script, *arguments, devices=1):
-  count = f'--xla_force_host_platform_device_count={devices}'
-  process = subprocess.run(
-    [sys.executable, CHECKS / script, *arguments],
-    env=os.environ | {'XLA_FLAGS': count},
-    capture_output=True,
-    text=True,
-    timeout=400,
-  )
-  assert process.returncode == 0, process.stdout + process.stderr
-  return process.stdout
+@pytest.fixture
+def load(load_script, monkeypatch):
+  monkeypatch.syspath_prepend(CHECKS)
+  return lambda name: load_script(CHECKS / f'{name}.py')
 
 
 @pytest.mark.slow
-def test_killed_anywhere():
-  told = run('kill_anywhere.py', '--kills', '4', '--steps', '12')
-  moments = [line.split()[2] for line in told.splitlines() if 'kill ' in line]
+def test_killed_anywhere(load, monkeypatch, capsys):
+  import training_runs
+
+  script = load('kill_anywhere')
+  monkeypatch.setattr(training_runs, 'PROGRAM', (sys.executable, '-c', PROGRAM))
+  monkeypatch.setitem(script.CONFIG, 'model.name', 'one_stage')
+  # Two programs to compile, and not three.
+  monkeypatch.setattr(script, 'DEVICES', (1, 2))
+  assert script.main(['--kills=4', '--steps=24']) == 0
+  lines = capsys.readouterr().out.splitlines()
+  moments = [line.split()[2] for line in lines if line.startswith('kill ')]
   assert moments == ['start', 'step', 'save', 'evaluation']
 
 
-def test_reduction():
-  told = run('reduction.py', '--numbers', '1000', '--rounds', '2', devices=2)
-  assert 'on 2 devices' in told and 'ratio' in told
+def test_other_bits_are_found(load, monkeypatch, capsys):
+  script = load('same_bits')
+  places = []
+
+  def train(workdir, changes, devices, processes):
+    places.append((devices, processes))
+    return f'{changes["model.dtype"]} {bits(devices)}'
+
+  monkeypatch.setattr(script, 'train', train)
+  variants = {name: {'model.dtype': name} for name in ('bfloat16', 'float32')}
+  monkeypatch.setattr(script, 'VARIANTS', variants)
+  monkeypatch.setattr(script, 'train_killed', lambda *run: train(*run, 8, 1))
+
+  bits = lambda devices: 'same'
+  assert script.main([]) == 0
+  assert set(places) == {*script.PLACES, (8, 1)}
+  bits = lambda devices: 'other' if devices == 8 else 'same'
+  assert script.main(['--only', 'bfloat16']) == 1
+  assert 'bfloat16: DIFFERENT BITS' in capsys.readouterr().out
+  # Two variants with the same bits: one of them did nothing.
+  bits = lambda devices: 'same'
+  variants['float32']['model.dtype'] = 'bfloat16'
+  assert script.main([]) == 1
 
 
-def test_what_breaks_the_losses_is_still_there(load_script):
-  script = load_script(CHECKS / 'break_losses.py')
+@pytest.mark.parametrize(
+  ('peak', 'message', 'code'),
+  [
+    (2.4, 'resuming from step 4', 0),
+    (2.6, 'resuming from step 4', 1),
+    (2.4, 'starting', 1),
+  ],
+)
+def test_memory_and_resume_are_judged(load, monkeypatch, peak, message, code):
+  script = load('many_classes')
+  needed = 3 * 1000 * script.DIM * 4
+  monkeypatch.setattr(script, 'train', lambda *_: (peak * needed, message))
+  assert script.main(['--classes=1000']) == code
+
+
+def test_the_text_that_break_losses_replaces_exists(load):
+  script = load('break_losses')
   for row in script.BREAKS:
     compile(script.broken(*row), row[0], 'exec')
   for test in script.TESTS:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks of published sizes, compared with PyTorch, gradients included.
 
-PyTorch's network is that of `benchmark.torch_step`, written from the paper.
+PyTorch's network is that of `benchmark.pytorch`, written from the paper.
 """
 
 import copy
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from elasticface_jax import interop, models
-from elasticface_jax.benchmark import torch_step
+from elasticface_jax.benchmark.pytorch.network import make_network
 from elasticface_jax.interop import torch_files
 
 torch = pytest.importorskip('torch')
@@ -23,7 +23,7 @@ SIZES = ['iresnet18', 'iresnet34', 'iresnet50', 'iresnet100']
 def make(name, use_se, seed=0):
   """Makes a network whose values are as large as those of a trained one."""
   torch.manual_seed(seed)
-  network = torch_step.make_network(name, use_se=use_se)
+  network = make_network(name, use_se=use_se)
   norms = [
     m
     for m in network.modules()

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes that train a variant of the quickstart, and what they leave."""
+"""Processes that train a narrow quickstart; shared by the checks, not a check.
+
+`kill_anywhere.py`, `many_classes.py` and `same_bits.py` start their runs here.
+"""
 
 import os
 import socket
@@ -10,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 QUICKSTART = Path(__file__).parents[1] / 'configs' / 'quickstart.py'
+PROGRAM = sys.executable, '-m', 'elasticface_jax'
 # IResNet-10 with every kind of layer, but narrow: compiles in seconds.
 NARROW = {
   'group_size': 4,
@@ -24,23 +28,22 @@ NARROW = {
 }
 
 
-def train_command(workdir: Path, changes: Mapping[str, Any]) -> list[str]:
-  """Returns the arguments of a process.
+def train_arguments(workdir: Path, changes: Mapping[str, Any]) -> list[str]:
+  """Returns the arguments of `elasticface` for a variant of the quickstart.
 
   Args:
     workdir: the run folder.
     changes: config fields, by dotted name.
-
-  Returns:
-    The program and its arguments.
   """
   return [
-    sys.executable,
-    *('-m', 'elasticface_jax', 'train'),
-    *('--config', str(QUICKSTART)),
-    *('--workdir', str(workdir)),
+    *('train', '--config', str(QUICKSTART), '--workdir', str(workdir)),
     *(f'--config.{name}={value}' for name, value in changes.items()),
   ]
+
+
+def train_command(workdir: Path, changes: Mapping[str, Any]) -> list[str]:
+  """Returns program and arguments of a process that trains."""
+  return [*PROGRAM, *train_arguments(workdir, changes)]
 
 
 def start(
@@ -53,10 +56,10 @@ def start(
   """Starts a run on CPU devices.
 
   Args:
-    workdir: the run folder; ``WORKDIR.log`` beside it takes what is printed.
+    workdir: the run folder; its output goes to ``WORKDIR.log`` next to it.
     changes: config fields, by dotted name.
     devices: of all processes together.
-    processes: how many share them.
+    processes: number of processes that share them.
 
   Returns:
     The processes.
@@ -64,23 +67,24 @@ def start(
   command = train_command(workdir, changes)
   meeting = []
   if processes > 1:
-    with socket.socket() as s:
-      s.bind(('', 0))
-      meeting += ['--coordinator', f'127.0.0.1:{s.getsockname()[1]}']
+    meeting += ['--coordinator', f'127.0.0.1:{free_port()}']
     meeting += ['--processes', str(processes), '--process']
-  environment = {
-    'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': '--xla_force_host_platform_device_count='
-    f'{devices // processes}',
-    # Every start compiles: from the second time on, from here.
+  count = devices // processes
+  # Every start compiles: from the second time on, from this cache, or from one
+  # that the environment names.
+  cache = {
     'JAX_COMPILATION_CACHE_DIR': str(workdir.parent / 'compiled'),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
+  }
+  devices_here = {
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={count}',
   }
   with log_of(workdir).open('a') as log:
     return [
       subprocess.Popen(
         command + (meeting and [*meeting, str(i)]),
-        env=os.environ | environment,
+        env=cache | os.environ | devices_here,
         stdout=log,
         stderr=log,
       )
@@ -88,8 +92,15 @@ def start(
     ]
 
 
+def free_port() -> int:
+  """Returns a TCP port that is free now."""
+  with socket.socket() as s:
+    s.bind(('', 0))
+    return s.getsockname()[1]
+
+
 def log_of(workdir: Path) -> Path:
-  """Returns the file that takes what a run prints."""
+  """Returns the file with the output of a run."""
   return workdir.with_name(workdir.name + '.log')
 
 
@@ -104,7 +115,7 @@ def finish(workdir: Path, started: list[subprocess.Popen]) -> None:
 
 def fingerprint(workdir: Path) -> str:
   """Returns the fingerprint of a run's newest checkpoint."""
-  command = [sys.executable, '-m', 'elasticface_jax', 'fingerprint', workdir]
+  command = [*PROGRAM, 'fingerprint', workdir]
   return subprocess.run(
     command, check=True, capture_output=True, text=True
   ).stdout.strip()

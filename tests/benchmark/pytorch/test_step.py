@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch's step is the same step: one of each, from the same state."""
+"""PyTorch's step equals ours: two of each, from the same state."""
 
 import dataclasses
 
@@ -9,13 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-from elasticface_jax import interop, losses, models, recipes
-from elasticface_jax.benchmark import torch_step
+from elasticface_jax import interop, losses, models
+from elasticface_jax.benchmark.pytorch import network as torch_network
+from elasticface_jax.benchmark.pytorch import step as torch_step
 from elasticface_jax.benchmark.recipe import Recipe
 from elasticface_jax.benchmark.step import make_task
 from elasticface_jax.errors import InputError
 from elasticface_jax.training import augment, state
-from elasticface_jax.training.loss import by_name
 
 torch = pytest.importorskip('torch')
 
@@ -42,9 +42,9 @@ def same_draws():
 
 
 def load(step, ours):
-  """Puts our state into PyTorch's step."""
-  numbers = interop.to_torch(ours.params, ours.batch_stats)
-  given = {n: torch.from_numpy(v.copy()) for n, v in numbers.items()}
+  """Copies our state into PyTorch's step."""
+  state_dict = interop.to_torch(ours.params, ours.batch_stats)
+  given = {n: torch.from_numpy(v.copy()) for n, v in state_dict.items()}
   step.network.load_state_dict(given, strict=True)
   with torch.no_grad():
     step.class_centers.copy_(torch.from_numpy(centers_of(ours.class_centers)))
@@ -59,7 +59,7 @@ def momentum_of(step, parameter):
 
 
 class Ours:
-  """Our step, made as the trainer makes it."""
+  """Our step, assembled as by the trainer."""
 
   def __init__(self, recipe):
     self._task = make_task(recipe, state.make_mesh(1))
@@ -77,22 +77,22 @@ class Ours:
     return measured
 
   def drawn(self, step, count, flip):
-    """What step number `step` draws: flips and margins before pairing."""
+    """Returns the flips and the margins before pairing of one step."""
     keys = state.make_keys(0)
     fold = lambda name: jax.random.fold_in(keys[name], step)
     flipped = augment.draw(fold('augment'), count, flip=flip)['flip']
-    numbers = dict(self.loss.hyperparameters)
+    values = dict(self.loss.hyperparameters)
     margins = losses.sample_margins(
       fold('margins'),
       (count,),
-      mean=numbers['margin'],
-      std=numbers.get('margin_std', 0.0),
+      mean=values['margin'],
+      std=values.get('margin_std', 0.0),
     )
     return [torch.from_numpy(np.array(x)) for x in (flipped, margins)]
 
 
 def close(found, expected, tolerance, *, least=0.0):
-  """Next to an array's largest number, or `least`: sums of many terms round."""
+  """Compares arrays relative to their largest value, or to `least`."""
   expected = np.asarray(expected)
   limit = tolerance * max(np.abs(expected).max(), least)
   np.testing.assert_allclose(found.detach().numpy(), expected, 0, limit)
@@ -116,7 +116,7 @@ def test_is_our_step():
       measured = ours(images, labels)
       # Else the clip would do nothing.
       assert measured['backbone_gradient_norm'] > 5
-      # In ours pixels and learning rate are float32 numbers, all else float64.
+      # Our pixels and learning rate are float32, all else is float64.
       close(loss, measured['loss'], 1e-6)
       batch_stats = ours.state.batch_stats
       expected = interop.to_torch(
@@ -127,7 +127,7 @@ def test_is_our_step():
       (trace,) = optax.tree.get_all_with_path(ours.state.backbone_opt, 'trace')
       expected = interop.to_torch(trace[1], batch_stats)
       for name in parameters.keys() - {'features.weight'}:
-        # Hardly anything but rounding comes to a bias that a BatchNorm follows.
+        # The gradient of a bias before a BatchNorm is 0 except for rounding.
         momentum = momentum_of(step, parameters[name])
         close(momentum, expected[name], 1e-6, least=1e-3)
       close(step.class_centers, centers_of(ours.state.class_centers), 1e-6)
@@ -177,7 +177,7 @@ def test_every_depth_has_our_shapes(name):
   key = jax.eval_shape(lambda: jax.random.key(0))
   ours = jax.eval_shape(backbone.init, key)
   with torch.device('meta'):
-    network = torch_step.make_network(name, use_se=True)
+    network = torch_network.make_network(name, use_se=True)
   sizes = lambda tree: sorted(leaf.size for leaf in jax.tree.leaves(tree))
   trained = [p for p in network.parameters() if p.requires_grad]
   assert sizes(ours[0]) == sorted(p.numel() for p in trained)
@@ -185,75 +185,9 @@ def test_every_depth_has_our_shapes(name):
   assert sizes(ours[1]) == sorted(b.numel() for b in kept)
 
 
-@pytest.mark.parametrize('subcenters', [1, 3])
-@pytest.mark.parametrize('gradient', ['exact', 'straight_through'])
-@pytest.mark.parametrize('pairing', ['paper', 'released'])
-@pytest.mark.parametrize('name', torch_step.LOSSES)
-def test_head_is_our_loss(name, pairing, gradient, subcenters):
-  choices = {'pairing': pairing, 'gradient': gradient}
-  published = recipes.loss(name)
-  loss = by_name(
-    published | {k: x for k, x in choices.items() if k in published}
-  )
-  rng = np.random.default_rng(0)
-  embeddings = rng.normal(size=(8, 5))
-  centers = rng.normal(size=(9, subcenters * 5))
-  labels = rng.integers(9, size=8)
-  margins = rng.normal(0.5, 0.05, size=8) if name != 'normface' else np.zeros(8)
-
-  def ours(embeddings, centers):
-    cosines = losses.subcenter_cosines(embeddings, centers.reshape(9, -1, 5))
-    given = jnp.asarray(margins)
-    if name.endswith('_plus'):
-      target = cosines[jnp.arange(8), labels]
-      halves = [
-        losses.pair_margins(given[half], target[half], rule=pairing)
-        for half in (slice(4), slice(4, 8))
-      ]
-      given = jnp.concatenate(halves)
-    if 'arcface' in name:
-      logits = losses.arcface_logits(cosines, labels, given, gradient=gradient)
-    else:
-      logits = losses.cosface_logits(cosines, labels, given)
-    return -jax.nn.log_softmax(logits)[jnp.arange(8), labels].mean()
-
-  with jax.enable_x64(True):
-    expected = jax.value_and_grad(ours, (0, 1))(embeddings, centers)
-  given = [torch.tensor(x, requires_grad=True) for x in (embeddings, centers)]
-  found = torch_step.head_loss(
-    *given,
-    torch.from_numpy(labels),
-    torch.from_numpy(margins),
-    loss=loss,
-    group_size=4,
-  )
-  found.backward()
-  close(found, expected[0], 1e-12)
-  for x, gradients in zip(given, expected[1], strict=True):
-    close(x.grad, gradients, 1e-12)
-
-
-def test_margins_are_drawn():
-  def drawn(name, **changes):
-    loss = by_name(recipes.loss(name, **changes))
-    return torch_step.draw_margins(loss, (20_000,), 'cpu').numpy()
-
-  margins = drawn('elastic_arcface', margin_std=0.05)
-  # Five standard errors.
-  assert abs(margins.mean() - 0.5) < 5 * 0.05 / 20_000**0.5
-  assert abs(margins.std() - 0.05) < 5 * 0.05 / 40_000**0.5
-  clipped = drawn(
-    'elastic_cosface_plus', margin=0.5, margin_std=0.05, clip=(-1.0, 0.5)
-  )
-  assert 0.45 <= clipped.min() < 0.4505 and 0.5245 < clipped.max() <= 0.525
-  assert set(drawn('elastic_arcface', margin_std=0.0)) == {0.5}
-  assert set(drawn('arcface')) == {0.5}
-  assert set(drawn('normface')) == {0.0}
-
-
 @pytest.fixture
 def quick_compiler(monkeypatch):
-  """Traces as for the real one, and compiles nothing."""
+  """Replaces the compiler by tracing alone."""
   compiler = torch.compile
 
   def compile(function, *, mode, **flags):
@@ -263,31 +197,31 @@ def quick_compiler(monkeypatch):
   monkeypatch.setattr(torch, 'compile', compile)
 
 
-def test_every_way_does_steps(quick_compiler):
-  ways = torch_step.make_ways(TINY, 'cpu')
-  assert list(ways) == ['torch', 'torch channels_last', 'torch compiled']
-  for way in ways.values():
-    step = getattr(way, 'func', way)
+def test_every_variant_runs_steps(quick_compiler):
+  variants = torch_step.make_variants(TINY, 'cpu')
+  assert list(variants) == ['torch', 'torch channels_last', 'torch compiled']
+  for run_step in variants.values():
+    step = getattr(run_step, 'func', run_step)
     before = step.network.conv1.weight.clone(), step.class_centers.clone()
-    way()
+    run_step()
     for old, new in zip(
       before, (step.network.conv1.weight, step.class_centers), strict=True
     ):
       assert not torch.equal(old, new)
-    assert torch_step.peak_memory(way, 'cpu') is None
+    assert torch_step.peak_memory(run_step, 'cpu') is None
   layouts = [
-    getattr(way, 'func', way).network.conv1.weight.is_contiguous(
+    getattr(run_step, 'func', run_step).network.conv1.weight.is_contiguous(
       memory_format=torch.channels_last
     )
-    for way in ways.values()
+    for run_step in variants.values()
   ]
   assert layouts == [False, True, True]
 
 
 def test_narrow_networks_crash_oneDNN(capsys):
   model = NARROW | {'width': 8}
-  ways = torch_step.make_ways(dataclasses.replace(TINY, model=model), 'cpu')
-  assert list(ways) == ['torch']
+  recipe = dataclasses.replace(TINY, model=model)
+  assert list(torch_step.make_variants(recipe, 'cpu')) == ['torch']
   assert 'fewer than 16 channels' in capsys.readouterr().out
 
 
@@ -299,18 +233,11 @@ def test_without_a_compiler(monkeypatch, capsys):
     return fail
 
   monkeypatch.setattr(torch, 'compile', compile)
-  ways = torch_step.make_ways(TINY, 'cpu')
-  assert list(ways) == ['torch', 'torch channels_last']
+  variants = torch_step.make_variants(TINY, 'cpu')
+  assert list(variants) == ['torch', 'torch channels_last']
   assert capsys.readouterr().out == 'left out: torch compiled, as no g++\n'
 
 
-@pytest.mark.parametrize(
-  'changes, told',
-  [
-    ({'loss': RECIPE.loss | {'name': 'adaface'}}, "'adaface'.*elastic_arcface"),
-    ({'sample_rate': 0.1}, 'head.sample_rate=0.1'),
-  ],
-)
-def test_mistakes(changes, told):
-  with pytest.raises(InputError, match=told):
-    torch_step.make_ways(dataclasses.replace(TINY, **changes), 'cpu')
+def test_sampling_of_classes_is_refused():
+  with pytest.raises(InputError, match='head.sample_rate=0.1'):
+    torch_step.make_variants(dataclasses.replace(TINY, sample_rate=0.1), 'cpu')
