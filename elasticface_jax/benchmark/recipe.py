@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured: the parts of a config that a step's cost depends on."""
+"""Recipes of benchmarks: the parts of a config that the cost depends on."""
 
 import dataclasses
 import json
@@ -71,7 +71,7 @@ class Recipe:
 
   @property
   def dtype(self) -> str:
-    """Of the backbone's computation, likewise."""
+    """Compute dtype, as `models.build` takes it where a config does not say."""
     return self.model.get('dtype', 'float32')
 
 

@@ -14,7 +14,11 @@ from elasticface_jax.benchmark.step import Run, make_task, thin_backbone
 from elasticface_jax.training.state import make_mesh
 
 RECIPE = Recipe(
-  model={'embedding_dim': 16}, batch_size=32, num_classes=3000, num_blocks=6
+  model={'embedding_dim': 16},
+  batch_size=32,
+  group_size=32,
+  num_classes=3000,
+  num_blocks=6,
 )
 
 
@@ -111,5 +115,4 @@ def test_measure(monkeypatch, sample_rate, devices):
   assert step['logits_matrix_bytes'] == 4 * 32 * 3000 // devices
   assert not step['holds_logits_matrix']
   if sample_rate == 1:  # The update is in place.
-    jax.block_until_ready(centers)
     assert centers[0].is_deleted()

@@ -6,14 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from .. import thin
+
 CHECKS = Path(__file__).parents[2] / 'checks'
-# The command `elasticface` with a backbone that compiles in seconds.
-PROGRAM = """
-import sys
-from elasticface_jax import cli, models
-models.STAGES['one_stage'] = (1,)
-sys.exit(cli.main())
-"""
 
 
 @pytest.fixture
@@ -27,8 +22,8 @@ def test_killed_anywhere(load, monkeypatch, capsys):
   import training_runs
 
   script = load('kill_anywhere')
-  monkeypatch.setattr(training_runs, 'PROGRAM', (sys.executable, '-c', PROGRAM))
-  monkeypatch.setitem(script.CONFIG, 'model.name', 'one_stage')
+  monkeypatch.setattr(training_runs, 'PROGRAM', (sys.executable, thin.__file__))
+  monkeypatch.setitem(script.CONFIG, 'model.name', thin.NAME)
   # Two programs to compile, and not three.
   monkeypatch.setattr(script, 'DEVICES', (1, 2))
   assert script.main(['--kills=4', '--steps=24']) == 0

@@ -14,10 +14,10 @@ import pytest
 from elasticface_jax import cli
 from elasticface_jax.training import state
 
-from . import thin
+from .. import thin
 
 QUICKSTART = Path(__file__).parents[2] / 'configs' / 'quickstart.py'
-THIN = Path(__file__).with_name('thin.py')
+THIN = Path(thin.__file__)
 # A network with every kind of layer, and the same step for all tests of whole
 # runs: what one has compiled, the others read. Eight groups and eight blocks,
 # one of each on eight devices.

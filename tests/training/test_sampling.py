@@ -13,7 +13,8 @@ from elasticface_jax.errors import InputError
 from elasticface_jax.losses import _sampling
 from elasticface_jax.training import state, step
 
-from . import tasks, thin
+from .. import thin
+from . import tasks
 
 # One group and one block a device on 8; 21 classes a block, 18 in the last.
 GROUPS, GROUP_SIZE, CLASSES, BLOCKS = 8, 2, 165, 8

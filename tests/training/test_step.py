@@ -10,7 +10,8 @@ import pytest
 from elasticface_jax import losses, models
 from elasticface_jax.training import state
 
-from . import tasks, thin
+from .. import thin
+from . import tasks
 
 GROUPS, GROUP_SIZE, CLASSES, BLOCKS = 4, 3, 21, 8
 BATCH = GROUPS * GROUP_SIZE
