@@ -19,7 +19,6 @@ runtime.set_cpu_threads()
 import jax
 
 from elasticface_jax import config_rules, data, evaluation, models
-from elasticface_jax.errors import InputError
 from elasticface_jax.evaluation import plots
 from elasticface_jax.pair_sets import open_pair_sets, write_results
 from elasticface_jax.training import (
@@ -168,11 +167,6 @@ def _open_initial(
     InputError: if they are missing, or do not fit the rest of the config.
   """
   if not c.start.checkpoint:
-    for field in ('head', 'freeze'):
-      if c.start[field]:
-        raise InputError(
-          f'start.{field}=True needs weights: set start.checkpoint'
-        )
     return None, None
   initial = open_weights(Path(c.start.checkpoint))
   initial.check_model(c.model)
