@@ -5,7 +5,13 @@ It has every kind of layer of its family, once; the shallowest public one has
 four times as many, and takes most of a test's time in XLA's compiler.
 """
 
+# ruff: noqa: E402
+
 import sys
+
+from elasticface_jax import runtime
+
+runtime.set_cpu_threads()  # As the command, before jax is imported.
 
 from elasticface_jax import cli, config_rules, models
 

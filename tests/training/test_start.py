@@ -86,11 +86,11 @@ def test_starts_from_the_weights_and_resumes(fine_tune, released, tmp_path):
   (result,) = evaluate(start, ['synthetic'], out=None).values()
   assert accuracies(tmp_path / 'at_once')[0] == result.accuracy
 
-  # In two parts; the second no longer needs the weights, and has other devices.
+  # In two parts; the second no longer needs the weights.
   fine_tune(tmp_path / 'parts', total_steps=2)
   shutil.move(released, released.with_name('moved'))
   try:
-    again = fine_tune(tmp_path / 'parts', devices=2)
+    again = fine_tune(tmp_path / 'parts')
   finally:
     shutil.move(released.with_name('moved'), released)
   assert fingerprint(again) == fingerprint(out)
