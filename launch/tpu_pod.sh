@@ -40,7 +40,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 tar -czf "$folder/elasticface.tgz" -C "$(dirname "$0")/.." \
   --exclude='__pycache__' \
-  elasticface_jax configs setup.cfg pyproject.toml README.md LICENSE
+  elasticface_jax configs setup.cfg setup.py pyproject.toml README.md LICENSE
 gcloud compute tpus tpu-vm scp "$folder/elasticface.tgz" "$TPU:" \
   --zone="$ZONE" --worker=all
 
