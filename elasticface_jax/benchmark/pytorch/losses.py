@@ -54,7 +54,7 @@ def mean_loss(
     cosines = cosines.view(len(labels), head.num_classes, -1).max(2).values
   samples = torch.arange(len(labels), device=labels.device)
   target = cosines[samples, labels]
-  values = dict(loss.numbers)
+  values = _hyperparameters(loss)
   regularizer = None
   if values.get('margin_std') and 'pairing' in values:
     margins = pair(margins, target, group_size, rule=values['pairing'])
@@ -102,7 +102,7 @@ def draw_margins(loss: MarginLoss, shape, device: str):
   """Draws the margins of one step, one for each sample, not yet paired."""
   import torch
 
-  values = dict(loss.numbers)
+  values = _hyperparameters(loss)
   mean, std = values.get('margin', 0.0), values.get('margin_std', 0.0)
   margins = torch.full(shape, mean, device=device)
   if not std:
@@ -146,6 +146,10 @@ def init_statistics(loss: MarginLoss, device: str) -> dict:
     name: torch.tensor(float(value), device=device)
     for name, value in values.items()
   }
+
+
+def _hyperparameters(loss):
+  return dict(loss.numbers)
 
 
 def _move(running, new, rate):
