@@ -189,12 +189,8 @@ def margin_loss(name):
   }
   if name == 'combined_margin':
     arguments |= zip(('m1', 'm2', 'm3'), CONSTANTS[name][1], strict=True)
-  return MarginLoss(
-    name=public,
-    scale=arguments.pop('scale'),
-    gradient=arguments.pop('gradient', 'exact'),
-    numbers=tuple(arguments.items()),
-  )
+  scale, gradient = arguments.pop('scale'), arguments.pop('gradient', 'exact')
+  return MarginLoss(public, scale, gradient, tuple(arguments.items()))
 
 
 def pytorch_step(name, batch, margins=None):

@@ -32,12 +32,8 @@ def named(name, **changes):
     p.name: p.default for p in parameters if p.default is not p.empty
   }
   arguments |= CHANGES.get(name, {}) | changes
-  return MarginLoss(
-    name=name,
-    scale=arguments.pop('scale'),
-    gradient=arguments.pop('gradient', 'exact'),
-    hyperparameters=tuple(arguments.items()),
-  )
+  scale, gradient = arguments.pop('scale'), arguments.pop('gradient', 'exact')
+  return MarginLoss(name, scale, gradient, tuple(arguments.items()))
 
 
 def draw(subcenters=1):
