@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`checks/corrupt_files` lets our readers pass, and finds worse ones."""
 
+import importlib
 import multiprocessing
 
 import numpy as np
@@ -150,7 +151,7 @@ def make_kinds():
 def test_workers_are_watched(tmp_path, monkeypatch, capsys):
   (tmp_path / 'planted.py').write_text(PLANTED)
   monkeypatch.syspath_prepend(tmp_path)
-  import planted
+  planted = importlib.import_module('planted')
 
   argv = ['--files=5', '--timeout=2']
   assert script.main(argv, planted.make_kinds) == 1
