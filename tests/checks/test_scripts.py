@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The checks that train by processes, and the verdicts that they give."""
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def load(load_script, monkeypatch):
 
 @pytest.mark.slow
 def test_killed_anywhere(load, monkeypatch, capsys):
-  import training_runs
+  training_runs = importlib.import_module('training_runs')
 
   script = load('kill_anywhere')
   monkeypatch.setattr(training_runs, 'PROGRAM', (sys.executable, thin.__file__))
