@@ -364,7 +364,7 @@ def test_ci_runs_the_test_command():
   shown = [' '.join(words) for words in commands(ROOT / 'README.md')]
   assert [c for c in shown if 'pytest' in c] == ['pytest']
   assert re.search(r'^ *pytest\b', ci, re.MULTILINE)
-  assert 'pip install -e .[test]' in shown and "'.[test]'" in ci
+  assert 'pip install -e .[test]' in shown and "extras='test'" in ci
 
 
 def test_picture_is_small():
