@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from elasticface_jax.errors import InputError
-from elasticface_jax.losses._blockwise import PRECISIONS, Head
+from elasticface_jax.losses._blocks import PRECISIONS, Head
 from elasticface_jax.training import loss, optimizer, state, step
 
 
