@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Shows that the tests of the losses can fail: breaks a formula at a time.
+r"""Shows that the tests of the losses can fail: breaks one formula at a time.
 
-Each row of `BREAKS` changes one sign, factor, limit or order in a copy of the
-package, and the tests of the losses run against that copy until one fails. What
-is printed is which. Exits with 1 if a broken formula passes them all.
+Each entry of `BREAKS` changes one sign, factor, limit or order in a copy of the
+package, and the tests of the losses run against that copy until one fails. The
+name of that test is printed. Exits with 1 if a broken formula passes them all.
 
     python checks/break_losses.py  # All, in about a quarter of an hour.
     python checks/break_losses.py --only adaptive
@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 TESTS = [
   f'tests/losses/test_{name}.py'
   for name in (
+    'arrays',
     'targets',
     'logits',
     'adaptive',
@@ -31,7 +32,7 @@ TESTS = [
   )
 ]
 
-# File of the losses, what stands there (once), and what stands there instead.
+# A file of the losses, a string that occurs in it once, and its replacement.
 BREAKS = (
   # The target's cosine.
   ('targets', '(1 - c) * (1 + c)', '(1 - c) * (2 + c)'),
@@ -60,7 +61,7 @@ BREAKS = (
   ('targets', 'cosines > limit[:, None]', 'cosines < limit[:, None]'),
   ('targets', '(t[:, None] + cosines)', '(t[:, None] - cosines)'),
   ('targets', 'broadcast_to(jax.lax.stop_gradient(t)', 'broadcast_to((t)'),
-  # Margins that follow lengths, and states.
+  # Margins that depend on norms, and states.
   ('adaptive', 'rate * batch', '2 * rate * batch'),
   ('adaptive', '(1 - rate) * running', '(1 + rate) * running'),
   ('adaptive', "'norms', jax.lax.stop_gradient(norms)", "'norms', norms"),
@@ -69,14 +70,18 @@ BREAKS = (
   ('adaptive', 'if norms.size > 1:', 'if True:'),
   ('adaptive', 'norms - new.mean', 'norms - state.mean'),
   ('adaptive', '(new.std + EPSILON)', '(state.std + EPSILON)'),
-  ('adaptive', 'EPSILON), -1, 1)', 'EPSILON), -2, 2)'),
+  ('adaptive', 'norms.dtype), -1, 1)', 'norms.dtype), -2, 2)'),
   ('adaptive', '(-margin * k, ', '(margin * k, '),
   ('adaptive', 'margin + margin * k)', 'margin - margin * k)'),
   ('adaptive', '(norms / upper_norm**2', '(norms / upper_norm'),
   ('adaptive', '+ 1 / norms)', '- 1 / norms)'),
   ('adaptive', 'lower_margin + slope', 'lower_margin - slope'),
   ('adaptive', 'slope * (norms - lower_norm)', 'slope * norms'),
-  ('adaptive', "_checked('norms', norms), lower_norm", 'norms, 0'),
+  (
+    'adaptive',
+    "per_sample('norms', norms), lower_",
+    "per_sample('norms', norms), 0 * lower_",
+  ),
   ('adaptive', 'return (margin, t), Curr', 'return (margin, state.t), Curr'),
   # The softmax.
   ('softmax', 'scale * (cosines - largest', 'scale * (cosines + largest'),
@@ -88,10 +93,10 @@ BREAKS = (
     'entropy(others, labels, target',
     'entropy(cosines, labels, target',
   ),
-  # Cosines and lengths.
-  ('logits', 'tangent - unit * along', 'tangent + unit * along'),
+  # Cosines and norms.
+  ('arrays', 'tangent - unit * along', 'tangent + unit * along'),
   ('logits', 'jnp.sum(x * normalize(x), axis=-1)', 'jnp.sum(x * x, axis=-1)'),
-  ('logits', '-1, count).max(axis=2)', '-1, count).min(axis=2)'),
+  ('arrays', '-1, subcenters).max(axis=2)', '-1, subcenters).min(axis=2)'),
   # Draws and pairing.
   ('margins', 'mean + std *', 'mean - std *'),
   ('margins', 'fold_in(key, sample)', 'fold_in(key, 0)'),
@@ -99,34 +104,34 @@ BREAKS = (
   ('margins', 'truncated_normal(own, *clip', 'truncated_normal(own, -9, 9'),
   ('margins', 'argsort(-jax', 'argsort(jax'),
   # Block by block.
-  ('blockwise', 'labels - first_class', 'labels + first_class'),
-  ('blockwise', 'jnp.where(places < 0, len(rows), places)', 'places'),
-  ('blockwise', 'to_largest = head.scale *', 'to_largest = 2 * head.scale *'),
-  ('blockwise', 'head.scale * (largest - target)', '(largest - target)'),
-  ('blockwise', 'target_vjp(-head.scale', 'target_vjp(head.scale'),
-  ('blockwise', 'cotangents.to_largest[:, None] *', 'jnp.exp(0.1) *'),
-  ('blockwise', 'nearest_vjp(\n', '(lambda x: (x,))(\n'),
-  ('blockwise', 'hide(cosines).max(axis=1)', 'largest'),
-  ('blockwise', 'target_gradients * weights', 'target_gradients'),
-  ('blockwise', 'largest_gradients * weights', 'largest_gradients'),
+  ('blocks', 'labels - first_class', 'labels + first_class'),
+  ('blocks', 'jnp.where(places < 0, len(classes), places)', 'places'),
+  ('blocks', 'to_largest = head.scale *', 'to_largest = 2 * head.scale *'),
+  ('blocks', 'head.scale * (largest - target)', '(largest - target)'),
+  ('blocks', 'target_vjp(-head.scale', 'target_vjp(head.scale'),
+  ('blocks', 'cotangents.to_largest[:, None] *', 'jnp.exp(0.1) *'),
+  ('blocks', 'nearest_vjp(\n', '(lambda x: (x,))(\n'),
+  ('blocks', 'hide(cosines).max(axis=1)', 'largest'),
+  ('blocks', 'target_gradients * weights', 'target_gradients'),
+  ('blocks', 'largest_gradients * weights', 'largest_gradients'),
   ('blockwise', 'tuple(g * weights', 'tuple(g'),
-  ('blockwise', 'numbers >= head.num_classes', 'numbers > head.num_classes'),
+  ('blocks', 'class_ids >= head.num_classes', 'class_ids > head.num_classes'),
 )
 
 
 def main() -> int:
-  """Breaks and tests."""
+  """Breaks every formula and runs the tests."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--only', help='file of the losses, such as targets')
+  parser.add_argument('--only', help='a file of the losses, such as targets')
   args = parser.parse_args()
-  rows = [row for row in BREAKS if args.only in (None, row[0])]
+  breaks = [entry for entry in BREAKS if args.only in (None, entry[0])]
   survivors = 0
-  for module, old, new in rows:
+  for module, old, new in breaks:
     caught = caught_by(module, old, new)
     survivors += caught is None
-    told = caught or 'NOTHING'
-    print(f'{module}: {_line(old)} -> {_line(new)}\n  {told}', flush=True)
-  print(f'{len(rows) - survivors} of {len(rows)} were caught')
+    result = caught or 'NOTHING'
+    print(f'{module}: {_line(old)} -> {_line(new)}\n  {result}', flush=True)
+  print(f'{len(breaks) - survivors} of {len(breaks)} were caught')
   return 1 if survivors else 0
 
 
@@ -135,14 +140,14 @@ def _line(code: str) -> str:
 
 
 def broken(module: str, old: str, new: str) -> str:
-  """The source of a module with one thing broken."""
+  """Returns the source of a module with one formula broken."""
   source = (ROOT / 'elasticface_jax/losses' / f'_{module}.py').read_text()
-  assert source.count(old) == 1, f'{module}: {old!r} is there not once'
+  assert source.count(old) == 1, f'{module}: {old!r} must occur once'
   return source.replace(old, new)
 
 
 def caught_by(module: str, old: str, new: str) -> str | None:
-  """The first test that fails on a broken copy; None if all pass."""
+  """Returns the first test that fails on a broken copy; None if all pass."""
   with tempfile.TemporaryDirectory() as folder:
     copy = Path(folder)
     shutil.copytree(ROOT / 'elasticface_jax', copy / 'elasticface_jax')
@@ -150,7 +155,7 @@ def caught_by(module: str, old: str, new: str) -> str | None:
     shutil.copy(ROOT / 'setup.cfg', copy)
     path = copy / 'elasticface_jax/losses' / f'_{module}.py'
     path.write_text(broken(module, old, new))
-    # Those of the module first.
+    # The tests of the module run first.
     tests = sorted(TESTS, key=lambda test: module not in test)
     run = subprocess.run(
       [sys.executable, '-m', 'pytest', '-x', '-q', *tests],

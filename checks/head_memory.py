@@ -104,7 +104,9 @@ def check(case: Case) -> str:
   memory = case.compiled.memory_analysis()
   blocks = case.num_blocks // case.devices
   size = -(-case.num_classes // case.num_blocks)
-  shares = _sampling.counts(case.num_classes, case.num_blocks, case.sample_rate)
+  shares = _sampling.block_shares(
+    case.num_classes, case.num_blocks, case.sample_rate
+  )
   taken = min(size, max(int(shares.max()), BATCH))
 
   # Class centres and momentum; the rest is a vector and the batch.

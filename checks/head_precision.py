@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elasticface_jax import losses
-from elasticface_jax.losses import _blockwise
+from elasticface_jax.losses import _blocks
 
 NUM_SAMPLES, DIM, NUM_CLASSES, NUM_BLOCKS = 128, 512, 8192, 8
 SCALE, MARGIN = 64.0, 0.5
@@ -49,7 +49,7 @@ def split(x: jax.Array) -> list[jax.Array]:
 
 
 def by_parts(pairs):
-  """Returns a replacement of `_blockwise.product` that multiplies parts."""
+  """Returns a replacement of `_blocks.product` that multiplies parts."""
 
   def product(a, b, dims, precision):
     del precision
@@ -119,10 +119,10 @@ def measure() -> dict[str, tuple[float, float, float]]:
   with jax.enable_x64(True):
     expected = compute(*(jnp.asarray(x, float) for x in arrays), labels)
   products = {name: by_parts(pairs) for name, pairs in PARTS.items()}
-  kinds = {'float32': _blockwise.product, **products, 'TF32': tf32}
+  kinds = {'float32': _blocks.product, **products, 'TF32': tf32}
   found = {}
   for name, product in kinds.items():
-    with mock.patch.object(_blockwise, 'product', product):
+    with mock.patch.object(_blocks, 'product', product):
       found[name] = errors(compute(*arrays, labels), expected)
   return found
 

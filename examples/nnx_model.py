@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """AdaFace on a flax.nnx model: a loss with a state, in your own loop.
 
-AdaFace asks more of samples with long embeddings, which are those of good
-images. To know what is long, it keeps the running mean and deviation of the
-lengths: a small state that goes into every step and comes out of it. The
-images drawn here are partly poor, and the embeddings' lengths show it. Seconds
-on a CPU:
+AdaFace gives more margin to embeddings of large norm, which are those of good
+images. To know which norms are large, it keeps their running mean and standard
+deviation: a small state that each step takes and returns. Some of the images
+drawn here are poor, and the norms of their embeddings show it. It runs in
+seconds on a CPU:
 
     python examples/nnx_model.py
 
@@ -24,7 +24,7 @@ BATCH, STEPS = 128, 250
 
 
 class Model(nnx.Module):
-  """A small network, and the class centres that it is trained against."""
+  """A small network with the class centres that it is trained against."""
 
   def __init__(self, rngs):
     self.hidden = nnx.Linear(PIXELS, HIDDEN, rngs=rngs)
@@ -34,12 +34,12 @@ class Model(nnx.Module):
     )
 
   def __call__(self, images):
-    """Images ``[B, P]`` to embeddings ``[B, D]`` of any length."""
+    """Maps images ``[B, P]`` to embeddings ``[B, D]`` of any norm."""
     return self.out(nnx.relu(self.hidden(images)))
 
 
 def draw_batch(faces, key):
-  """Draws images ``[B, P]``: a face, the better the clearer, in noise."""
+  """Draws images ``[B, P]``: faces in noise, clearer with higher quality."""
   label_key, quality_key, noise_key = jax.random.split(key, 3)
   labels = jax.random.randint(label_key, (BATCH,), 0, NUM_CLASSES)
   quality = jax.random.uniform(quality_key, (BATCH,), minval=0.2)
@@ -49,18 +49,18 @@ def draw_batch(faces, key):
 
 @nnx.jit
 def train_step(model, optimizer, loss_state, images, labels):
-  """One step; the loss's state goes in and comes out beside the loss."""
+  """Runs one step; returns the loss and the new state of the loss."""
 
   def objective(model):
     embeddings = model(images)
     loss, new_state = losses.adaface(
       losses.cosines(embeddings, model.class_centers[...]),
       labels,
-      # Lengths are of the embeddings as they are; cosines forget them.
+      # The norms before normalisation; cosines do not contain them.
       losses.norms(embeddings),
       loss_state,
-      # Published: 0.4, 0.01 and 64. A toy is smaller and soon over, and the
-      # mean of the lengths has to arrive before it is.
+      # Published: 0.4, 0.01 and 64. A toy problem is smaller and ends early,
+      # and the running mean of the norms has to converge before that.
       margin=0.2,
       ema_rate=0.05,
       scale=16.0,
@@ -75,27 +75,27 @@ def train_step(model, optimizer, loss_state, images, labels):
 
 
 def measure(model, images, labels, quality):
-  """Accuracy, mean length, and how well length follows quality."""
+  """Measures accuracy, mean norm, and correlation of norm and quality."""
   embeddings = model(images)
   nearest = losses.cosines(embeddings, model.class_centers[...]).argmax(axis=1)
-  lengths = losses.norms(embeddings)
+  norms = losses.norms(embeddings)
   return {
     'accuracy': float(jnp.mean(nearest == labels)),
-    'length': float(jnp.mean(lengths)),
-    'correlation': float(jnp.corrcoef(lengths, quality)[0, 1]),
+    'norm': float(jnp.mean(norms)),
+    'correlation': float(jnp.corrcoef(norms, quality)[0, 1]),
   }
 
 
 def main():
-  """Trains, prints, and returns the losses, the state and what it measured."""
+  """Trains, prints, and returns losses, state and measurements."""
   faces_key, init_key, batch_key, test_key = jax.random.split(
     jax.random.key(0), 4
   )
   faces = jax.random.normal(faces_key, (NUM_CLASSES, PIXELS))
   model = Model(nnx.Rngs(init_key))
   optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
-  # Two numbers. Save them with the model, or AdaFace starts from its guess
-  # again: a mean length of 20.
+  # Two floats. Save them with the model, or AdaFace starts again from its
+  # initial mean norm of 20.
   loss_state = losses.adaface_init()
 
   draw = jax.jit(draw_batch)

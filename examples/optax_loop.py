@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """ElasticFace in a plain optax loop: your model, your loop, our loss.
 
-Trains a small network in jax.numpy on faces that are drawn here, and tells
-apart identities that it has never seen. Seconds on a CPU:
+Trains a small network in jax.numpy on faces that are drawn here, and then
+distinguishes identities that it has never seen. It runs in seconds on a CPU:
 
     python examples/optax_loop.py
 
@@ -19,44 +19,44 @@ NUM_CLASSES, UNSEEN, IMAGES_EACH = 128, 32, 16
 LATENT, PIXELS, HIDDEN, DIM = 8, 64, 128, 32
 BATCH, STEPS = 128, 300
 # The paper's 64, 0.5 and 0.05 are for 512 dims, 85,742 classes and 26 epochs. A
-# toy comes to the same end with them, but in five times as many steps.
+# toy problem gets the same result with them, but in five times as many steps.
 SCALE, MARGIN, MARGIN_STD = 16.0, 0.3, 0.03
 
 
 @jax.jit
 def make_faces(key):
-  """Draws images: who it is, and a pose twice as loud, in the same pixels."""
-  who_key, pose_key, lens_key = jax.random.split(key, 3)
+  """Draws images that mix an identity with a pose of twice its amplitude."""
+  identity_key, pose_key, lens_key = jax.random.split(key, 3)
   count = NUM_CLASSES + UNSEEN
-  who = jax.random.normal(who_key, (count, 1, LATENT))
-  who = jnp.tile(who, (1, IMAGES_EACH, 1))
+  identity = jax.random.normal(identity_key, (count, 1, LATENT))
+  identity = jnp.tile(identity, (1, IMAGES_EACH, 1))
   pose = 2 * jax.random.normal(pose_key, (count, IMAGES_EACH, LATENT))
   lens = jax.random.normal(lens_key, (2 * LATENT, PIXELS)) / 4
-  images = jnp.tanh(jnp.concatenate([who, pose], axis=2) @ lens)
+  images = jnp.tanh(jnp.concatenate([identity, pose], axis=2) @ lens)
   labels = jnp.repeat(jnp.arange(count), IMAGES_EACH)
   return images.reshape(-1, PIXELS), labels
 
 
 @jax.jit
 def init(key):
-  """Parameters as a plain dict: the model's, and the class centres' beside."""
+  """Makes a plain dict of the model's parameters and the class centres."""
   hidden_key, out_key, centers_key = jax.random.split(key, 3)
   return {
     'hidden': jax.random.normal(hidden_key, (PIXELS, HIDDEN)) / PIXELS**0.5,
     'out': jax.random.normal(out_key, (HIDDEN, DIM)) / HIDDEN**0.5,
-    # Only their direction counts, for the loss normalises them.
+    # Only their direction matters, because the loss normalises them.
     'class_centers': jax.random.normal(centers_key, (NUM_CLASSES, DIM)),
   }
 
 
 def embed(params, images):
-  """Images ``[B, P]`` to embeddings ``[B, D]`` of any length."""
+  """Maps images ``[B, P]`` to embeddings ``[B, D]`` of any norm."""
   return jax.nn.relu(images @ params['hidden']) @ params['out']
 
 
 @jax.jit
 def same_is_nearest(params, images, labels):
-  """For how many images the nearest other one is of the same identity."""
+  """Computes the share of images whose nearest other has their identity."""
   embeddings = embed(params, images)
   cosines = losses.cosines(embeddings, embeddings)
   others = cosines - 3 * jnp.eye(len(labels))  # Each is nearest to itself.
@@ -76,28 +76,28 @@ def main():
 
   @jax.jit
   def train_step(params, opt_state, step):
-    # A key for each step, from its number. With one key for all, every step
-    # would draw the same margins, the same for each place in the batch, which
-    # is hardly ElasticFace. And as no key is carried, none has to be saved: a
-    # run that is resumed at a step draws what it would have drawn.
-    rows = jax.random.randint(
+    # The key of each step follows from its number. With one key for all steps,
+    # each would draw the same margins for the same places in the batch, which
+    # is not ElasticFace. No key is carried, so none has to be saved: a resumed
+    # run draws what an uninterrupted one draws.
+    batch = jax.random.randint(
       jax.random.fold_in(batch_key, step), (BATCH,), 0, seen
     )
 
     def objective(params):
       cosines = losses.cosines(
-        embed(params, images[rows]), params['class_centers']
+        embed(params, images[batch]), params['class_centers']
       )
       loss = losses.elastic_arcface(
         cosines,
-        labels[rows],
+        labels[batch],
         key=jax.random.fold_in(margin_key, step),
         margin=MARGIN,
         margin_std=MARGIN_STD,
         scale=SCALE,
       )
-      # One loss a sample comes back, so that you can weight or mask them. The
-      # paper takes the mean, and its learning rate is made for that.
+      # The loss is per sample, so that you can weight or mask it. The paper
+      # uses the mean, and its learning rate belongs to that.
       return loss.mean()
 
     loss, gradients = jax.value_and_grad(objective)(params)
@@ -108,14 +108,16 @@ def main():
   opt_state, history = optimizer.init(params), []
   for step in range(STEPS):
     params, opt_state, loss = train_step(params, opt_state, step)
-    history.append(loss)  # Not yet float(): that would wait for every step.
+    history.append(loss)  # Not float() yet: it would wait for every step.
   history = [float(loss) for loss in history]
   after = same_is_nearest(params, *unseen)
 
   print(
     f'loss {history[0]:.2f} at first, {history[-1]:.2f} after {STEPS} steps'
   )
-  print(f'{UNSEEN} unseen identities; nearest other image is of the same:')
+  print(
+    f'{UNSEEN} unseen identities; nearest other image has the same identity:'
+  )
   print(f'{before:.1%} untrained, {after:.1%} trained')
   return {'losses': history, 'before': before, 'after': after}
 

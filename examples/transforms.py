@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The losses under jax's transformations: vmap, jit, grad and shard_map.
 
-Shows the loss at several margins and seeds in one call, a batch over several
-devices with the losses of one, and many classes without the matrix of all
-cosines. Seconds on a CPU, which plays eight devices; accelerators serve where
-there are any:
+Computes the loss at several margins and seeds in one call, the same losses on
+several devices as on one, and many classes without the matrix of all cosines.
+It runs in seconds on a CPU, which simulates eight devices, or on accelerators
+where there are any:
 
     python examples/transforms.py
 
@@ -26,7 +26,7 @@ BATCH, DIM, NUM_CLASSES, MANY_CLASSES = 64, 32, 100, 20_000
 
 @functools.partial(jax.jit, static_argnums=1)
 def make_batch(key, num_classes):
-  """Draws class centres, and embeddings near their own; with their labels."""
+  """Draws class centres, and embeddings near them with their labels."""
   centers_key, labels_key, noise_key = jax.random.split(key, 3)
   class_centers = jax.random.normal(centers_key, (num_classes, DIM))
   labels = jax.random.randint(labels_key, (BATCH,), 0, num_classes)
@@ -35,7 +35,7 @@ def make_batch(key, num_classes):
 
 
 def margins_and_seeds(embeddings, class_centers, labels, margins, keys):
-  """Mean loss at every margin, for every key: ``[keys, margins]``."""
+  """Computes the mean loss for every key and margin, ``[keys, margins]``."""
   cosines = losses.cosines(embeddings, class_centers)
 
   def loss(key, margin):
@@ -48,19 +48,19 @@ def margins_and_seeds(embeddings, class_centers, labels, margins, keys):
 
 
 def on_one_device(embeddings, class_centers, labels, key):
-  """ElasticFace-Arc, ``[B]``."""
+  """Computes ElasticFace-Arc, ``[B]``."""
   cosines = losses.cosines(embeddings, class_centers)
   return losses.elastic_arcface(cosines, labels, key=key)
 
 
 def on_devices(mesh):
-  """Makes the function above for a batch that is spread over a mesh."""
+  """Makes `on_one_device` for a batch that is sharded over a mesh."""
 
   def local(embeddings, class_centers, labels, key):
-    # Every device holds the same key and knows only its own samples. Without
-    # their numbers in the whole batch, all would draw the margins of the first
-    # device's; with a key folded with the device's number, other margins for
-    # every device count.
+    # Every device has the same key and only its own samples. Without their
+    # indices in the global batch, each would draw the margins of the first
+    # device; with the device's index folded into the key, the margins would
+    # depend on the number of devices.
     first = jax.lax.axis_index('batch') * labels.shape[0]
     cosines = losses.cosines(embeddings, class_centers)
     return losses.elastic_arcface(cosines, labels, key=key, first_sample=first)
@@ -74,8 +74,8 @@ def on_devices(mesh):
 
 
 def block_by_block(embeddings, class_centers, labels, key):
-  """The same losses; of the cosines, a tenth is in memory at a time."""
-  # What `elastic_arcface` draws from this key.
+  """Computes ElasticFace-Arc with a tenth of the cosines in memory at once."""
+  # The margins that `elastic_arcface` draws from this key.
   margins = losses.sample_margins(key, labels.shape, mean=0.5, std=0.05)
   return losses.blockwise_margin_softmax(
     embeddings, class_centers, labels, margins, kind='arc', num_blocks=10
@@ -84,28 +84,28 @@ def block_by_block(embeddings, class_centers, labels, key):
 
 @functools.partial(jax.jit, static_argnums=0)
 def with_gradient(loss, embeddings, class_centers, labels, key):
-  """Losses ``[B]`` and, of their mean, the gradient of the class centres."""
+  """Computes losses ``[B]``, and the class centres' gradient of their mean."""
 
   def objective(class_centers):
     each = loss(embeddings, class_centers, labels, key)
     return each.mean(), each
 
-  # Around shard_map and not inside. In there, jax adds up over the devices the
-  # gradient of what they share, so that of a local mean would come out as many
-  # times too large as there are devices.
+  # jax.grad goes around shard_map and not inside. Inside, jax sums the gradient
+  # of replicated arrays over the devices, so that the gradient of a local mean
+  # would be too large by the number of devices.
   gradient, each = jax.grad(objective, has_aux=True)(class_centers)
   return each, gradient
 
 
 def differences(results, others):
-  """Largest differences of losses and gradients, as parts of the largest."""
-  # They may live on different devices; on the host they meet.
+  """Returns the largest relative differences of losses and of gradients."""
+  # They may be on different devices, so they are compared on the host.
   pairs = zip(jax.device_get(results), jax.device_get(others), strict=True)
   return [float(abs(a - b).max() / abs(a).max()) for a, b in pairs]
 
 
 def main(devices=None):
-  """Runs all three on the devices (all, by default); prints and returns."""
+  """Runs all three on the devices (by default all); prints and returns."""
   batch_key, many_key, margin_key, seeds_key = jax.random.split(
     jax.random.key(0), 4
   )
@@ -117,24 +117,24 @@ def main(devices=None):
   print(f'mean loss at margins {margins}, three seeds:')
   print(jnp.array_str(table, precision=3, suppress_small=True))
 
-  # Devices have to share the batch equally.
+  # The number of devices must divide the batch.
   devices = devices or jax.devices()
   count = math.gcd(BATCH, len(devices))
   mesh = jax.make_mesh(
     (count,),
     ('batch',),
-    # Without it axes are Explicit, and indexing a sharded dim is an error.
+    # By default axes are Explicit, and indexing a sharded dim is an error.
     axis_types=(AxisType.Auto,),
     devices=devices[:count],
   )
   one = with_gradient(on_one_device, *batch, margin_key)
-  spread = with_gradient(on_devices(mesh), *batch, margin_key)
-  by_devices = differences(one, spread)
+  sharded = with_gradient(on_devices(mesh), *batch, margin_key)
+  by_devices = differences(one, sharded)
 
   many = make_batch(many_key, MANY_CLASSES)
-  whole = with_gradient(on_one_device, *many, margin_key)
+  at_once = with_gradient(on_one_device, *many, margin_key)
   blocks = with_gradient(block_by_block, *many, margin_key)
-  by_blocks = differences(whole, blocks)
+  by_blocks = differences(at_once, blocks)
 
   print('largest relative difference of losses and of gradients:')
   for name, (of_losses, of_gradients) in {
@@ -144,12 +144,12 @@ def main(devices=None):
     print(f'{name:40}{of_losses:9.1e}{of_gradients:9.1e}')
   return {
     'table': table,
-    'losses': spread[0],
+    'losses': sharded[0],
     'by_devices': by_devices,
     'by_blocks': by_blocks,
   }
 
 
 if __name__ == '__main__':
-  jax.config.update('jax_num_cpu_devices', 8)  # Before the first use of any.
+  jax.config.update('jax_num_cpu_devices', 8)  # Before the first use of jax.
   main()

@@ -12,7 +12,7 @@ import pytest
 from elasticface_jax import cli, config_rules, models, recipes
 from elasticface_jax.data import order
 from elasticface_jax.errors import InputError
-from elasticface_jax.losses import _blockwise, _margins, _targets
+from elasticface_jax.losses import _blocks, _margins, _targets
 from elasticface_jax.models import iresnet
 from elasticface_jax.training import checkpoint, loss
 
@@ -35,7 +35,7 @@ def test_names_in_the_rules_are_those_of_the_code():
   words = {
     'model.name': models.STAGES,
     'model.dtype': models.backbone._DTYPES,
-    'head.precision': _blockwise.PRECISIONS,
+    'head.precision': _blocks.PRECISIONS,
     'loss.pairing': _margins.PAIRINGS,
     'loss.gradient': _targets.GRADIENTS,
   }

@@ -73,7 +73,7 @@ def head_products(recipe: Any, products: int) -> int:
   A step needs 3 products: logits, the gradient of the embeddings, and that of
   the class centres. Recomputing the logits instead of keeping them makes it 4.
   """
-  classes = _sampling.counts(
+  classes = _sampling.block_shares(
     recipe.num_classes, recipe.num_blocks, recipe.sample_rate
   )
   centers = int(classes.sum()) * recipe.subcenters

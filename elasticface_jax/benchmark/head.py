@@ -22,8 +22,8 @@ from elasticface_jax.benchmark import device, flops, timing
 from elasticface_jax.benchmark.recipe import Recipe
 from elasticface_jax.benchmark.step import Run, thin_backbone
 from elasticface_jax.exact import loops
-from elasticface_jax.losses import _blockwise, _sampling
-from elasticface_jax.losses._logits import normalize
+from elasticface_jax.losses import _blocks, _sampling
+from elasticface_jax.losses._arrays import normalize
 from elasticface_jax.training import optimizer
 from elasticface_jax.training.state import AXIS
 
@@ -158,7 +158,7 @@ def update_bytes(run: Run) -> int:
   Centres and momentum of the classes that take part, each read and written.
   """
   recipe = run.recipe
-  classes = _sampling.counts(
+  classes = _sampling.block_shares(
     recipe.num_classes, recipe.num_blocks, recipe.sample_rate
   )
   width = recipe.subcenters * recipe.embedding_dim
@@ -170,7 +170,7 @@ def _slots(run: Run) -> int:
   recipe, layout = run.recipe, run.layout
   if recipe.sample_rate == 1:
     return layout.block_size
-  classes = _sampling.counts(
+  classes = _sampling.block_shares(
     recipe.num_classes, recipe.num_blocks, recipe.sample_rate
   )
   return min(layout.block_size, max(int(classes.max()), recipe.batch_size))
@@ -199,7 +199,7 @@ def _products(run: Run):
   """
   recipe, count = run.recipe, _slots(run)
   dim = recipe.embedding_dim
-  product = functools.partial(_blockwise.product, precision=recipe.precision)
+  product = functools.partial(_blocks.product, precision=recipe.precision)
 
   def multiply(centers, embeddings, trip_count):
     centers = loops.with_spare(centers)

@@ -1,60 +1,111 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Margin-softmax losses as pure functions. Imports jax and nothing else.
+"""Margin-softmax losses as pure functions. Needs jax and nothing else.
 
-Cosines ``[B, C]`` go into the named losses, which return ``[B]``::
+A named loss takes cosines ``[B, C]`` and labels ``[B]``, and returns the loss
+of each sample, ``[B]``:
 
-  cosines = losses.cosines(embeddings, class_centers)
-  loss = losses.elastic_arcface(cosines, labels, key=key).mean()
+>>> import jax
+>>> import jax.numpy as jnp
+>>> from elasticface_jax import losses
+>>> embeddings = jnp.array([[3.0, 4.0], [0.0, 5.0]])
+>>> class_centers = jnp.array([[1.0, 0.0], [-1.0, 0.5]])
+>>> labels = jnp.array([0, 1])
+>>> cosines = losses.cosines(embeddings, class_centers)
+>>> loss = losses.elastic_arcface(cosines, labels, key=jax.random.key(0))
+>>> loss.shape
+(2,)
 
-Those that follow the length of the embeddings, or a state, return that too::
+A loss that depends on the norms of the embeddings takes those too, and a loss
+with a state returns the new one:
 
-  norms = losses.norms(embeddings)
-  loss, state = losses.adaface(cosines, labels, norms, state)
+>>> state = losses.adaface_init()
+>>> norms = losses.norms(embeddings)
+>>> loss, state = losses.adaface(cosines, labels, norms, state)
+>>> loss.shape
+(2,)
 
-For more classes than ``[B, C]`` has room for: `blockwise_margin_softmax`, which
-takes the margins of any of these losses.
+For more classes than fit in ``[B, C]``, `blockwise_margin_softmax` computes
+each of these losses block by block:
+
+>>> margins = losses.sample_margins(jax.random.key(0), (2,), mean=0.5, std=0.05)
+>>> loss = losses.blockwise_margin_softmax(
+...   embeddings, class_centers, labels, margins, kind='arc', num_blocks=2)
+>>> loss.shape
+(2,)
+
+Arguments may be anything that ``jax.numpy.asarray`` takes: arrays of JAX or
+NumPy, scalars, or lists.
 """
 
-from elasticface_jax.losses._adaptive import AdaFaceState as AdaFaceState
 from elasticface_jax.losses._adaptive import (
-  CurricularFaceState as CurricularFaceState,
+  AdaFaceState,
+  CurricularFaceState,
+  adaface,
+  adaface_init,
+  adaface_margins,
+  curricularface,
+  curricularface_init,
+  curricularface_margins,
+  magface,
+  magface_margins,
 )
-from elasticface_jax.losses._adaptive import adaface as adaface
-from elasticface_jax.losses._adaptive import adaface_init as adaface_init
-from elasticface_jax.losses._adaptive import adaface_margins as adaface_margins
-from elasticface_jax.losses._adaptive import curricularface as curricularface
-from elasticface_jax.losses._adaptive import (
-  curricularface_init as curricularface_init,
-)
-from elasticface_jax.losses._adaptive import (
-  curricularface_margins as curricularface_margins,
-)
-from elasticface_jax.losses._adaptive import magface as magface
-from elasticface_jax.losses._adaptive import magface_margins as magface_margins
 from elasticface_jax.losses._blockwise import (
-  blockwise_margin_softmax as blockwise_margin_softmax,
+  blockwise_margin_softmax,
+  target_cosines,
 )
-from elasticface_jax.losses._blockwise import target_cosines as target_cosines
-from elasticface_jax.losses._logits import arcface_logits as arcface_logits
-from elasticface_jax.losses._logits import cosface_logits as cosface_logits
-from elasticface_jax.losses._logits import cosines as cosines
-from elasticface_jax.losses._logits import norms as norms
 from elasticface_jax.losses._logits import (
-  subcenter_cosines as subcenter_cosines,
+  arcface_logits,
+  cosface_logits,
+  cosines,
+  norms,
+  subcenter_cosines,
 )
-from elasticface_jax.losses._margins import pair_margins as pair_margins
-from elasticface_jax.losses._margins import sample_margins as sample_margins
-from elasticface_jax.losses._softmax import arcface as arcface
-from elasticface_jax.losses._softmax import combined_margin as combined_margin
-from elasticface_jax.losses._softmax import cosface as cosface
-from elasticface_jax.losses._softmax import elastic_arcface as elastic_arcface
+from elasticface_jax.losses._margins import pair_margins, sample_margins
 from elasticface_jax.losses._softmax import (
-  elastic_arcface_plus as elastic_arcface_plus,
+  arcface,
+  combined_margin,
+  cosface,
+  elastic_arcface,
+  elastic_arcface_plus,
+  elastic_cosface,
+  elastic_cosface_plus,
+  normface,
+  sphereface,
+  x2_softmax,
 )
-from elasticface_jax.losses._softmax import elastic_cosface as elastic_cosface
-from elasticface_jax.losses._softmax import (
-  elastic_cosface_plus as elastic_cosface_plus,
-)
-from elasticface_jax.losses._softmax import normface as normface
-from elasticface_jax.losses._softmax import sphereface as sphereface
-from elasticface_jax.losses._softmax import x2_softmax as x2_softmax
+
+__all__ = [
+  # Losses of cosines and labels.
+  'normface',
+  'arcface',
+  'cosface',
+  'combined_margin',
+  'sphereface',
+  'x2_softmax',
+  'elastic_arcface',
+  'elastic_cosface',
+  'elastic_arcface_plus',
+  'elastic_cosface_plus',
+  # Losses that also take norms or a state, and their first states.
+  'magface',
+  'adaface',
+  'adaface_init',
+  'AdaFaceState',
+  'curricularface',
+  'curricularface_init',
+  'CurricularFaceState',
+  # The large-scale form of all of them, and the margins that it takes.
+  'blockwise_margin_softmax',
+  'sample_margins',
+  'pair_margins',
+  'magface_margins',
+  'adaface_margins',
+  'curricularface_margins',
+  # Cosines, norms and logits.
+  'cosines',
+  'subcenter_cosines',
+  'target_cosines',
+  'norms',
+  'arcface_logits',
+  'cosface_logits',
+]

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Losses whose margin follows the embeddings' lengths or the training itself.
+r"""Losses whose margins depend on the norms of the embeddings or on a state.
 
-They need more than cosines: AdaFace and MagFace the length of each embedding
-(`norms`), AdaFace and CurricularFace a state that goes from step to step. A
-state is a small pytree that goes in and comes out; nothing is kept elsewhere::
+They need more than cosines: AdaFace and MagFace the norm of each embedding
+(`norms`), AdaFace and CurricularFace a state that passes from step to step. A
+state is a small pytree, an argument and a result of the loss; nothing is stored
+elsewhere::
 
   state = losses.adaface_init()
   loss, state = losses.adaface(cosines, labels, norms, state)
 
-Of each there is also the part that makes the margins, for the block-wise form,
-which takes margins and not cosines.
+Each loss has a function that computes its margins alone, for
+`blockwise_margin_softmax`, which takes margins and no cosines.
 
 Letters: B samples, C classes.
 """
@@ -18,62 +19,51 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from elasticface_jax.exact.trees import tree_sum
-from elasticface_jax.losses._logits import (
-  check_floating,
-  checked,
+from elasticface_jax.losses._arrays import (
   pick_target,
-  promote,
+  validate_cosines,
+  validate_per_sample,
 )
 from elasticface_jax.losses._softmax import margin_softmax
 
-# AdaFace: lengths are taken as no less and no more, and a standard deviation
-# is never quite 0.
+# AdaFace clips norms to NORM_LIMITS and adds EPSILON to the standard deviation.
 NORM_LIMITS = 1e-3, 100.0
 EPSILON = 1e-3
 
 
 class AdaFaceState(NamedTuple):
-  """Running mean and standard deviation of the embeddings' lengths."""
+  """Running mean and standard deviation of the norms of the embeddings."""
 
   mean: jax.Array  # float32 scalar
   std: jax.Array  # float32 scalar
 
 
 class CurricularFaceState(NamedTuple):
-  """Running mean of the target cosine: how far the training has come."""
+  """Running mean of the target cosine, a measure of training progress."""
 
   t: jax.Array  # float32 scalar
 
 
 def _mean(x: jax.Array) -> jax.Array:
-  # In the order of a tree: a state must not tell how it was compiled.
+  # A tree fixes the order of the sum, so that the state does not depend on how
+  # it was compiled.
   return tree_sum(x) / x.shape[0]
 
 
-def _move(running: jax.Array, batch: jax.Array, rate: float) -> jax.Array:
+def _move(running: jax.Array, batch: jax.Array, rate: ArrayLike) -> jax.Array:
+  running = jnp.asarray(running, jnp.float32)
   return rate * batch.astype(jnp.float32) + (1 - rate) * running
 
 
-def _checked(
-  name: str, x: jax.Array, shape: tuple[int, ...] | None = None
-) -> jax.Array:
-  """Numbers ``[B]`` in at least float32, or what is wrong with them."""
-  x = jnp.asarray(x)
-  check_floating(name, x)
-  if x.ndim != 1 or shape not in (None, x.shape):
-    raise ValueError(
-      f'{name} must be [B]{f" = {shape}" if shape else ""}, got shape {x.shape}'
-    )
-  return promote(x)
-
-
 def adaface_init() -> AdaFaceState:
-  """The state of `adaface` before the first step: mean 20, deviation 100.
+  """Returns the state of `adaface` before the first step.
 
   Returns:
-    The authors' initial values, float32 scalars.
+    The authors' initial values, a mean of 20 and a standard deviation of 100,
+    float32 scalars.
 
   Examples:
     >>> print(adaface_init().mean)
@@ -83,16 +73,16 @@ def adaface_init() -> AdaFaceState:
 
 
 def adaface_margins(
-  norms: jax.Array,
+  norms: ArrayLike,
   state: AdaFaceState,
   *,
-  margin: float = 0.4,
-  h: float = 0.333,
-  ema_rate: float = 0.01,
+  margin: ArrayLike = 0.4,
+  h: ArrayLike = 0.333,
+  ema_rate: ArrayLike = 0.01,
 ) -> tuple[tuple[jax.Array, jax.Array], AdaFaceState]:
-  r"""Makes AdaFace's margins from the lengths of the embeddings.
+  r"""Computes AdaFace's margins from the norms of the embeddings.
 
-  With mean :math:`\mu` and deviation :math:`\sigma` of the new state,
+  With mean :math:`\mu` and standard deviation :math:`\sigma` of the new state,
 
   .. math::
     k_i = \operatorname{clip}\left(
@@ -100,16 +90,16 @@ def adaface_margins(
     \qquad a_i = -m k_i, \qquad b_i = m + m k_i
 
   Args:
-    norms: length of each embedding, any float dtype, ``[B]``.
-    state: of the step before.
-    margin: ``m``, in radians for a and units of the cosine for b.
-    h: how many of the lengths are told apart, dimensionless: with 0.333, those
-      within three standard deviations.
-    ema_rate: weight of this batch in the running mean and deviation.
+    norms: norm of each embedding, any float dtype, ``[B]``.
+    state: state after the previous step.
+    margin: ``m``, in radians for a and in units of the cosine for b.
+    h: inverse width of the range of norms that get different margins,
+      dimensionless: 0.333 is three standard deviations to either side.
+    ema_rate: weight of this batch in the running mean and standard deviation.
 
   Returns:
     The margins ``(a, b)`` of the kind ``'adaface'``, at least float32, ``[B]``
-    each, and the new state. No gradient flows to the lengths.
+    each, and the new state. No gradient flows to the norms.
 
   Raises:
     ValueError: if ``norms`` is not ``[B]``.
@@ -122,31 +112,37 @@ def adaface_margins(
     >>> print(state.mean, jnp.array_str(b, precision=3))
     20.0 [0.306 0.494]
   """
-  norms = _checked('norms', jax.lax.stop_gradient(norms))
+  norms = jnp.asarray(norms)
+  norms = validate_per_sample('norms', jax.lax.stop_gradient(norms))
   norms = jnp.clip(norms, *NORM_LIMITS)
+  running_mean, running_std = state
   mean = _mean(norms)
-  new = AdaFaceState(_move(state.mean, mean, ema_rate), state.std)
-  if norms.size > 1:  # One length says nothing of how they spread.
+  new = AdaFaceState(
+    _move(running_mean, mean, ema_rate), jnp.asarray(running_std, jnp.float32)
+  )
+  if norms.size > 1:  # One norm has no standard deviation.
     variance = tree_sum(jnp.square(norms - mean)) / (norms.size - 1)
-    std = _move(state.std, jnp.sqrt(variance), ema_rate)
+    std = _move(running_std, jnp.sqrt(variance), ema_rate)
     new = new._replace(std=std)
   new = jax.lax.stop_gradient(new)
-  k = jnp.clip(h * (norms - new.mean) / (new.std + EPSILON), -1, 1)
+  # The state is float32 in any case; the norms may be float64.
+  scaled = h * (norms - new.mean.astype(norms.dtype))
+  k = jnp.clip(scaled / (new.std + EPSILON).astype(norms.dtype), -1, 1)
   return (-margin * k, margin + margin * k), new
 
 
 def adaface(
-  cosines: jax.Array,
-  labels: jax.Array,
-  norms: jax.Array,
+  cosines: ArrayLike,
+  labels: ArrayLike,
+  norms: ArrayLike,
   state: AdaFaceState,
   *,
-  margin: float = 0.4,
-  h: float = 0.333,
-  ema_rate: float = 0.01,
-  scale: float = 64.0,
+  margin: ArrayLike = 0.4,
+  h: ArrayLike = 0.333,
+  ema_rate: ArrayLike = 0.01,
+  scale: ArrayLike = 64.0,
 ) -> tuple[jax.Array, AdaFaceState]:
-  r"""AdaFace: long embeddings, of good images, get the harder margin.
+  r"""Computes AdaFace: good images, whose norms are large, get more margin.
 
   With margins :math:`a_i, b_i` from `adaface_margins`, sample :math:`i` of
   class :math:`y_i` has the target logit
@@ -161,16 +157,18 @@ def adaface(
     cosines: cosine of each embedding with each class centre, any float dtype,
       ``[B, C]``. Computed in at least float32; gradients are finite at -1 and
       1.
-    labels: class of each sample, integer in ``[0, C)``, ``[B]``. Out of range:
-      meaningless loss; mask it.
-    norms: length of each embedding before it is normalised, any float dtype,
+    labels: class of each sample, integer in ``[0, C)``, ``[B]``. The loss of a
+      label out of range is meaningless; mask it.
+    norms: norm of each embedding before it is normalised, any float dtype,
       ``[B]``; see `losses.norms`. No gradient flows to it.
-    state: of the step before, or of `adaface_init`. The batch given enters it
-      first: under several devices, give the lengths of the whole batch.
-    margin: ``m``, in radians and units of the cosine. 0 gives NormFace, but
-      for the clip.
-    h: how many of the lengths are told apart, dimensionless.
-    ema_rate: weight of this batch in the running mean and deviation.
+    state: state after the previous step, or `adaface_init()`. It is updated
+      with the given batch first: on several devices, pass the norms of the
+      global batch.
+    margin: ``m``, in radians and in units of the cosine. 0 gives NormFace,
+      except for the clip.
+    h: inverse width of the range of norms that get different margins; see
+      `adaface_margins`.
+    ema_rate: weight of this batch in the running mean and standard deviation.
     scale: inverse temperature ``s``, dimensionless.
 
   Returns:
@@ -195,12 +193,13 @@ def adaface(
     `AdaFace <https://arxiv.org/abs/2204.00964>`_, CVPR 2022.
     Differs from the authors' code in: cosines are not first clipped to
     1e-3 inside [-1, 1], which stops the gradient of the nearest samples and
-    moves all others' logits; ``ema_rate`` is their t_alpha, 0.01 from their
-    command line and 1.0 in their class; a batch of one leaves the deviation,
-    where theirs is NaN; statistics are those of the batch given, not of one
-    GPU's share.
+    changes the logits of all others; ``ema_rate`` is their t_alpha, 0.01 from
+    their command line and 1.0 in their class; a batch of one keeps the standard
+    deviation, where theirs becomes NaN; statistics are those of the given
+    batch, not of one GPU's share.
   """
-  norms = _checked('norms', norms, jnp.shape(labels))
+  labels = jnp.asarray(labels)
+  norms = validate_per_sample('norms', norms, labels.shape)
   margins, state = adaface_margins(
     norms, state, margin=margin, h=h, ema_rate=ema_rate
   )
@@ -209,15 +208,15 @@ def adaface(
 
 
 def magface_margins(
-  norms: jax.Array,
+  norms: ArrayLike,
   *,
   lower_norm: float = 10.0,
   upper_norm: float = 110.0,
-  lower_margin: float = 0.45,
-  upper_margin: float = 0.8,
-  regularizer_weight: float = 35.0,
+  lower_margin: ArrayLike = 0.45,
+  upper_margin: ArrayLike = 0.8,
+  regularizer_weight: ArrayLike = 35.0,
 ) -> tuple[jax.Array, jax.Array]:
-  r"""Makes MagFace's margins and regulariser from the embeddings' lengths.
+  r"""Computes MagFace's margins and regulariser from the norms of embeddings.
 
   With :math:`a = \operatorname{clip}(\lVert z \rVert, l_a, u_a)`,
 
@@ -226,20 +225,20 @@ def magface_margins(
     g(a) = \lambda \left(\frac{a}{u_a^2} + \frac{1}{a}\right)
 
   Args:
-    norms: length of each embedding, any float dtype, ``[B]``.
-    lower_norm: :math:`l_a`, positive.
-    upper_norm: :math:`u_a`.
-    lower_margin: :math:`l_m` in radians, the margin of the shortest.
-    upper_margin: :math:`u_m` in radians, the margin of the longest.
+    norms: norm of each embedding, any float dtype, ``[B]``.
+    lower_norm: :math:`l_a`, positive. A Python float, not traced.
+    upper_norm: :math:`u_a`. A Python float, not traced.
+    lower_margin: :math:`l_m` in radians, the margin of the smallest norm.
+    upper_margin: :math:`u_m` in radians, the margin of the largest norm.
     regularizer_weight: :math:`\lambda`.
 
   Returns:
     Margins of the kind ``'magface'`` in radians and the regulariser in nats,
-    weighted, at least float32, ``[B]`` each, differentiable in the lengths.
+    weighted, at least float32, ``[B]`` each, differentiable in the norms.
 
   Raises:
-    ValueError: if ``norms`` is not ``[B]``, or the limits do not rise from
-      above 0.
+    ValueError: if ``norms`` is not ``[B]``, or the limits are not positive and
+      increasing.
     TypeError: if ``norms`` is not floating.
 
   Examples:
@@ -254,25 +253,25 @@ def magface_margins(
       'lower_norm and upper_norm must rise from above 0, got '
       f'{lower_norm} and {upper_norm}'
     )
-  norms = jnp.clip(_checked('norms', norms), lower_norm, upper_norm)
+  norms = jnp.clip(validate_per_sample('norms', norms), lower_norm, upper_norm)
   slope = (upper_margin - lower_margin) / (upper_norm - lower_norm)
   regularizer = regularizer_weight * (norms / upper_norm**2 + 1 / norms)
   return lower_margin + slope * (norms - lower_norm), regularizer
 
 
 def magface(
-  cosines: jax.Array,
-  labels: jax.Array,
-  norms: jax.Array,
+  cosines: ArrayLike,
+  labels: ArrayLike,
+  norms: ArrayLike,
   *,
   lower_norm: float = 10.0,
   upper_norm: float = 110.0,
-  lower_margin: float = 0.45,
-  upper_margin: float = 0.8,
-  regularizer_weight: float = 35.0,
-  scale: float = 64.0,
+  lower_margin: ArrayLike = 0.45,
+  upper_margin: ArrayLike = 0.8,
+  regularizer_weight: ArrayLike = 35.0,
+  scale: ArrayLike = 64.0,
 ) -> tuple[jax.Array, jax.Array]:
-  r"""MagFace: long embeddings get the larger margin, and pay for short ones.
+  r"""Computes MagFace: margins grow with the norm, a regulariser rewards it.
 
   With the margin :math:`m_i` and the regulariser from `magface_margins`, sample
   :math:`i` of class :math:`y_i` has the target logit
@@ -281,8 +280,8 @@ def magface(
     s \cos(\theta_{i y_i} + m_i) \text{ if } \cos\theta_{i y_i} > 0
       \text{ else } s \cos\theta_{i y_i}
 
-  and the others :math:`s \cos\theta_{ij}`, in the loss of `arcface`. What is
-  trained is the sum of both results::
+  and the others :math:`s \cos\theta_{ij}`, in the loss of `arcface`. Train with
+  the sum of both results::
 
     loss, regularizer = magface(cosines, labels, norms)
     objective = (loss + regularizer).mean()
@@ -291,14 +290,14 @@ def magface(
     cosines: cosine of each embedding with each class centre, any float dtype,
       ``[B, C]``. Computed in at least float32; gradients are finite at -1 and
       1.
-    labels: class of each sample, integer in ``[0, C)``, ``[B]``. Out of range:
-      meaningless loss; mask it.
-    norms: length of each embedding before it is normalised, any float dtype,
-      ``[B]``; see `losses.norms`. Its gradient is what drives the lengths.
-    lower_norm: shorter embeddings count as this long.
-    upper_norm: longer embeddings count as this long.
-    lower_margin: margin of the shortest, in radians.
-    upper_margin: margin of the longest, in radians.
+    labels: class of each sample, integer in ``[0, C)``, ``[B]``. The loss of a
+      label out of range is meaningless; mask it.
+    norms: norm of each embedding before it is normalised, any float dtype,
+      ``[B]``; see `losses.norms`. Its gradient changes the norms.
+    lower_norm: smaller norms count as this. A Python float, not traced.
+    upper_norm: larger norms count as this. A Python float, not traced.
+    lower_margin: margin of the smallest norm, in radians.
+    upper_margin: margin of the largest norm, in radians.
     regularizer_weight: weight of the regulariser, dimensionless.
     scale: inverse temperature ``s``, dimensionless.
 
@@ -307,7 +306,8 @@ def magface(
     ``[B]`` each. Not reduced; the regulariser is weighted.
 
   Raises:
-    ValueError: if the shapes disagree, or the limits do not rise from above 0.
+    ValueError: if the shapes disagree, or the limits are not positive and
+      increasing.
     TypeError: if ``cosines`` or ``norms`` is not floating, or ``labels`` not
       integer.
 
@@ -324,7 +324,8 @@ def magface(
     margin' of the authors' training script.
     Differs from the authors' code in: finite gradients at cosines of -1 and 1.
   """
-  norms = _checked('norms', norms, jnp.shape(labels))
+  labels = jnp.asarray(labels)
+  norms = validate_per_sample('norms', norms, labels.shape)
   margins, regularizer = magface_margins(
     norms,
     lower_norm=lower_norm,
@@ -338,10 +339,10 @@ def magface(
 
 
 def curricularface_init() -> CurricularFaceState:
-  """The state of `curricularface` before the first step: t is 0.
+  """Returns the state of `curricularface` before the first step.
 
   Returns:
-    The state, a float32 scalar.
+    The state with a t of 0, a float32 scalar.
 
   Examples:
     >>> print(curricularface_init().t)
@@ -351,13 +352,13 @@ def curricularface_init() -> CurricularFaceState:
 
 
 def curricularface_margins(
-  target_cosines: jax.Array,
+  target_cosines: ArrayLike,
   state: CurricularFaceState,
   *,
-  margin: float = 0.5,
-  ema_rate: float = 0.01,
-) -> tuple[tuple[float, jax.Array], CurricularFaceState]:
-  r"""Makes CurricularFace's margins: the margin itself, and t.
+  margin: ArrayLike = 0.5,
+  ema_rate: ArrayLike = 0.01,
+) -> tuple[tuple[ArrayLike, jax.Array], CurricularFaceState]:
+  r"""Computes CurricularFace's margins: the given margin, and t.
 
   .. math::
     t \leftarrow r \operatorname{mean}_i(\cos\theta_{i y_i}) + (1 - r) t
@@ -365,7 +366,7 @@ def curricularface_margins(
   Args:
     target_cosines: cosine of each embedding with its own class centre, any
       float dtype, ``[B]``; see `losses.target_cosines`.
-    state: of the step before.
+    state: state after the previous step.
     margin: ``m``, in radians.
     ema_rate: ``r``, the weight of this batch.
 
@@ -384,21 +385,22 @@ def curricularface_margins(
     >>> print(t)
     0.2
   """
-  mean = _mean(_checked('target_cosines', target_cosines))
-  t = jax.lax.stop_gradient(_move(state.t, mean, ema_rate))
+  (running_t,) = state
+  mean = _mean(validate_per_sample('target_cosines', target_cosines))
+  t = jax.lax.stop_gradient(_move(running_t, mean, ema_rate))
   return (margin, t), CurricularFaceState(t)
 
 
 def curricularface(
-  cosines: jax.Array,
-  labels: jax.Array,
+  cosines: ArrayLike,
+  labels: ArrayLike,
   state: CurricularFaceState,
   *,
-  margin: float = 0.5,
-  ema_rate: float = 0.01,
-  scale: float = 64.0,
+  margin: ArrayLike = 0.5,
+  ema_rate: ArrayLike = 0.01,
+  scale: ArrayLike = 64.0,
 ) -> tuple[jax.Array, CurricularFaceState]:
-  r"""CurricularFace: hard negatives count little at first, and more later.
+  r"""Computes CurricularFace: the weight of hard negatives grows in training.
 
   With :math:`t` from `curricularface_margins`, sample :math:`i` of class
   :math:`y_i` has the logits
@@ -417,10 +419,10 @@ def curricularface(
     cosines: cosine of each embedding with each class centre, any float dtype,
       ``[B, C]``. Computed in at least float32; gradients are finite at -1 and
       1.
-    labels: class of each sample, integer in ``[0, C)``, ``[B]``. Out of range:
-      meaningless loss; mask it.
-    state: of the step before, or of `curricularface_init`. The batch given
-      enters it first.
+    labels: class of each sample, integer in ``[0, C)``, ``[B]``. The loss of a
+      label out of range is meaningless; mask it.
+    state: state after the previous step, or `curricularface_init()`. It is
+      updated with the given batch first.
     margin: ``m``, in radians.
     ema_rate: weight of this batch in t.
     scale: inverse temperature ``s``, dimensionless.
@@ -444,9 +446,9 @@ def curricularface(
   References:
     `CurricularFace <https://arxiv.org/abs/2004.00288>`_, CVPR 2020.
     Differs from the authors' code in: finite gradients at cosines of -1 and 1;
-    t is of the batch given, theirs of one GPU's share.
+    t follows the given batch, theirs one GPU's share.
   """
-  cosines, labels, _ = checked(cosines, labels)
+  cosines, labels, _ = validate_cosines(cosines, labels)
   margins, state = curricularface_margins(
     pick_target(cosines, labels), state, margin=margin, ema_rate=ema_rate
   )

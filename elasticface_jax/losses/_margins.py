@@ -1,54 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random margins: drawing them, and pairing them with samples.
+"""Random margins: draws, and pairing with samples.
 
 Letters: B samples.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 
 def sample_margins(
   key: jax.Array,
-  shape: tuple[int, ...],
+  shape: Sequence[int],
   *,
-  mean: float,
+  mean: ArrayLike,
   std: float,
   clip: tuple[float, float] | None = None,
-  first_sample: jax.Array | int = 0,
+  first_sample: ArrayLike = 0,
 ) -> jax.Array:
   r"""Draws margins from a normal distribution, one for each sample.
 
   .. math::
     E(m, \sigma) \sim \mathcal{N}(m, \sigma^2)
 
-  Sample i draws from a key of its own, ``fold_in(key, i)``. So its margin
-  depends on the key and on its number in the whole batch, and not on how many
-  samples are drawn together or where: a device that holds samples 32 to 63 has
-  the margins of the whole batch's samples 32 to 63 with ``first_sample=32``.
+  Sample i draws from its own key, ``fold_in(key, i)``. So its margin depends on
+  the key and on its index in the global batch, and not on how many samples are
+  drawn together or where: with ``first_sample=32``, a device that holds samples
+  32 to 63 draws the same margins as the global batch has there.
 
   Args:
     key: typed PRNG key (``jax.random.key``) of the step; consumed once.
-    shape: shape of the result; ``(B,)`` for one margin a sample. The first dim
-      counts samples.
+    shape: shape of the result; ``(B,)`` for one margin per sample. The first
+      dim counts samples.
     mean: mean margin ``m``, in radians for arc and in cosine units for cos.
     std: standard deviation ``sigma``, in the unit of ``mean``, not negative.
-      A Python number, not traced.
+      A Python float, not traced.
     clip: ``(low, high)`` in standard deviations: the distribution is truncated
-      to ``[m + low sigma, m + high sigma]`` and what was outside is spread over
-      it, so that no margin is drawn more often than its neighbours. None, as
-      published: all numbers can be drawn. Bounds far out in one tail, from
-      (5, 6) on, leave float32 few numbers to draw.
-    first_sample: number of the first sample in the whole batch; may be traced,
-      as ``jax.lax.axis_index('batch') * B`` inside ``jax.shard_map``.
+      to ``[m + low sigma, m + high sigma]`` and renormalised, so that no margin
+      is drawn more often than its neighbours. None, as published, leaves it
+      unbounded. Bounds far out in one tail, from (5, 6) on, leave float32 few
+      values to draw.
+    first_sample: index of the first sample in the global batch; may be traced,
+      such as ``jax.lax.axis_index('batch') * B`` inside ``jax.shard_map``.
 
   Returns:
     Margins in the unit of ``mean``, float32, ``shape``.
 
   Raises:
     TypeError: if ``key`` is not a typed key.
-    ValueError: if ``std`` is negative, or ``clip`` is not two rising numbers.
+    ValueError: if ``std`` is negative, or ``clip`` is not two increasing
+      bounds.
 
   Examples:
     >>> margins = sample_margins(jax.random.key(0), (4,), mean=0.5, std=0.05)
@@ -62,8 +66,8 @@ def sample_margins(
 
   References:
     `ElasticFace <https://arxiv.org/abs/2109.09416>`_, CVPRW 2022, Eqs. 5-7.
-    Differs from the authors' code in: the generator is a key that the caller
-    holds, where theirs is never seeded and one for each GPU. ``clip`` is ours.
+    Differs from the authors' code in: the caller holds the key; their
+    generators, one for each GPU, are never seeded. ``clip`` is ours.
   """
   is_typed = isinstance(key, jax.Array) and jnp.issubdtype(
     key.dtype, jax.dtypes.prng_key
@@ -76,8 +80,9 @@ def sample_margins(
   if not std >= 0:
     raise ValueError(f'std must not be negative, got {std}')
   check_clip(clip)
+  shape = tuple(shape)
 
-  def draw(sample):
+  def draw_one(sample):
     own = jax.random.fold_in(key, sample)
     if clip is None:
       return jax.random.normal(own, shape[1:], jnp.float32)
@@ -87,11 +92,11 @@ def sample_margins(
   samples = jnp.asarray(first_sample, jnp.uint32) + jnp.arange(
     count, dtype=jnp.uint32
   )
-  return mean + std * jax.vmap(draw)(samples).reshape(shape)
+  return mean + std * jax.vmap(draw_one)(samples).reshape(shape)
 
 
 def check_clip(clip: tuple[float, float] | None) -> None:
-  """Raises a ValueError unless `clip` is None or two rising numbers."""
+  """Raises a ValueError unless `clip` is None or two increasing bounds."""
   if clip is None:
     return
   if np.shape(clip) != (2,) or not clip[0] < clip[1]:
@@ -100,8 +105,8 @@ def check_clip(clip: tuple[float, float] | None) -> None:
     )
 
 
-# From the order of the samples by falling cosine, order[k] = the sample at
-# rank k, to the place in the rising margins that each sample takes.
+# Maps the order of the samples by decreasing cosine, order[k] = the sample at
+# rank k, to each sample's position in the increasing margins.
 PAIRINGS = {
   'paper': jnp.argsort,  # A permutation's argsort is its inverse: the ranks.
   'released': lambda order: order,
@@ -109,12 +114,12 @@ PAIRINGS = {
 
 
 def pair_margins(
-  margins: jax.Array, target_cosines: jax.Array, *, rule: str = 'paper'
+  margins: ArrayLike, target_cosines: ArrayLike, *, rule: str = 'paper'
 ) -> jax.Array:
-  r"""Hands the batch's margins out again, by the samples' target cosines.
+  r"""Permutes the batch's margins by the samples' target cosines.
 
   With :math:`m_{(0)} \le m_{(1)} \le \dots` the sorted margins and
-  :math:`o_k` the sample at rank :math:`k` by falling cosine (ties in index
+  :math:`o_k` the sample at rank :math:`k` by decreasing cosine (ties in index
   order), sample :math:`i` gets
 
   .. math::
@@ -122,20 +127,20 @@ def pair_margins(
     \qquad \text{released: } m_{(o_i)}
 
   So ``'paper'`` gives the largest margin to the sample farthest from its class
-  centre. ``'released'`` is what the published code computes: it reads the
-  sample at rank k as the rank of sample k, the inverse permutation. The two
-  agree for one or two samples; for B in random order the rank correlation of
-  margin and cosine is -1 under ``'paper'``, -1/(B-1) in the mean under
-  ``'released'``, which is close to no pairing at all.
+  centre. The published code computes ``'released'``: it takes the sample at
+  rank k for the rank of sample k, which is the inverse permutation. The two
+  agree for one or two samples. For B samples in random order the rank
+  correlation of margin and cosine is -1 under ``'paper'`` and -1/(B-1) on
+  average under ``'released'``, which is close to no pairing at all.
 
   Args:
     margins: margins in any order, float, ``[B]``.
     target_cosines: cosine of each embedding with its own class centre, float,
-      ``[B]``. Only their order counts; no gradient flows to them.
+      ``[B]``. Only their order matters; no gradient flows to them.
     rule: ``'paper'`` or ``'released'``.
 
   Returns:
-    The same margins in another order, dtype of ``margins``, ``[B]``.
+    The margins, permuted, dtype of ``margins``, ``[B]``.
 
   Raises:
     ValueError: if the shapes are not both ``[B]``, or the rule is unknown.
@@ -156,6 +161,7 @@ def pair_margins(
   """
   if rule not in PAIRINGS:
     raise ValueError(f'rule must be one of {sorted(PAIRINGS)}, got {rule!r}')
+  margins, target_cosines = jnp.asarray(margins), jnp.asarray(target_cosines)
   if margins.ndim != 1 or margins.shape != target_cosines.shape:
     raise ValueError(
       'margins and target_cosines must both be [B], got '

@@ -1,36 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""The named losses, from the matrix of cosines.
 
-All are the cross-entropy of one softmax and differ in the target's logit only;
-what they do to it is told in `changes`. They are not reduced; take ``.mean()``
-for the reference's batch loss. Losses that need the length of the embeddings,
-or a state, are in `adaptive`.
+All are the cross-entropy of one softmax and differ in the target's logit only,
+which `losses._targets` computes. They are not reduced; take ``.mean()`` for the
+reference's batch loss. Losses that need the norms of the embeddings, or a
+state, are in `losses._adaptive`.
 
 Letters: B samples, C classes.
 """
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-from elasticface_jax.losses._logits import checked, is_target, pick_target
+from elasticface_jax.losses._arrays import (
+  is_target,
+  pick_target,
+  validate_cosines,
+)
 from elasticface_jax.losses._margins import pair_margins, sample_margins
 from elasticface_jax.losses._targets import change_others, change_target
 
 
 def _cross_entropy(
-  cosines: jax.Array, labels: jax.Array, target: jax.Array, scale: float
+  cosines: jax.Array, labels: jax.Array, target: jax.Array, scale: ArrayLike
 ) -> jax.Array:
   r"""Computes ``log(1 + sum_{j != y} exp(scale (cosine_j - target)))``.
 
-  Everything is relative to the largest cosine, so that nothing overflows at
-  any scale, and small losses and gradients keep their digits. What float32
-  cannot keep is the last digit of the target itself: 6e-8 of a cosine is
-  ``scale`` times that in the logit, 4e-6 at 64.
+  All exponents are relative to the largest cosine, so that nothing overflows at
+  any scale, and small losses and gradients keep their digits. float32 loses
+  only the last digit of the target itself: a rounding error of 6e-8 in a cosine
+  is ``scale`` times that in the logit, 4e-6 at 64.
 
   Args:
     cosines: at least float32, ``[B, C]``.
     labels: integer, ``[B]``.
-    target: the target's cosine after its margin, ``[B]``.
+    target: target cosine after its margin, ``[B]``.
     scale: inverse temperature.
 
   Returns:
@@ -42,8 +47,8 @@ def _cross_entropy(
   largest = jnp.maximum(fixed, jax.lax.stop_gradient(largest_other))
   exponents = jnp.where(others, scale * (cosines - largest[:, None]), -jnp.inf)
   total = jnp.sum(jnp.exp(exponents), axis=1)
-  # The factor is 1. It is there for its derivative: taken here, the target's
-  # gradient is a sum over the others, where 1 - p would lose it as p nears 1.
+  # The factor is 1 and serves its derivative alone: so the target's gradient is
+  # a sum over the others, where 1 - p would lose its digits as p nears 1.
   total = total * jnp.exp(scale * (fixed - target))
   lead = scale * (largest - fixed)
   # log(total + exp(-lead)); at lead 0, where total may be tiny, log1p(total).
@@ -51,30 +56,30 @@ def _cross_entropy(
 
 
 def margin_softmax(
-  cosines: jax.Array,
-  labels: jax.Array,
-  *margins: jax.Array | float,
+  cosines: ArrayLike,
+  labels: ArrayLike,
+  *margins: ArrayLike,
   kind: str,
-  scale: float,
+  scale: ArrayLike,
   gradient: str = 'exact',
 ) -> jax.Array:
-  """The loss ``[B]`` of any kind in `changes`, from cosines ``[B, C]``."""
-  cosines, labels, margins = checked(cosines, labels, *margins)
+  """Computes the loss of a kind in `_targets.KINDS`: ``[B, C]`` to ``[B]``."""
+  cosines, labels, margins = validate_cosines(cosines, labels, *margins)
   before = pick_target(cosines, labels)
   target = change_target(before, margins, kind=kind, gradient=gradient)
   others = change_others(cosines, before, margins, kind=kind)
   return _cross_entropy(others, labels, target, scale)
 
 
-def _draw(
-  cosines: jax.Array,
+def _draw_margins(
+  cosines: ArrayLike,
   key: jax.Array,
-  margin: float,
+  margin: ArrayLike,
   margin_std: float,
   clip: tuple[float, float] | None,
-  first_sample: jax.Array | int,
+  first_sample: ArrayLike,
 ) -> jax.Array:
-  shape = jnp.shape(cosines)[:1]
+  shape = jnp.asarray(cosines).shape[:1]
   margins = sample_margins(
     key,
     shape,
@@ -83,35 +88,35 @@ def _draw(
     clip=clip,
     first_sample=first_sample,
   )
-  # Draws are float32. A margin without spread is the parent's own number,
-  # which in float64 has more digits.
+  # Draws are float32. Without spread the margin is that of the parent loss,
+  # which has more digits in float64.
   return margins if margin_std else jnp.full(shape, margin)
 
 
-def _draw_paired(
-  cosines: jax.Array,
-  labels: jax.Array,
+def _draw_paired_margins(
+  cosines: ArrayLike,
+  labels: ArrayLike,
   key: jax.Array,
-  margin: float,
+  margin: ArrayLike,
   margin_std: float,
   clip: tuple[float, float] | None,
-  first_sample: jax.Array | int,
+  first_sample: ArrayLike,
   pairing: str,
 ) -> jax.Array:
-  drawn = _draw(cosines, key, margin, margin_std, clip, first_sample)
-  cosines, labels, (margins,) = checked(cosines, labels, drawn)
+  drawn = _draw_margins(cosines, key, margin, margin_std, clip, first_sample)
+  cosines, labels, (margins,) = validate_cosines(cosines, labels, drawn)
   paired = pair_margins(margins, pick_target(cosines, labels), rule=pairing)
-  # Equal margins stay the constant that XLA sees in the parent: it folds their
-  # cosine, which may differ in the last bit from one computed at run time.
+  # Equal margins stay the constant that XLA sees in the parent loss. It folds
+  # their cosine, which may differ in the last bit from one computed later.
   return paired if margin_std else margins
 
 
 def normface(
-  cosines: jax.Array, labels: jax.Array, *, scale: float = 64.0
+  cosines: ArrayLike, labels: ArrayLike, *, scale: ArrayLike = 64.0
 ) -> jax.Array:
-  r"""NormFace: the softmax of scaled cosines, without a margin.
+  r"""Computes NormFace: the softmax of scaled cosines, without a margin.
 
-  Sample :math:`i` of class :math:`y_i` costs
+  The loss of sample :math:`i` of class :math:`y_i` is
 
   .. math::
     -\log \frac{e^{s \cos\theta_{i y_i}}}{\sum_j e^{s \cos\theta_{ij}}}
@@ -119,8 +124,8 @@ def normface(
   Args:
     cosines: cosine of each embedding with each class centre, any float dtype,
       ``[B, C]``. Computed in at least float32.
-    labels: class of each sample, integer in ``[0, C)``, ``[B]``. Out of range:
-      meaningless loss; mask it.
+    labels: class of each sample, integer in ``[0, C)``, ``[B]``. The loss of a
+      label out of range is meaningless; mask it.
     scale: inverse temperature ``s``, dimensionless.
 
   Returns:
@@ -144,17 +149,17 @@ def normface(
 
 
 def arcface(
-  cosines: jax.Array,
-  labels: jax.Array,
+  cosines: ArrayLike,
+  labels: ArrayLike,
   *,
-  margin: float | jax.Array = 0.5,
-  scale: float = 64.0,
+  margin: ArrayLike = 0.5,
+  scale: ArrayLike = 64.0,
   gradient: str = 'exact',
 ) -> jax.Array:
-  r"""ArcFace: a margin on the angle between embedding and class centre.
+  r"""Computes ArcFace: a margin on the angle of embedding and class centre.
 
-  With :math:`\theta_{ij} = \arccos(\text{cosines}_{ij})`, sample :math:`i` of
-  class :math:`y_i` costs
+  With :math:`\theta_{ij} = \arccos(\text{cosines}_{ij})`, the loss of sample
+  :math:`i` of class :math:`y_i` is
 
   .. math::
     -\log \frac{e^{s \cos(\theta_{i y_i} + m)}}
@@ -164,13 +169,13 @@ def arcface(
     cosines: cosine of each embedding with each class centre, any float dtype,
       ``[B, C]``. Computed in at least float32; gradients are finite at -1 and
       1.
-    labels: class of each sample, integer in ``[0, C)``, ``[B]``. Out of range:
-      meaningless loss; mask it.
-    margin: margin ``m``, in radians; a number, or one a sample, ``[B]``. 0
-      gives NormFace exactly.
+    labels: class of each sample, integer in ``[0, C)``, ``[B]``. The loss of a
+      label out of range is meaningless; mask it.
+    margin: margin ``m``, in radians; a scalar or ``[B]``. 0 gives NormFace
+      exactly.
     scale: inverse temperature ``s``, dimensionless.
-    gradient: ``'exact'``, or ``'straight_through'``: the same loss, but the
-      derivative of the target's logit by its cosine is taken as ``s``.
+    gradient: ``'exact'``, or ``'straight_through'``: the same loss, with ``s``
+      in place of the derivative of the target's logit by its cosine.
 
   Returns:
     Loss of each sample in nats, float32 (float64 for float64), ``[B]``. Not
@@ -189,7 +194,7 @@ def arcface(
   References:
     `ArcFace <https://arxiv.org/abs/1801.07698>`_, CVPR 2019.
     Differs from the authors' code in: finite gradients at cosines of -1 and 1,
-    where ElasticFace's ArcFace has infinity and NaN. Its gradient is
+    where ElasticFace's ArcFace has infinity and NaN. ElasticFace's gradient is
     ``'exact'``; that of insightface's arcface_torch is ``'straight_through'``.
   """
   return margin_softmax(
@@ -198,15 +203,15 @@ def arcface(
 
 
 def cosface(
-  cosines: jax.Array,
-  labels: jax.Array,
+  cosines: ArrayLike,
+  labels: ArrayLike,
   *,
-  margin: float | jax.Array = 0.35,
-  scale: float = 64.0,
+  margin: ArrayLike = 0.35,
+  scale: ArrayLike = 64.0,
 ) -> jax.Array:
-  r"""CosFace: a margin on the cosine of embedding and class centre.
+  r"""Computes CosFace: a margin on the cosine of embedding and class centre.
 
-  Sample :math:`i` of class :math:`y_i` costs
+  The loss of sample :math:`i` of class :math:`y_i` is
 
   .. math::
     -\log \frac{e^{s (\cos\theta_{i y_i} - m)}}
@@ -215,10 +220,10 @@ def cosface(
   Args:
     cosines: cosine of each embedding with each class centre, any float dtype,
       ``[B, C]``. Computed in at least float32.
-    labels: class of each sample, integer in ``[0, C)``, ``[B]``. Out of range:
-      meaningless loss; mask it.
-    margin: margin ``m``, in units of the cosine; a number, or one a sample,
-      ``[B]``. 0 gives NormFace exactly.
+    labels: class of each sample, integer in ``[0, C)``, ``[B]``. The loss of a
+      label out of range is meaningless; mask it.
+    margin: margin ``m``, in units of the cosine; a scalar or ``[B]``. 0 gives
+      NormFace exactly.
     scale: inverse temperature ``s``, dimensionless.
 
   Returns:
@@ -245,18 +250,18 @@ def cosface(
 
 
 def combined_margin(
-  cosines: jax.Array,
-  labels: jax.Array,
+  cosines: ArrayLike,
+  labels: ArrayLike,
   *,
-  m1: float | jax.Array = 1.0,
-  m2: float | jax.Array = 0.5,
-  m3: float | jax.Array = 0.0,
-  scale: float = 64.0,
+  m1: ArrayLike = 1.0,
+  m2: ArrayLike = 0.5,
+  m3: ArrayLike = 0.0,
+  scale: ArrayLike = 64.0,
   gradient: str = 'exact',
 ) -> jax.Array:
-  r"""Combined margin: SphereFace's, ArcFace's and CosFace's in one.
+  r"""Computes the combined margin: SphereFace's, ArcFace's and CosFace's.
 
-  Sample :math:`i` of class :math:`y_i` costs
+  The loss of sample :math:`i` of class :math:`y_i` is
 
   .. math::
     -\log \frac{e^{s (\cos(m_1 \theta_{i y_i} + m_2) - m_3)}}
@@ -267,13 +272,14 @@ def combined_margin(
     cosines: cosine of each embedding with each class centre, any float dtype,
       ``[B, C]``. Computed in at least float32; gradients are finite at -1 and
       1.
-    labels: class of each sample, integer in ``[0, C)``, ``[B]``. Out of range:
-      meaningless loss; mask it.
-    m1: factor of the angle; a number, or one a sample, ``[B]``. 1 leaves it.
-    m2: margin on the angle, in radians; a number or ``[B]``. (1, m, 0) is
-      `arcface`, exactly so with ``[B]``; of a number the compiler knows the
-      cosine there before, which may move the last bit.
-    m3: margin on the cosine; a number or ``[B]``. (1, 0, m) is `cosface`
+    labels: class of each sample, integer in ``[0, C)``, ``[B]``. The loss of a
+      label out of range is meaningless; mask it.
+    m1: factor of the angle; a scalar or ``[B]``. 1 leaves the angle unchanged.
+    m2: margin on the angle, in radians; a scalar or ``[B]``. (1, m, 0) equals
+      `arcface`: bit for bit with margins ``[B]``; for a Python scalar XLA folds
+      the cosine of `arcface`'s margin at compile time, which may change the
+      last bit.
+    m3: margin on the cosine; a scalar or ``[B]``. (1, 0, m) equals `cosface`
       exactly.
     scale: inverse temperature ``s``, dimensionless.
     gradient: ``'exact'`` or ``'straight_through'``; see `arcface`.
@@ -297,9 +303,9 @@ def combined_margin(
   References:
     `ArcFace <https://arxiv.org/abs/1801.07698>`_, CVPR 2019, Eq. 4, which
     tries (1, 0.3, 0.2) and (0.9, 0.4, 0.15).
-    Differs from the authors' code in: insightface's CombinedMarginLoss takes
+    Differs from the authors' code in: insightface's CombinedMarginLoss supports
     m1 = 1 with m2 or m3 alone and computes the angle's margin without gradient
-    (``'straight_through'``); its filter of close negatives is not here.
+    (``'straight_through'``); its filter of close negatives is not included.
   """
   return margin_softmax(
     cosines,
@@ -314,16 +320,16 @@ def combined_margin(
 
 
 def sphereface(
-  cosines: jax.Array,
-  labels: jax.Array,
+  cosines: ArrayLike,
+  labels: ArrayLike,
   *,
-  margin: float | jax.Array = 1.7,
-  scale: float = 30.0,
+  margin: ArrayLike = 1.7,
+  scale: ArrayLike = 30.0,
   gradient: str = 'exact',
 ) -> jax.Array:
-  r"""SphereFace-R: the angle is multiplied, by any factor from 1 on.
+  r"""Computes SphereFace-R: a factor of at least 1 on the angle.
 
-  Sample :math:`i` of class :math:`y_i` costs
+  The loss of sample :math:`i` of class :math:`y_i` is
 
   .. math::
     -\log \frac{e^{s \psi(\theta_{i y_i})}}
@@ -332,16 +338,16 @@ def sphereface(
     \psi(\theta) = (-1)^k \cos(m \theta) - 2 k, \quad
     k = \lfloor m \theta / \pi \rfloor
 
-  :math:`\psi` falls from 1 on over all angles.
+  :math:`\psi` decreases from 1 over all angles.
 
   Args:
     cosines: cosine of each embedding with each class centre, any float dtype,
       ``[B, C]``. Computed in at least float32; gradients are finite at -1 and
       1.
-    labels: class of each sample, integer in ``[0, C)``, ``[B]``. Out of range:
-      meaningless loss; mask it.
-    margin: factor ``m`` of the angle, dimensionless, at least 1; a number, or
-      one a sample, ``[B]``. 1 gives NormFace exactly.
+    labels: class of each sample, integer in ``[0, C)``, ``[B]``. The loss of a
+      label out of range is meaningless; mask it.
+    margin: factor ``m`` of the angle, dimensionless, at least 1; a scalar or
+      ``[B]``. 1 gives NormFace exactly.
     scale: inverse temperature ``s``, dimensionless.
     gradient: ``'exact'`` or ``'straight_through'``; see `arcface`.
 
@@ -362,9 +368,9 @@ def sphereface(
   References:
     `SphereFace <https://arxiv.org/abs/1704.08063>`_, CVPR 2017;
     `SphereFace Revived <https://arxiv.org/abs/2109.05565>`_, TPAMI 2022.
-    Differs from the authors' code in: OpenSphere takes the derivative of the
-    margin as 1 (``'straight_through'``) and clamps cosines 1e-5 inside
-    [-1, 1]. The CVPR paper's loss is with embeddings that are not normalised.
+    Differs from the authors' code in: OpenSphere uses 1 as the derivative of
+    the margin (``'straight_through'``) and clamps cosines 1e-5 inside [-1, 1].
+    The CVPR paper does not normalise the embeddings.
   """
   return margin_softmax(
     cosines, labels, margin, kind='sphere', scale=scale, gradient=gradient
@@ -372,18 +378,18 @@ def sphereface(
 
 
 def x2_softmax(
-  cosines: jax.Array,
-  labels: jax.Array,
+  cosines: ArrayLike,
+  labels: ArrayLike,
   *,
-  a: float | jax.Array = -0.9,
-  h: float | jax.Array = 0.0,
-  k: float | jax.Array = 0.65,
-  scale: float = 64.0,
+  a: ArrayLike = -0.9,
+  h: ArrayLike = 0.0,
+  k: ArrayLike = 0.65,
+  scale: ArrayLike = 64.0,
   gradient: str = 'exact',
 ) -> jax.Array:
-  r"""X2-Softmax: a parabola of the angle, so that the margin grows with it.
+  r"""Computes X2-Softmax: a parabola of the angle; the margin grows with it.
 
-  Sample :math:`i` of class :math:`y_i` costs
+  The loss of sample :math:`i` of class :math:`y_i` is
 
   .. math::
     -\log \frac{e^{s f(\theta_{i y_i})}}
@@ -394,12 +400,11 @@ def x2_softmax(
     cosines: cosine of each embedding with each class centre, any float dtype,
       ``[B, C]``. Computed in at least float32; gradients are finite at -1 and
       1.
-    labels: class of each sample, integer in ``[0, C)``, ``[B]``. Out of range:
-      meaningless loss; mask it.
-    a: curvature, per square radian, negative; a number, or one a sample,
-      ``[B]``.
-    h: angle of the vertex, in radians; a number or ``[B]``.
-    k: value at the vertex, in units of the cosine; a number or ``[B]``.
+    labels: class of each sample, integer in ``[0, C)``, ``[B]``. The loss of a
+      label out of range is meaningless; mask it.
+    a: curvature, per square radian, negative; a scalar or ``[B]``.
+    h: angle of the vertex, in radians; a scalar or ``[B]``.
+    k: value at the vertex, in units of the cosine; a scalar or ``[B]``.
     scale: inverse temperature ``s``, dimensionless.
     gradient: ``'exact'`` or ``'straight_through'``; see `arcface`.
 
@@ -420,8 +425,8 @@ def x2_softmax(
   References:
     `X2-Softmax <https://arxiv.org/abs/2312.05281>`_, Expert Systems with
     Applications 2024.
-    Differs from the authors' code in: theirs takes the derivative of the
-    target's change as 1 (``'straight_through'``).
+    Differs from the authors' code in: theirs uses 1 as the derivative of the
+    target's change (``'straight_through'``).
   """
   return margin_softmax(
     cosines, labels, a, h, k, kind='x2', scale=scale, gradient=gradient
@@ -429,22 +434,22 @@ def x2_softmax(
 
 
 def elastic_arcface(
-  cosines: jax.Array,
-  labels: jax.Array,
+  cosines: ArrayLike,
+  labels: ArrayLike,
   *,
   key: jax.Array,
-  margin: float = 0.5,
+  margin: ArrayLike = 0.5,
   margin_std: float = 0.05,
-  scale: float = 64.0,
+  scale: ArrayLike = 64.0,
   gradient: str = 'exact',
   clip: tuple[float, float] | None = None,
-  first_sample: jax.Array | int = 0,
+  first_sample: ArrayLike = 0,
 ) -> jax.Array:
-  r"""ElasticFace-Arc: ArcFace with a margin drawn anew for every sample.
+  r"""Computes ElasticFace-Arc: ArcFace with a random margin for each sample.
 
   With :math:`\theta_{ij} = \arccos(\text{cosines}_{ij})` and
-  :math:`m_i \sim \mathcal{N}(m, \sigma^2)`, sample :math:`i` of class
-  :math:`y_i` costs
+  :math:`m_i \sim \mathcal{N}(m, \sigma^2)`, the loss of sample :math:`i` of
+  class :math:`y_i` is
 
   .. math::
     -\log \frac{e^{s \cos(\theta_{i y_i} + m_i)}}
@@ -455,17 +460,17 @@ def elastic_arcface(
     cosines: cosine of each embedding with each class centre, any float dtype,
       ``[B, C]``. Computed in at least float32; gradients are finite at -1 and
       1.
-    labels: class of each sample, integer in ``[0, C)``, ``[B]``. Out of range:
-      meaningless loss; mask it.
+    labels: class of each sample, integer in ``[0, C)``, ``[B]``. The loss of a
+      label out of range is meaningless; mask it.
     key: typed PRNG key (``jax.random.key``); consumed once, by the B margins.
     margin: mean margin ``m``, in radians.
     margin_std: standard deviation ``sigma`` of the margin, in radians. 0 gives
-      ArcFace exactly. A Python number, not traced.
+      ArcFace exactly. A Python float, not traced.
     scale: inverse temperature ``s``, dimensionless.
     gradient: ``'exact'`` or ``'straight_through'``; see `arcface`.
     clip: bounds of the draw in standard deviations; see `sample_margins`.
-    first_sample: number of the first sample in the whole batch, where that is
-      spread over devices; see `sample_margins`.
+    first_sample: index of the first sample in the global batch, where that is
+      sharded over devices; see `sample_margins`.
 
   Returns:
     Loss of each sample in nats, float32 (float64 for float64), ``[B]``. Not
@@ -473,9 +478,9 @@ def elastic_arcface(
 
   Raises:
     ValueError: if the shapes disagree, ``margin_std`` is negative, ``clip`` is
-      not two rising numbers, or ``gradient`` is unknown.
-    TypeError: if ``cosines`` is not floating, ``labels`` not integer or
-      ``key`` not typed.
+      not two increasing bounds, or ``gradient`` is unknown.
+    TypeError: if ``cosines`` is not floating, ``labels`` not integer or ``key``
+      not typed.
 
   Examples:
     >>> cosines = jnp.array([[0.9, 0.1], [0.2, 0.7]])
@@ -490,27 +495,27 @@ def elastic_arcface(
     Differs from the authors' code in: finite gradients at cosines of -1 and 1,
     where theirs are infinite and NaN.
   """
-  margins = _draw(cosines, key, margin, margin_std, clip, first_sample)
+  margins = _draw_margins(cosines, key, margin, margin_std, clip, first_sample)
   return arcface(
     cosines, labels, margin=margins, scale=scale, gradient=gradient
   )
 
 
 def elastic_cosface(
-  cosines: jax.Array,
-  labels: jax.Array,
+  cosines: ArrayLike,
+  labels: ArrayLike,
   *,
   key: jax.Array,
-  margin: float = 0.35,
+  margin: ArrayLike = 0.35,
   margin_std: float = 0.05,
-  scale: float = 64.0,
+  scale: ArrayLike = 64.0,
   clip: tuple[float, float] | None = None,
-  first_sample: jax.Array | int = 0,
+  first_sample: ArrayLike = 0,
 ) -> jax.Array:
-  r"""ElasticFace-Cos: CosFace with a margin drawn anew for every sample.
+  r"""Computes ElasticFace-Cos: CosFace with a random margin for each sample.
 
-  With :math:`m_i \sim \mathcal{N}(m, \sigma^2)`, sample :math:`i` of class
-  :math:`y_i` costs
+  With :math:`m_i \sim \mathcal{N}(m, \sigma^2)`, the loss of sample :math:`i`
+  of class :math:`y_i` is
 
   .. math::
     -\log \frac{e^{s (\cos\theta_{i y_i} - m_i)}}
@@ -520,16 +525,16 @@ def elastic_cosface(
   Args:
     cosines: cosine of each embedding with each class centre, any float dtype,
       ``[B, C]``. Computed in at least float32.
-    labels: class of each sample, integer in ``[0, C)``, ``[B]``. Out of range:
-      meaningless loss; mask it.
+    labels: class of each sample, integer in ``[0, C)``, ``[B]``. The loss of a
+      label out of range is meaningless; mask it.
     key: typed PRNG key (``jax.random.key``); consumed once, by the B margins.
     margin: mean margin ``m``, in units of the cosine.
     margin_std: standard deviation ``sigma`` of the margin, in units of the
-      cosine. 0 gives CosFace exactly. A Python number, not traced.
+      cosine. 0 gives CosFace exactly. A Python float, not traced.
     scale: inverse temperature ``s``, dimensionless.
     clip: bounds of the draw in standard deviations; see `sample_margins`.
-    first_sample: number of the first sample in the whole batch, where that is
-      spread over devices; see `sample_margins`.
+    first_sample: index of the first sample in the global batch, where that is
+      sharded over devices; see `sample_margins`.
 
   Returns:
     Loss of each sample in nats, float32 (float64 for float64), ``[B]``. Not
@@ -537,9 +542,9 @@ def elastic_cosface(
 
   Raises:
     ValueError: if the shapes disagree, ``margin_std`` is negative, or ``clip``
-      is not two rising numbers.
-    TypeError: if ``cosines`` is not floating, ``labels`` not integer or
-      ``key`` not typed.
+      is not two increasing bounds.
+    TypeError: if ``cosines`` is not floating, ``labels`` not integer or ``key``
+      not typed.
 
   Examples:
     >>> cosines = jnp.array([[0.9, 0.1], [0.2, 0.7]])
@@ -553,44 +558,45 @@ def elastic_cosface(
     `ElasticFace <https://arxiv.org/abs/2109.09416>`_, CVPRW 2022, Eqs. 5-7.
     Differs from the authors' code in: nothing.
   """
-  margins = _draw(cosines, key, margin, margin_std, clip, first_sample)
+  margins = _draw_margins(cosines, key, margin, margin_std, clip, first_sample)
   return cosface(cosines, labels, margin=margins, scale=scale)
 
 
 def elastic_arcface_plus(
-  cosines: jax.Array,
-  labels: jax.Array,
+  cosines: ArrayLike,
+  labels: ArrayLike,
   *,
   key: jax.Array,
-  margin: float = 0.5,
+  margin: ArrayLike = 0.5,
   margin_std: float = 0.0175,
-  scale: float = 64.0,
+  scale: ArrayLike = 64.0,
   gradient: str = 'exact',
   clip: tuple[float, float] | None = None,
-  first_sample: jax.Array | int = 0,
+  first_sample: ArrayLike = 0,
   pairing: str = 'paper',
 ) -> jax.Array:
-  r"""ElasticFace-Arc+: the larger margins go to the samples farther away.
+  r"""Computes ElasticFace-Arc+: larger margins for samples farther away.
 
-  `elastic_arcface`, its margins handed out by `pair_margins`: of the B margins
-  drawn, the sample farthest from its class centre gets the largest. The batch
-  given is the scope of the pairing; to pair within groups, give one group.
+  This is `elastic_arcface` with margins permuted by `pair_margins`: of the B
+  margins drawn, the sample farthest from its class centre gets the largest.
+  Pairing spans the given batch; to pair within a group, pass one group.
 
   Args:
     cosines: cosine of each embedding with each class centre, any float dtype,
       ``[B, C]``. Computed in at least float32; gradients are finite at -1 and
       1.
-    labels: class of each sample, integer in ``[0, C)``, ``[B]``. Out of range:
-      meaningless loss, and it takes part in the pairing with cosine 0.
+    labels: class of each sample, integer in ``[0, C)``, ``[B]``. The loss of a
+      label out of range is meaningless, and its sample takes part in the
+      pairing with cosine 0.
     key: typed PRNG key (``jax.random.key``); consumed once, by the B margins.
     margin: mean margin ``m``, in radians.
     margin_std: standard deviation ``sigma`` of the margin, in radians. 0 gives
-      ArcFace exactly. A Python number, not traced.
+      ArcFace exactly. A Python float, not traced.
     scale: inverse temperature ``s``, dimensionless.
     gradient: ``'exact'`` or ``'straight_through'``; see `arcface`.
     clip: bounds of the draw in standard deviations; see `sample_margins`.
-    first_sample: number of the first sample in the whole batch, where that is
-      spread over devices; see `sample_margins`.
+    first_sample: index of the first sample in the global batch, where that is
+      sharded over devices; see `sample_margins`.
     pairing: ``'paper'`` or ``'released'``; see `pair_margins`.
 
   Returns:
@@ -599,9 +605,9 @@ def elastic_arcface_plus(
 
   Raises:
     ValueError: if the shapes disagree, ``margin_std`` is negative, ``clip`` is
-      not two rising numbers, or ``gradient`` or ``pairing`` is unknown.
-    TypeError: if ``cosines`` is not floating, ``labels`` not integer or
-      ``key`` not typed.
+      not two increasing bounds, or ``gradient`` or ``pairing`` is unknown.
+    TypeError: if ``cosines`` is not floating, ``labels`` not integer or ``key``
+      not typed.
 
   Examples:
     >>> cosines = jnp.array([[0.9, 0.1], [0.2, 0.7]])
@@ -615,10 +621,10 @@ def elastic_arcface_plus(
     `ElasticFace <https://arxiv.org/abs/2109.09416>`_, CVPRW 2022, the '+'
     variant of Eqs. 5-7.
     Differs from the authors' code in: the pairing, ``'released'`` in theirs,
-    which pairs next to nothing; finite gradients at cosines of -1 and 1, where
+    which is close to no pairing; finite gradients at cosines of -1 and 1, where
     theirs are infinite and NaN.
   """
-  margins = _draw_paired(
+  margins = _draw_paired_margins(
     cosines, labels, key, margin, margin_std, clip, first_sample, pairing
   )
   return arcface(
@@ -627,36 +633,37 @@ def elastic_arcface_plus(
 
 
 def elastic_cosface_plus(
-  cosines: jax.Array,
-  labels: jax.Array,
+  cosines: ArrayLike,
+  labels: ArrayLike,
   *,
   key: jax.Array,
-  margin: float = 0.35,
+  margin: ArrayLike = 0.35,
   margin_std: float = 0.025,
-  scale: float = 64.0,
+  scale: ArrayLike = 64.0,
   clip: tuple[float, float] | None = None,
-  first_sample: jax.Array | int = 0,
+  first_sample: ArrayLike = 0,
   pairing: str = 'paper',
 ) -> jax.Array:
-  r"""ElasticFace-Cos+: the larger margins go to the samples farther away.
+  r"""Computes ElasticFace-Cos+: larger margins for samples farther away.
 
-  `elastic_cosface`, its margins handed out by `pair_margins`: of the B margins
-  drawn, the sample farthest from its class centre gets the largest. The batch
-  given is the scope of the pairing; to pair within groups, give one group.
+  This is `elastic_cosface` with margins permuted by `pair_margins`: of the B
+  margins drawn, the sample farthest from its class centre gets the largest.
+  Pairing spans the given batch; to pair within a group, pass one group.
 
   Args:
     cosines: cosine of each embedding with each class centre, any float dtype,
       ``[B, C]``. Computed in at least float32.
-    labels: class of each sample, integer in ``[0, C)``, ``[B]``. Out of range:
-      meaningless loss, and it takes part in the pairing with cosine 0.
+    labels: class of each sample, integer in ``[0, C)``, ``[B]``. The loss of a
+      label out of range is meaningless, and its sample takes part in the
+      pairing with cosine 0.
     key: typed PRNG key (``jax.random.key``); consumed once, by the B margins.
     margin: mean margin ``m``, in units of the cosine.
     margin_std: standard deviation ``sigma`` of the margin, in units of the
-      cosine. 0 gives CosFace exactly. A Python number, not traced.
+      cosine. 0 gives CosFace exactly. A Python float, not traced.
     scale: inverse temperature ``s``, dimensionless.
     clip: bounds of the draw in standard deviations; see `sample_margins`.
-    first_sample: number of the first sample in the whole batch, where that is
-      spread over devices; see `sample_margins`.
+    first_sample: index of the first sample in the global batch, where that is
+      sharded over devices; see `sample_margins`.
     pairing: ``'paper'`` or ``'released'``; see `pair_margins`.
 
   Returns:
@@ -665,9 +672,9 @@ def elastic_cosface_plus(
 
   Raises:
     ValueError: if the shapes disagree, ``margin_std`` is negative, ``clip`` is
-      not two rising numbers, or ``pairing`` is unknown.
-    TypeError: if ``cosines`` is not floating, ``labels`` not integer or
-      ``key`` not typed.
+      not two increasing bounds, or ``pairing`` is unknown.
+    TypeError: if ``cosines`` is not floating, ``labels`` not integer or ``key``
+      not typed.
 
   Examples:
     >>> cosines = jnp.array([[0.9, 0.1], [0.2, 0.7]])
@@ -681,10 +688,10 @@ def elastic_cosface_plus(
     `ElasticFace <https://arxiv.org/abs/2109.09416>`_, CVPRW 2022, the '+'
     variant of Eqs. 5-7.
     Differs from the authors' code in: the pairing, ``'released'`` in theirs,
-    which pairs next to nothing; ``margin_std``, 0.02 in their released
+    which is close to no pairing; ``margin_std``, 0.02 in their released
     configuration, 0.025 in the paper.
   """
-  margins = _draw_paired(
+  margins = _draw_paired_margins(
     cosines, labels, key, margin, margin_std, clip, first_sample, pairing
   )
   return cosface(cosines, labels, margin=margins, scale=scale)

@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""What the losses change of a sample's cosines, before the softmax.
+r"""Functions that each loss applies to the cosines before the softmax.
 
 All losses here are one softmax of scaled cosines. They differ in two functions,
 the `Kind` of the loss:
 
-- the target's cosine becomes another number, given its margins;
-- in CurricularFace, each other cosine becomes another number too, given its own
-  value, the target's cosine and the margins.
+- one maps the target cosine and its margins to a new target cosine;
+- in CurricularFace, another maps every other cosine too, given the target
+  cosine and the margins.
 
-That is the line that a loss must not cross to run block by block
-(`losses._blockwise`): both functions see one cosine of the matrix ``[B, C]`` at
-a time, and beside it nothing but numbers that there are B of. A loss that needs
-two other classes at once (a distance between class centres, a sort of the
-logits) does not fit.
+A loss can run block by block (`losses._blocks`) because both functions see one
+cosine of the matrix ``[B, C]`` at a time, and besides it only values ``[B]``. A
+loss that needs two other classes at once (a distance between class centres, a
+sort of the logits) does not fit.
 
-A margin is one number for all or one for each sample. Where it comes from
-(a constant, a draw, the length of the embedding, a running mean) is told in
-`losses._margins`, `losses._softmax` and `losses._adaptive`.
+A margin is a scalar or one value for each sample. `losses._margins`,
+`losses._softmax` and `losses._adaptive` make the margins: constants, draws, or
+functions of the norms or of a running mean.
 
 Letters: B samples, s other classes. Angles are in radians.
 """
@@ -28,14 +27,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Margin = jax.Array | float  # A number, or ``[B]``.
+Margin = jax.Array | float  # A scalar, or ``[B]``.
 
-# AdaFace keeps its changed angle so far from 0 and pi.
+# AdaFace keeps its changed angle this far from 0 and pi.
 ANGLE_LIMIT = 1e-3
 
 
 def _sine(c: jax.Array) -> jax.Array:
-  """``sqrt(1 - c^2)``; 0 with derivative 0 where ``|c| >= 1``."""
+  """Computes ``sqrt(1 - c^2)``; 0 with derivative 0 where ``|c| >= 1``."""
   # The product form keeps every digit of the sine next to |c| = 1, where
   # 1 - c * c would lose half of them.
   square = (1 - c) * (1 + c)
@@ -44,15 +43,16 @@ def _sine(c: jax.Array) -> jax.Array:
 
 
 def _cosine_of_sum(c: jax.Array, margins: Margin) -> jax.Array:
-  """``cos(theta + margin)``; infinite terms of the derivative left out."""
+  """Computes ``cos(theta + margin)``; its derivative omits infinite terms."""
   return c * jnp.cos(margins) - _sine(c) * jnp.sin(margins)
 
 
 def angles(cosines: jax.Array) -> jax.Array:
-  r"""The angle of a cosine, with finite derivatives.
+  r"""Computes the angle of each cosine, with finite derivatives.
 
   Args:
-    cosines: at least float32, any shape. May leave [-1, 1] by rounding.
+    cosines: at least float32, any shape. Rounding may put them outside
+      [-1, 1].
 
   Returns:
     :math:`\theta` in [0, pi], same dtype and shape. The derivative by the
@@ -73,18 +73,18 @@ def arc_target(target_cosines: jax.Array, margins: Margin) -> jax.Array:
   .. math::
     \cos(\theta + m) = c \cos m - \sqrt{(1 - c)(1 + c)} \sin m
 
-  There is no fallback for :math:`\theta + m > \pi`, where the value rises
+  There is no fallback for :math:`\theta + m > \pi`, where the value increases
   again.
 
   Args:
     target_cosines: ``c``, at least float32, ``[B]``.
-    margins: margin ``m`` in radians, a number or ``[B]``.
+    margins: margin ``m`` in radians, a scalar or ``[B]``.
 
   Returns:
     The target cosine with its margin, not scaled, dtype of
     ``target_cosines``, ``[B]``. The derivative by ``c`` is
-    ``cos m + c / sqrt((1 - c)(1 + c)) sin m``; where ``|c| >= 1`` the second
-    term, infinite there, is left out.
+    ``cos m + c / sqrt((1 - c)(1 + c)) sin m``; where ``|c| >= 1`` it omits the
+    second term, which is infinite there.
 
   Examples:
     >>> target = arc_target(jnp.cos(jnp.array([0.3])), 0.5)
@@ -100,14 +100,14 @@ def arc_target(target_cosines: jax.Array, margins: Margin) -> jax.Array:
 
 
 def cos_target(target_cosines: jax.Array, margins: Margin) -> jax.Array:
-  """Takes a margin off the target cosine.
+  """Subtracts a margin from the target cosine.
 
   Args:
     target_cosines: at least float32, ``[B]``.
-    margins: margin ``m`` in cosine units, a number or ``[B]``.
+    margins: margin ``m`` in cosine units, a scalar or ``[B]``.
 
   Returns:
-    The target cosine less its margin, not scaled, dtype of
+    The target cosine minus its margin, not scaled, dtype of
     ``target_cosines``, ``[B]``.
 
   References:
@@ -119,7 +119,7 @@ def cos_target(target_cosines: jax.Array, margins: Margin) -> jax.Array:
 def combined_target(
   target_cosines: jax.Array, m1: Margin, m2: Margin, m3: Margin
 ) -> jax.Array:
-  r"""Multiplies the angle, adds to it, and takes off the cosine.
+  r"""Multiplies the angle, adds to it, and subtracts from the cosine.
 
   .. math::
     \cos(m_1 \theta + m_2) - m_3
@@ -129,9 +129,9 @@ def combined_target(
 
   Args:
     target_cosines: at least float32, ``[B]``.
-    m1: factor of the angle, a number or ``[B]``.
-    m2: margin on the angle in radians, a number or ``[B]``.
-    m3: margin on the cosine, a number or ``[B]``.
+    m1: factor of the angle, a scalar or ``[B]``.
+    m2: margin on the angle in radians, a scalar or ``[B]``.
+    m3: margin on the cosine, a scalar or ``[B]``.
 
   Returns:
     The target cosine with its margins, not scaled, dtype of
@@ -145,7 +145,7 @@ def combined_target(
 
 
 def sphere_target(target_cosines: jax.Array, margins: Margin) -> jax.Array:
-  r"""Multiplies the angle, and goes on falling beyond pi.
+  r"""Multiplies the angle, and keeps decreasing beyond pi.
 
   .. math::
     (-1)^k \cos(m \theta) - 2 k, \qquad
@@ -153,10 +153,10 @@ def sphere_target(target_cosines: jax.Array, margins: Margin) -> jax.Array:
 
   Args:
     target_cosines: at least float32, ``[B]``.
-    margins: factor ``m`` of the angle, at least 1, a number or ``[B]``.
+    margins: factor ``m`` of the angle, at least 1, a scalar or ``[B]``.
 
   Returns:
-    The target cosine with its margin, not scaled, in [1 - 2m, 1] or so, dtype
+    The target cosine with its margin, not scaled, about in [1 - 2m, 1], dtype
     of ``target_cosines``, ``[B]``.
 
   References:
@@ -165,7 +165,7 @@ def sphere_target(target_cosines: jax.Array, margins: Margin) -> jax.Array:
   """
   theta = angles(target_cosines)
   fixed = jax.lax.stop_gradient(margins * theta)
-  # An angle of pi belongs to the last piece: it does not start another.
+  # An angle of pi belongs to the last piece: it does not start a new one.
   last = jnp.ceil(jax.lax.stop_gradient(jnp.asarray(margins, theta.dtype))) - 1
   k = jnp.clip(jnp.floor(fixed / np.pi), 0, jnp.maximum(last, 0))
   sign = 1 - 2 * (k % 2)
@@ -175,16 +175,16 @@ def sphere_target(target_cosines: jax.Array, margins: Margin) -> jax.Array:
 def x2_target(
   target_cosines: jax.Array, a: Margin, h: Margin, k: Margin
 ) -> jax.Array:
-  r"""Replaces the cosine by a parabola of the angle.
+  r"""Replaces the target cosine by a parabola of the angle.
 
   .. math::
     a (\theta - h)^2 + k
 
   Args:
     target_cosines: at least float32, ``[B]``.
-    a: curvature, negative, a number or ``[B]``.
-    h: angle of the vertex in radians, a number or ``[B]``.
-    k: value at the vertex, a number or ``[B]``.
+    a: curvature, negative, a scalar or ``[B]``.
+    h: angle of the vertex in radians, a scalar or ``[B]``.
+    k: value at the vertex, a scalar or ``[B]``.
 
   Returns:
     The changed target cosine, not scaled, dtype of ``target_cosines``,
@@ -200,7 +200,7 @@ def x2_target(
 def adaface_target(
   target_cosines: jax.Array, angle_margins: Margin, cosine_margins: Margin
 ) -> jax.Array:
-  r"""Adds to the angle, keeps it in (0, pi), and takes off the cosine.
+  r"""Adds to the angle, clips it to (0, pi), and subtracts from the cosine.
 
   .. math::
     \cos(\operatorname{clip}(\theta + a, \epsilon, \pi - \epsilon)) - b,
@@ -208,12 +208,12 @@ def adaface_target(
 
   Args:
     target_cosines: at least float32, ``[B]``.
-    angle_margins: ``a`` in radians, may be negative, a number or ``[B]``.
-    cosine_margins: ``b`` in cosine units, a number or ``[B]``.
+    angle_margins: ``a`` in radians, may be negative, a scalar or ``[B]``.
+    cosine_margins: ``b`` in cosine units, a scalar or ``[B]``.
 
   Returns:
     The target cosine with its margins, not scaled, dtype of
-    ``target_cosines``, ``[B]``. No gradient where the angle is held.
+    ``target_cosines``, ``[B]``. The gradient is 0 where the angle is clipped.
 
   References:
     `AdaFace <https://arxiv.org/abs/2204.00964>`_, CVPR 2022, Eqs. 9-16.
@@ -233,14 +233,14 @@ def adaface_target(
 
 
 def magface_target(target_cosines: jax.Array, margins: Margin) -> jax.Array:
-  r"""Adds an angular margin where the angle is less than a right one.
+  r"""Adds an angular margin where the angle is below 90 degrees.
 
   .. math::
     \cos(\theta + m) \text{ if } \cos\theta > 0 \text{ else } \cos\theta
 
   Args:
     target_cosines: at least float32, ``[B]``.
-    margins: margin ``m`` in radians, a number or ``[B]``.
+    margins: margin ``m`` in radians, a scalar or ``[B]``.
 
   Returns:
     The target cosine with its margin, not scaled, dtype of
@@ -248,7 +248,7 @@ def magface_target(target_cosines: jax.Array, margins: Margin) -> jax.Array:
 
   References:
     `MagFace <https://arxiv.org/abs/2103.06627>`_, CVPR 2021; the 'easy margin'
-    that the authors train with.
+    with which the authors train.
   """
   changed = _cosine_of_sum(target_cosines, margins)
   return jnp.where(target_cosines > 0, changed, target_cosines)
@@ -257,7 +257,7 @@ def magface_target(target_cosines: jax.Array, margins: Margin) -> jax.Array:
 def curricular_target(
   target_cosines: jax.Array, margins: Margin, t: Margin
 ) -> jax.Array:
-  r"""Adds an angular margin; beyond pi, a straight line goes on falling.
+  r"""Adds an angular margin; beyond pi, decreases in a straight line.
 
   .. math::
     \cos(\theta + m) \text{ if } \theta + m < \pi
@@ -265,8 +265,8 @@ def curricular_target(
 
   Args:
     target_cosines: at least float32, ``[B]``.
-    margins: margin ``m`` in radians, a number or ``[B]``.
-    t: not used here.
+    margins: margin ``m`` in radians, a scalar or ``[B]``.
+    t: unused here; `curricular_others` uses it.
 
   Returns:
     The target cosine with its margin, not scaled, dtype of
@@ -286,16 +286,16 @@ def curricular_target(
 def curricular_others(
   cosines: jax.Array, target_cosines: jax.Array, margins: Margin, t: Margin
 ) -> jax.Array:
-  r"""Raises or lowers the cosines of hard negatives.
+  r"""Raises or lowers the cosines of hard negatives (CurricularFace).
 
   .. math::
     c_j (t + c_j) \text{ if } c_j > \cos(\theta_y + m) \text{ else } c_j
 
   Args:
-    cosines: of other classes, at least float32, ``[B, s]``.
+    cosines: with other classes, at least float32, ``[B, s]``.
     target_cosines: before the margin, ``[B]``.
-    margins: margin ``m`` in radians, a number or ``[B]``.
-    t: where the curriculum stands, a number or ``[B]``.
+    margins: margin ``m`` in radians, a scalar or ``[B]``.
+    t: running mean of the target cosine, a scalar or ``[B]``.
 
   Returns:
     The changed cosines, ``[B, s]``. No gradient flows to the target, the
@@ -311,9 +311,9 @@ def curricular_others(
 
 
 class Kind(NamedTuple):
-  """How a loss changes cosines, as two functions of one cosine each."""
+  """Two functions of one cosine each, which make up a loss."""
 
-  margins: tuple[str, ...]  # What its margins are called, in order.
+  margins: tuple[str, ...]  # Names of its margins, in order.
   target: Callable[..., jax.Array]  # (cosines [B], *margins) -> [B]
   # (cosines [B, s], target cosines [B], *margins) -> [B, s]
   others: Callable[..., jax.Array] = lambda cosines, *_: cosines
@@ -351,15 +351,16 @@ def change_target(
   kind: str,
   gradient: str = 'exact',
 ) -> jax.Array:
-  """Changes the target cosine as a kind of loss does.
+  """Applies the target function of a kind of loss.
 
   Args:
     target_cosines: at least float32, ``[B]``.
-    margins: those of the kind, in order.
+    margins: margins of the kind, in order.
     kind: a name in `KINDS`.
-    gradient: ``'exact'``: that of the change. ``'straight_through'``: the same
-      value, derivative 1 by the cosine, as in insightface's arcface_torch
-      and in OpenSphere, which compute the margin without gradient.
+    gradient: ``'exact'``: the derivative of the function.
+      ``'straight_through'``: the same value with derivative 1 by the cosine, as
+      in insightface's arcface_torch and in OpenSphere, which compute the margin
+      without gradient.
 
   Returns:
     The changed target cosine, not scaled, ``[B]``.
@@ -382,15 +383,15 @@ def change_others(
   *,
   kind: str,
 ) -> jax.Array:
-  """Changes the cosines of other classes as a kind of loss does.
+  """Applies the function of a kind of loss for other classes.
 
   Args:
-    cosines: at least float32, ``[B, s]``.
+    cosines: with other classes, at least float32, ``[B, s]``.
     target_cosines: before the margin, ``[B]``.
-    margins: those of the kind, in order.
+    margins: margins of the kind, in order.
     kind: a name in `KINDS`.
 
   Returns:
-    The changed cosines, ``[B, s]``; for most kinds the same.
+    The changed cosines, ``[B, s]``; unchanged in all kinds but ``curricular``.
   """
   return KINDS[kind].others(cosines, target_cosines, *margins)

@@ -21,7 +21,7 @@ from elasticface_jax.losses._adaptive import (
   curricularface_margins,
   magface_margins,
 )
-from elasticface_jax.losses._blockwise import Head
+from elasticface_jax.losses._blocks import Head
 from elasticface_jax.losses._margins import pair_margins, sample_margins
 from elasticface_jax.losses._targets import KINDS
 

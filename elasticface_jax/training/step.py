@@ -163,7 +163,7 @@ def _draw_flips(task: 'Task', key: jax.Array) -> jax.Array:
 
 def _choose_classes(
   task: 'Task', key: jax.Array, labels: jax.Array, trips: TripCounts
-) -> _sampling.AllClasses | _sampling.Sample:
+) -> _sampling.AllClasses | _sampling.SampledClasses:
   """Chooses the classes of this device's blocks that take part in a step."""
   layout = task.layout
   first_block = layout.first_block()

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from elasticface_jax import config_rules
-from elasticface_jax.losses._blockwise import Head
+from elasticface_jax.losses._blocks import Head
 from elasticface_jax.training import loss, optimizer, state, step
 
 
@@ -29,7 +29,7 @@ class Task:
     flip: probability of a horizontal flip.
     freeze: whether to train the class centres alone. The backbone then runs as
       in evaluation, running statistics included, and does not change.
-    precision: of the head's products, a name in `losses._blockwise.PRECISIONS`.
+    precision: of the head's products, a name in `losses._blocks.PRECISIONS`.
   """
 
   backbone: Any

@@ -33,9 +33,10 @@ import jax.numpy as jnp
 
 from elasticface_jax.exact import loops
 from elasticface_jax.exact.trees import RunningTree, tree_reduce_scatter
-from elasticface_jax.losses import _blockwise
-from elasticface_jax.losses._blockwise import Cotangents, Samples
-from elasticface_jax.losses._logits import normalize, norms
+from elasticface_jax.losses import _blocks
+from elasticface_jax.losses._arrays import normalize
+from elasticface_jax.losses._blocks import Cotangents, Samples
+from elasticface_jax.losses._logits import norms
 from elasticface_jax.training import augment
 from elasticface_jax.training.loss import Given
 from elasticface_jax.training.state import TrainState, TripCounts
@@ -194,7 +195,7 @@ def _target_cosines(task, shared, units, labels):
 
   def of_group(j):
     unit, labels = loops.read(groups, j)
-    return _blockwise.target_cosines_of(
+    return _blocks.block_target_cosines(
       unit, shared.state.class_centers, labels, first_class=first_class
     )
 
@@ -232,7 +233,7 @@ def _softmax(task, shared, samples, targets, made):
 
   def of_block(i):
     centers, numbers = _block(task, shared, i)
-    of_group = lambda j: _blockwise.block_statistics(
+    of_group = lambda j: _blocks.block_statistics(
       loops.read(groups, j), centers, numbers, head
     )
     with jax.named_scope('devices'):
@@ -244,15 +245,15 @@ def _softmax(task, shared, samples, targets, made):
   by_group = jnp.moveaxis(jnp.stack(statistics, axis=2), 1, 0)
   own = layout.devices.exchange(by_group)
   own = own.reshape(layout.num_blocks, 3, -1)
-  statistics = _blockwise.BlockStatistics(*jnp.moveaxis(own, 1, 0))
+  statistics = _blocks.BlockStatistics(*jnp.moveaxis(own, 1, 0))
 
   def join(given):
     statistics, targets, made = given
-    softmax = _blockwise.join_blocks(statistics, targets, made.margins, head)
+    softmax = _blocks.join_blocks(statistics, targets, made.margins, head)
     # The objective is the mean over the batch.
     weight = 1 / layout.batch_size
     to_margins = tuple(g * weight for g in softmax.margin_gradients)
-    cotangents = _blockwise.weigh(softmax, weight)
+    cotangents = _blocks.weigh(softmax, weight)
     softmax = softmax._replace(loss=softmax.loss + made.regularizer)
     return softmax, cotangents, to_margins
 
@@ -271,10 +272,10 @@ def _to_embeddings(task, shared, samples, cotangents):
     centers, numbers = _block(task, shared, i)
 
     def part_of(j):
-      to_each = _blockwise.block_cotangents(
+      to_each = _blocks.block_cotangents(
         *loops.read(groups, j), centers, numbers, head
       )
-      return _blockwise.product(to_each, centers, (1, 0), head.precision)
+      return _blocks.product(to_each, centers, (1, 0), head.precision)
 
     with jax.named_scope('devices'):
       parts = loops.stack(part_of, count, shared.trips.devices)
@@ -290,8 +291,8 @@ def _to_embeddings(task, shared, samples, cotangents):
 def _block(task, shared, i):
   """Reads the unit sub-centres and class numbers of a block."""
   centers = loops.read(shared.centers, i)
-  unit = _blockwise.unit_centers(centers, task.backbone.embedding_dim)
-  return unit, shared.classes.numbers(i)
+  unit = _blocks.unit_centers(centers, task.backbone.embedding_dim)
+  return unit, shared.classes.ids(i)
 
 
 def _pull_through_margins(task, shared, embeddings, own, to_unit, to_margins):

@@ -13,7 +13,7 @@ import optax
 
 from elasticface_jax.exact import loops
 from elasticface_jax.exact.trees import tree_all_reduce
-from elasticface_jax.losses import _blockwise
+from elasticface_jax.losses import _blocks
 from elasticface_jax.training.state import TripCounts
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ def class_centers(
   task: 'Task',
   slots: tuple[jax.Array, Any],
   classes: Any,
-  samples: _blockwise.Samples,
-  cotangents: _blockwise.Cotangents,
+  samples: _blocks.Samples,
+  cotangents: _blocks.Cotangents,
   learning_rate: jax.Array,
   trips: TripCounts,
 ) -> tuple[tuple[jax.Array, Any], jax.Array]:
@@ -67,10 +67,10 @@ def class_centers(
   def to_centers(unit, numbers):
     def add(q, total):
       samples, cotangents = loops.read(parts, q)
-      to_each = _blockwise.block_cotangents(
+      to_each = _blocks.block_cotangents(
         samples, cotangents, unit, numbers, head
       )
-      return total + _blockwise.product(
+      return total + _blocks.product(
         to_each, samples.unit_embeddings, (0, 0), head.precision
       )
 
@@ -81,8 +81,8 @@ def class_centers(
 
   def body(i, carry):
     (centers, opt), slots, squares = carry
-    unit, unit_vjp = jax.vjp(lambda x: _blockwise.unit_centers(x, dim), centers)
-    (gradient,) = unit_vjp(to_centers(unit, classes.numbers(i)))
+    unit, unit_vjp = jax.vjp(lambda x: _blocks.unit_centers(x, dim), centers)
+    (gradient,) = unit_vjp(to_centers(unit, classes.ids(i)))
     moved = _descend(centers, opt, gradient, task.head_tx, learning_rate)
     slots = loops.write(slots, i, moved)
     # Not a dot product: accelerators compute that in less than float32.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""What each loss changes, against NumPy in float64, as functions of the angle.
+r"""The target functions of the losses, against NumPy in float64.
 
-The library never leaves the cosine; the formulas here are those of the papers,
-of the angle :math:`\theta` that arccos gives, and are differentiated by hand:
-the slope by the cosine is :math:`-\psi'(\theta) / \sin\theta`.
+The library never leaves the cosine. The formulas of the reference are those of
+the papers, of the angle :math:`\theta` that arccos gives, differentiated by
+hand: the slope by the cosine is :math:`-\psi'(\theta) / \sin\theta`.
 """
 
 import functools
@@ -14,6 +14,14 @@ import numpy as np
 import pytest
 
 from elasticface_jax.losses import _targets
+
+from .programs import QUICK
+from .reference import (
+  ANGULAR,
+  curricular_others,
+  formula,
+  slope_by_differences,
+)
 
 # Margins at which each branch of a kind acts on the angles of `grid`.
 MARGINS = {
@@ -28,8 +36,6 @@ MARGINS = {
 }
 KINDS = [(kind, margins) for kind in MARGINS for margins in MARGINS[kind]]
 EACH_KIND = [(kind, MARGINS[kind][0]) for kind in MARGINS]
-# Kinds that compute with the angle, which is rounded to a float itself.
-ANGULAR = 'combined', 'sphere', 'x2'
 # Margins that leave the cosine as it is.
 NONE = {
   'arc': (0.0,),
@@ -41,58 +47,7 @@ NONE = {
   'curricular': (0.0, 0.3),
 }
 EAGER_AND_JIT = pytest.mark.parametrize('jit', [False, True])
-
-
 COUNT = 397
-
-
-def formula(kind, theta, margins):
-  """The changed cosine of an angle, and how fast it falls, in float64."""
-  theta = np.asarray(theta, np.float64)
-  m, *more = (np.asarray(margin, np.float64) for margin in margins)
-  added = np.cos(theta + m), np.sin(theta + m)
-  plain = np.cos(theta), np.sin(theta)
-  if kind == 'arc':
-    return added
-  if kind == 'cos':
-    return np.cos(theta) - m, np.sin(theta)
-  if kind == 'combined':
-    total = m * theta + more[0]
-    return np.cos(total) - more[1], m * np.sin(total)
-  if kind == 'sphere':
-    k = np.floor(m * theta / np.pi)
-    sign = np.where(k % 2, -1, 1)
-    return sign * np.cos(m * theta) - 2 * k, sign * m * np.sin(m * theta)
-  if kind == 'x2':
-    h, k = more
-    return m * (theta - h) ** 2 + k, -2 * m * (theta - h)
-  if kind == 'adaface':
-    held = np.clip(theta + m, 1e-3, np.pi - 1e-3)
-    return np.cos(held) - more[0], np.where(held == theta + m, added[1], 0)
-  if kind == 'magface':
-    return tuple(
-      np.where(theta < np.pi / 2, *pair)
-      for pair in zip(added, plain, strict=True)
-    )
-  line = np.cos(theta) - m * np.sin(m), np.sin(theta)
-  return tuple(
-    np.where(theta + m < np.pi, *pair) for pair in zip(added, line, strict=True)
-  )
-
-
-def curricular_others(cosines, target_angles, m, t):
-  """The changed cosines of others ``[B, C]``, and their slopes."""
-  hard = cosines > np.cos(target_angles + m)[:, None]
-  t = np.broadcast_to(t, target_angles.shape)[:, None]
-  changed = np.where(hard, cosines * (t + cosines), cosines)
-  return changed, np.where(hard, t + 2 * cosines, 1)
-
-
-def slope_by_differences(f, x, step=1e-3):
-  """Five-point derivative; its error is of the order of ``step ** 4``."""
-  return (
-    8 * (f(x + step) - f(x - step)) - (f(x + 2 * step) - f(x - 2 * step))
-  ) / (12 * step)
 
 
 def grid(count=COUNT):
@@ -113,20 +68,43 @@ def change(kind, cosines, margins, gradient='exact'):
 
 def value_and_slopes(kind, cosines, margins, gradient='exact', jit=True):
   """Changed cosines, and their derivatives by cosine and margins."""
-  # One length, one program.
-  repeated = jnp.resize(np.asarray(cosines), COUNT)
-  run = _value_and_slopes if jit else _value_and_slopes.__wrapped__
-  results = run(kind, repeated, margins, gradient)
+  dtype = cosines.dtype if cosines.dtype == np.float64 else np.float32
+  # One number of cosines, one program: of all kinds, as few as there can be.
+  repeated = np.resize(np.asarray(cosines, dtype), COUNT)
+  full = {
+    k: tuple(np.full(COUNT, m, dtype) for m in values[0])
+    for k, values in MARGINS.items()
+  }
+  full[kind] = tuple(np.full(COUNT, m, dtype) for m in margins)
+  if not jit:
+    results = _value_and_slopes(kind, gradient, repeated, full[kind])
+  elif dtype == np.float64:
+    results = _compiled_wide(repeated, full)[kind, gradient]
+  else:
+    results = _compiled(repeated, full)[kind, gradient]
   return jax.tree.map(lambda x: np.asarray(x)[: len(cosines)], results)
 
 
-@functools.partial(jax.jit, static_argnames=('kind', 'gradient'))
-def _value_and_slopes(kind, cosines, margins, gradient):
-  margins = tuple(jnp.full_like(cosines, margin) for margin in margins)
+def _value_and_slopes(kind, gradient, cosines, margins):
   value, pullback = jax.vjp(
     lambda c, margins: change(kind, c, margins, gradient), cosines, margins
   )
   return value, *pullback(jnp.ones_like(value))
+
+
+def _all_kinds(gradients, cosines, margins):
+  return {
+    (kind, gradient): _value_and_slopes(kind, gradient, cosines, margins[kind])
+    for kind in MARGINS
+    for gradient in gradients
+  }
+
+
+_compiled = jax.jit(functools.partial(_all_kinds, _targets.GRADIENTS))
+# Float64 is for the mathematics, and compiled in less time.
+_compiled_wide = jax.jit(
+  functools.partial(_all_kinds, ['exact']), compiler_options=QUICK
+)
 
 
 def test_every_kind_has_its_formula():
@@ -220,16 +198,36 @@ def test_finite_at_the_ends_and_beyond(kind):
 
 
 @pytest.mark.parametrize('kind, margins', KINDS)
-def test_jit_and_vmap_are_eager_to_an_ulp(kind, margins):
+def test_jit_is_eager_to_an_ulp(kind, margins):
   cosines = grid()
   compiled, _, _ = value_and_slopes(kind, cosines, margins)
   eager, _, _ = value_and_slopes(kind, cosines, margins, jit=False)
-  mapped = jax.vmap(lambda c: change(kind, c, margins))(cosines)
   ulps = max(1, margins[0]) if kind in ANGULAR else 1
   # XLA may fuse a product and a sum into one rounding: an ulp of what the
   # angle is multiplied by.
-  for other in (compiled, mapped):
-    assert np.all(np.abs(other - eager) <= ulps * 2**-23 * (1 + np.abs(eager)))
+  error = np.abs(compiled - eager)
+  assert np.all(error <= ulps * 2**-23 * (1 + np.abs(eager)))
+
+
+def test_vmap_and_one_margin_for_all():
+  cosines = grid()
+
+  @functools.partial(jax.jit, compiler_options=QUICK)
+  def run(cosines):
+    return {
+      kind: (
+        jax.vmap(lambda c, k=kind, m=margins: change(k, c, m))(cosines),
+        change(kind, cosines, margins),
+      )
+      for kind, margins in EACH_KIND
+    }
+
+  for kind, results in run(cosines).items():
+    want, _, _ = value_and_slopes(kind, cosines, MARGINS[kind][0])
+    ulps = max(1, MARGINS[kind][0][0]) if kind in ANGULAR else 1
+    for got in results:
+      error = np.abs(np.asarray(got) - want)
+      assert np.all(error <= ulps * 2**-23 * (1 + np.abs(want))), kind
 
 
 @EAGER_AND_JIT
@@ -318,56 +316,58 @@ def test_magface_leaves_a_right_angle_and_more():
   np.testing.assert_allclose(value, -np.sin(0.8), rtol=1e-5)
 
 
-@pytest.mark.parametrize('t', [0.0, 0.3, 1.0])
-def test_curricularface_changes_hard_negatives_alone(t):
+def test_curricularface_changes_hard_negatives_alone():
   rng = np.random.default_rng(0)
   cosines = rng.uniform(-1, 1, (40, 30))
   target = rng.uniform(-1, 1, 40)
   margins = rng.normal(0.5, 0.1, 40)
-  want, slope = curricular_others(cosines, np.arccos(target), margins, t)
-  hard = want != cosines
-  assert 100 < hard.sum() < 1100
   value = lambda c, *rest: _targets.change_others(
     c, rest[0], rest[1:], kind='curricular'
   )
-  with jax.enable_x64(True):
-    arguments = cosines, target, margins, np.full(40, t)
-    got, (by_cosine, *others) = jax.jit(
-      lambda *arguments: (
-        value(*arguments),
-        jax.vjp(value, *arguments)[1](jnp.ones_like(cosines)),
-      )
-    )(*arguments)
-  np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-15)
-  np.testing.assert_allclose(by_cosine, slope, rtol=1e-12)
-  for gradient in others:
-    np.testing.assert_array_equal(gradient, np.zeros(40))
+
+  @functools.partial(jax.jit, compiler_options=QUICK)
+  def run(*arguments):
+    results, pullback = jax.vjp(value, *arguments)
+    return results, pullback(jnp.ones_like(cosines))
+
+  for t in (0.0, 0.3, 1.0):
+    want, slope = curricular_others(cosines, np.arccos(target), margins, t)
+    assert 100 < (want != cosines).sum() < 1100
+    with jax.enable_x64(True):
+      got, (by_cosine, *others) = run(cosines, target, margins, np.full(40, t))
+    np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(by_cosine, slope, rtol=1e-12)
+    for gradient in others:
+      np.testing.assert_array_equal(gradient, np.zeros(40))
 
 
 @pytest.mark.parametrize('kind', [k for k in MARGINS if k != 'curricular'])
 def test_other_kinds_leave_the_others(kind):
-  cosines, target = jnp.ones((3, 2)), jnp.zeros(3)
+  cosines, target = np.ones((3, 2)), np.zeros(3)
   got = _targets.change_others(cosines, target, MARGINS[kind][0], kind=kind)
   assert got is cosines
 
 
 def test_angles_and_their_slope():
-  cosines = grid()
-  wide = cosines.astype(np.float64)
-  np.testing.assert_allclose(
-    _targets.angles(cosines), np.arccos(wide), rtol=2**-22
+  cosines = np.append(grid(), np.float32([1, -1, 1.5, -1.5]))
+  run = jax.jit(
+    lambda c: (
+      _targets.angles(c),
+      jax.grad(lambda c: _targets.angles(c).sum())(c),
+    )
   )
-  slope = jax.grad(lambda c: _targets.angles(c).sum())
+  angles, slopes = map(np.asarray, run(cosines))
+  wide = cosines[:-4].astype(np.float64)
+  np.testing.assert_allclose(angles[:-4], np.arccos(wide), rtol=2**-22)
   np.testing.assert_allclose(
-    slope(cosines), -1 / np.sqrt((1 - wide) * (1 + wide)), rtol=1e-6
+    slopes[:-4], -1 / np.sqrt((1 - wide) * (1 + wide)), rtol=1e-6
   )
-  ends = np.float32([1, -1, 1.5, -1.5])
-  np.testing.assert_allclose(_targets.angles(ends), [0, np.pi, 0, np.pi])
-  np.testing.assert_array_equal(slope(ends), np.zeros(4))
+  np.testing.assert_allclose(angles[-4:], [0, np.pi, 0, np.pi])
+  np.testing.assert_array_equal(slopes[-4:], np.zeros(4))
 
 
 def test_unknown_names_are_refused():
   with pytest.raises(ValueError, match="'straight_through'.*'none'"):
-    change('arc', jnp.zeros(2), (0.5,), gradient='none')
+    change('arc', np.zeros(2), (0.5,), gradient='none')
   with pytest.raises(ValueError, match="arc, cos, .*, not 'tan'"):
-    change('tan', jnp.zeros(2), (0.5,))
+    change('tan', np.zeros(2), (0.5,))

@@ -11,7 +11,7 @@ import pytest
 
 from elasticface_jax import losses
 from elasticface_jax.errors import InputError
-from elasticface_jax.losses import _blockwise
+from elasticface_jax.losses import _blocks
 from elasticface_jax.training.loss import Given, by_name
 
 # None of them a default of the public functions.
@@ -59,22 +59,22 @@ def in_blocks(loss, embeddings, centers, labels, key):
   """Loss, its slope by the target cosine, and the state, as a step has them."""
   head = loss.head(len(centers))
   unit = embeddings / jnp.linalg.norm(embeddings, axis=1, keepdims=True)
-  blocks = _blockwise.to_blocks(centers, 4)
-  targets = _blockwise.target_cosines_of(unit, blocks, labels)
+  blocks = _blocks.to_blocks(centers, 4)
+  targets = _blocks.block_target_cosines(unit, blocks, labels)
   norms = losses.norms(embeddings)
   made = loss.make(Given(key, 0, targets, norms, loss.init()))
-  samples = _blockwise.Samples(unit, labels, targets, made.margins)
+  samples = _blocks.Samples(unit, labels, targets, made.margins)
   statistics = [
-    _blockwise.block_statistics(
+    _blocks.block_statistics(
       samples,
-      _blockwise.unit_centers(block, unit.shape[1]),
+      _blocks.unit_centers(block, unit.shape[1]),
       3 * i + jnp.arange(3),
       head,
     )
     for i, block in enumerate(blocks)
   ]
   statistics = jax.tree.map(lambda *x: jnp.stack(x), *statistics)
-  softmax = _blockwise.join_blocks(statistics, targets, made.margins, head)
+  softmax = _blocks.join_blocks(statistics, targets, made.margins, head)
   assert all(margin.shape == labels.shape for margin in made.margins)
   return softmax.loss + made.regularizer, softmax.target_gradients, made.state
 
