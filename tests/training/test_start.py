@@ -118,7 +118,7 @@ def test_frozen(fine_tune, released, tmp_path):
 
 def test_mistakes(training, released, tmp_path, capsys):
   def refused(message, workdir=None, **changes):
-    changes = {'start__checkpoint': released, 'group_size': 4} | FITS | changes
+    changes = {'start__checkpoint': released} | FITS | changes
     folder = workdir or tmp_path / 'w'
     assert cli.main(training(folder, **changes)) == 2
     err = capsys.readouterr().err
