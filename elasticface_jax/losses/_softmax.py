@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""The named losses, from the matrix of cosines.
+r"""Named losses of the matrix of cosines.
 
-All are the cross-entropy of one softmax and differ in the target's logit only,
+All are the cross-entropy of one softmax and differ only in the target's logit,
 which `losses._targets` computes. They are not reduced; take ``.mean()`` for the
 reference's batch loss. Losses that need the norms of the embeddings, or a
 state, are in `losses._adaptive`.
