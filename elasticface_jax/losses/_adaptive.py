@@ -53,7 +53,9 @@ def _mean(x: jax.Array) -> jax.Array:
   return tree_sum(x) / x.shape[0]
 
 
-def _move(running: jax.Array, batch: jax.Array, rate: ArrayLike) -> jax.Array:
+def _move(
+  running: jax.Array, batch: jax.Array, rate: float | jax.Array
+) -> jax.Array:
   running = jnp.asarray(running, jnp.float32)
   return rate * batch.astype(jnp.float32) + (1 - rate) * running
 
@@ -76,9 +78,9 @@ def adaface_margins(
   norms: ArrayLike,
   state: AdaFaceState,
   *,
-  margin: ArrayLike = 0.4,
-  h: ArrayLike = 0.333,
-  ema_rate: ArrayLike = 0.01,
+  margin: float | jax.Array = 0.4,
+  h: float | jax.Array = 0.333,
+  ema_rate: float | jax.Array = 0.01,
 ) -> tuple[tuple[jax.Array, jax.Array], AdaFaceState]:
   r"""Computes AdaFace's margins from the norms of the embeddings.
 
@@ -137,10 +139,10 @@ def adaface(
   norms: ArrayLike,
   state: AdaFaceState,
   *,
-  margin: ArrayLike = 0.4,
-  h: ArrayLike = 0.333,
-  ema_rate: ArrayLike = 0.01,
-  scale: ArrayLike = 64.0,
+  margin: float | jax.Array = 0.4,
+  h: float | jax.Array = 0.333,
+  ema_rate: float | jax.Array = 0.01,
+  scale: float | jax.Array = 64.0,
 ) -> tuple[jax.Array, AdaFaceState]:
   r"""Computes AdaFace: good images, whose norms are large, get more margin.
 
@@ -212,9 +214,9 @@ def magface_margins(
   *,
   lower_norm: float = 10.0,
   upper_norm: float = 110.0,
-  lower_margin: ArrayLike = 0.45,
-  upper_margin: ArrayLike = 0.8,
-  regularizer_weight: ArrayLike = 35.0,
+  lower_margin: float | jax.Array = 0.45,
+  upper_margin: float | jax.Array = 0.8,
+  regularizer_weight: float | jax.Array = 35.0,
 ) -> tuple[jax.Array, jax.Array]:
   r"""Computes MagFace's margins and regulariser from the norms of embeddings.
 
@@ -266,10 +268,10 @@ def magface(
   *,
   lower_norm: float = 10.0,
   upper_norm: float = 110.0,
-  lower_margin: ArrayLike = 0.45,
-  upper_margin: ArrayLike = 0.8,
-  regularizer_weight: ArrayLike = 35.0,
-  scale: ArrayLike = 64.0,
+  lower_margin: float | jax.Array = 0.45,
+  upper_margin: float | jax.Array = 0.8,
+  regularizer_weight: float | jax.Array = 35.0,
+  scale: float | jax.Array = 64.0,
 ) -> tuple[jax.Array, jax.Array]:
   r"""Computes MagFace: margins grow with the norm, a regulariser rewards it.
 
@@ -355,9 +357,9 @@ def curricularface_margins(
   target_cosines: ArrayLike,
   state: CurricularFaceState,
   *,
-  margin: ArrayLike = 0.5,
-  ema_rate: ArrayLike = 0.01,
-) -> tuple[tuple[ArrayLike, jax.Array], CurricularFaceState]:
+  margin: float | jax.Array = 0.5,
+  ema_rate: float | jax.Array = 0.01,
+) -> tuple[tuple[float | jax.Array, jax.Array], CurricularFaceState]:
   r"""Computes CurricularFace's margins: the given margin, and t.
 
   .. math::
@@ -396,9 +398,9 @@ def curricularface(
   labels: ArrayLike,
   state: CurricularFaceState,
   *,
-  margin: ArrayLike = 0.5,
-  ema_rate: ArrayLike = 0.01,
-  scale: ArrayLike = 64.0,
+  margin: float | jax.Array = 0.5,
+  ema_rate: float | jax.Array = 0.01,
+  scale: float | jax.Array = 64.0,
 ) -> tuple[jax.Array, CurricularFaceState]:
   r"""Computes CurricularFace: the weight of hard negatives grows in training.
 

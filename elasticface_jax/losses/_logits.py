@@ -150,7 +150,7 @@ def arcface_logits(
   labels: ArrayLike,
   margins: ArrayLike,
   *,
-  scale: ArrayLike = 64.0,
+  scale: float | jax.Array = 64.0,
   gradient: str = 'exact',
 ) -> jax.Array:
   r"""Computes logits with an angular margin on each sample's own class.
@@ -189,7 +189,7 @@ def arcface_logits(
     where theirs are infinite and NaN; the cosines of other classes do not pass
     through arccos and cos.
   """
-  cosines, labels, margins = validate_cosines(cosines, labels, margins)
+  cosines, labels, (margins,) = validate_cosines(cosines, labels, margins)
   return scale * _with_margin(cosines, labels, margins, 'arc', gradient)
 
 
@@ -198,7 +198,7 @@ def cosface_logits(
   labels: ArrayLike,
   margins: ArrayLike,
   *,
-  scale: ArrayLike = 64.0,
+  scale: float | jax.Array = 64.0,
 ) -> jax.Array:
   r"""Computes logits with a cosine margin on each sample's own class.
 
@@ -233,19 +233,19 @@ def cosface_logits(
     `CosFace <https://arxiv.org/abs/1801.09414>`_, CVPR 2018.
     Differs from the authors' code in: nothing.
   """
-  cosines, labels, margins = validate_cosines(cosines, labels, margins)
+  cosines, labels, (margins,) = validate_cosines(cosines, labels, margins)
   return scale * _with_margin(cosines, labels, margins, 'cos', 'exact')
 
 
 def _with_margin(
   cosines: jax.Array,
   labels: jax.Array,
-  margins: tuple[jax.Array, ...],
+  margins: jax.Array,
   kind: str,
   gradient: str,
 ) -> jax.Array:
   target = change_target(
-    pick_target(cosines, labels), margins, kind=kind, gradient=gradient
+    pick_target(cosines, labels), (margins,), kind=kind, gradient=gradient
   )
   mask = is_target(labels, cosines.shape[1])
   return jnp.where(mask, target[:, None], cosines)

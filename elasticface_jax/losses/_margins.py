@@ -16,7 +16,7 @@ def sample_margins(
   key: jax.Array,
   shape: Sequence[int],
   *,
-  mean: ArrayLike,
+  mean: float | jax.Array,
   std: float,
   clip: tuple[float, float] | None = None,
   first_sample: ArrayLike = 0,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""The named losses, from the matrix of cosines.
+r"""Named losses of the matrix of cosines.
 
-All are the cross-entropy of one softmax and differ in the target's logit only,
+All are the cross-entropy of one softmax and differ only in the target's logit,
 which `losses._targets` computes. They are not reduced; take ``.mean()`` for the
 reference's batch loss. Losses that need the norms of the embeddings, or a
 state, are in `losses._adaptive`.
@@ -23,7 +23,10 @@ from elasticface_jax.losses._targets import change_others, change_target
 
 
 def _cross_entropy(
-  cosines: jax.Array, labels: jax.Array, target: jax.Array, scale: ArrayLike
+  cosines: jax.Array,
+  labels: jax.Array,
+  target: jax.Array,
+  scale: float | jax.Array,
 ) -> jax.Array:
   r"""Computes ``log(1 + sum_{j != y} exp(scale (cosine_j - target)))``.
 
@@ -60,7 +63,7 @@ def margin_softmax(
   labels: ArrayLike,
   *margins: ArrayLike,
   kind: str,
-  scale: ArrayLike,
+  scale: float | jax.Array,
   gradient: str = 'exact',
 ) -> jax.Array:
   """Computes the loss of a kind in `_targets.KINDS`: ``[B, C]`` to ``[B]``."""
@@ -74,7 +77,7 @@ def margin_softmax(
 def _draw_margins(
   cosines: ArrayLike,
   key: jax.Array,
-  margin: ArrayLike,
+  margin: float | jax.Array,
   margin_std: float,
   clip: tuple[float, float] | None,
   first_sample: ArrayLike,
@@ -97,7 +100,7 @@ def _draw_paired_margins(
   cosines: ArrayLike,
   labels: ArrayLike,
   key: jax.Array,
-  margin: ArrayLike,
+  margin: float | jax.Array,
   margin_std: float,
   clip: tuple[float, float] | None,
   first_sample: ArrayLike,
@@ -112,7 +115,7 @@ def _draw_paired_margins(
 
 
 def normface(
-  cosines: ArrayLike, labels: ArrayLike, *, scale: ArrayLike = 64.0
+  cosines: ArrayLike, labels: ArrayLike, *, scale: float | jax.Array = 64.0
 ) -> jax.Array:
   r"""Computes NormFace: the softmax of scaled cosines, without a margin.
 
@@ -153,7 +156,7 @@ def arcface(
   labels: ArrayLike,
   *,
   margin: ArrayLike = 0.5,
-  scale: ArrayLike = 64.0,
+  scale: float | jax.Array = 64.0,
   gradient: str = 'exact',
 ) -> jax.Array:
   r"""Computes ArcFace: a margin on the angle of embedding and class centre.
@@ -207,7 +210,7 @@ def cosface(
   labels: ArrayLike,
   *,
   margin: ArrayLike = 0.35,
-  scale: ArrayLike = 64.0,
+  scale: float | jax.Array = 64.0,
 ) -> jax.Array:
   r"""Computes CosFace: a margin on the cosine of embedding and class centre.
 
@@ -256,7 +259,7 @@ def combined_margin(
   m1: ArrayLike = 1.0,
   m2: ArrayLike = 0.5,
   m3: ArrayLike = 0.0,
-  scale: ArrayLike = 64.0,
+  scale: float | jax.Array = 64.0,
   gradient: str = 'exact',
 ) -> jax.Array:
   r"""Computes the combined margin: SphereFace's, ArcFace's and CosFace's.
@@ -324,7 +327,7 @@ def sphereface(
   labels: ArrayLike,
   *,
   margin: ArrayLike = 1.7,
-  scale: ArrayLike = 30.0,
+  scale: float | jax.Array = 30.0,
   gradient: str = 'exact',
 ) -> jax.Array:
   r"""Computes SphereFace-R: a factor of at least 1 on the angle.
@@ -384,7 +387,7 @@ def x2_softmax(
   a: ArrayLike = -0.9,
   h: ArrayLike = 0.0,
   k: ArrayLike = 0.65,
-  scale: ArrayLike = 64.0,
+  scale: float | jax.Array = 64.0,
   gradient: str = 'exact',
 ) -> jax.Array:
   r"""Computes X2-Softmax: a parabola of the angle; the margin grows with it.
@@ -438,9 +441,9 @@ def elastic_arcface(
   labels: ArrayLike,
   *,
   key: jax.Array,
-  margin: ArrayLike = 0.5,
+  margin: float | jax.Array = 0.5,
   margin_std: float = 0.05,
-  scale: ArrayLike = 64.0,
+  scale: float | jax.Array = 64.0,
   gradient: str = 'exact',
   clip: tuple[float, float] | None = None,
   first_sample: ArrayLike = 0,
@@ -506,9 +509,9 @@ def elastic_cosface(
   labels: ArrayLike,
   *,
   key: jax.Array,
-  margin: ArrayLike = 0.35,
+  margin: float | jax.Array = 0.35,
   margin_std: float = 0.05,
-  scale: ArrayLike = 64.0,
+  scale: float | jax.Array = 64.0,
   clip: tuple[float, float] | None = None,
   first_sample: ArrayLike = 0,
 ) -> jax.Array:
@@ -567,9 +570,9 @@ def elastic_arcface_plus(
   labels: ArrayLike,
   *,
   key: jax.Array,
-  margin: ArrayLike = 0.5,
+  margin: float | jax.Array = 0.5,
   margin_std: float = 0.0175,
-  scale: ArrayLike = 64.0,
+  scale: float | jax.Array = 64.0,
   gradient: str = 'exact',
   clip: tuple[float, float] | None = None,
   first_sample: ArrayLike = 0,
@@ -637,9 +640,9 @@ def elastic_cosface_plus(
   labels: ArrayLike,
   *,
   key: jax.Array,
-  margin: ArrayLike = 0.35,
+  margin: float | jax.Array = 0.35,
   margin_std: float = 0.025,
-  scale: ArrayLike = 64.0,
+  scale: float | jax.Array = 64.0,
   clip: tuple[float, float] | None = None,
   first_sample: ArrayLike = 0,
   pairing: str = 'paper',

@@ -46,7 +46,7 @@ STATES = {
 SPREAD = 2**-4
 CLIPPED = {'clip': (-1.0, 1.5), 'first_sample': 16}
 
-# The losses of each program: the loss, and what it is given besides.
+# The losses of each program: a label, the loss and its keyword arguments.
 _NAMED = {
   **{name: (name, {}) for name in PLAIN},
   **{name: (name, {'margin_std': SPREAD}) for name in ELASTIC},
@@ -84,16 +84,16 @@ QUICK = {'xla_backend_optimization_level': 0}
 
 
 class Result(NamedTuple):
-  """What comes of a loss, in NumPy."""
+  """A loss with its gradients, in NumPy."""
 
   loss: np.ndarray
   by_cosines: np.ndarray
   by_norms: np.ndarray | None
-  extra: Any  # MagFace's regulariser, or the state.
+  extra: Any  # MagFace's regulariser, or the new state.
 
 
 def call(name, cosines, labels, norms, *, key, states=STATES, **options):
-  """The loss, and what else it returns."""
+  """Calls a named loss; returns the loss and its other results."""
   loss = getattr(losses, name)
   if name in ELASTIC:
     return loss(cosines, labels, key=key, **options), ()
@@ -107,7 +107,7 @@ def call(name, cosines, labels, norms, *, key, states=STATES, **options):
 
 
 def value_and_gradients(loss, *arrays):
-  """Losses, their gradients by the arrays, and what else `loss` returns."""
+  """Losses, their gradients by the arrays, and the other results."""
   values, pullback, extra = jax.vjp(loss, *arrays, has_aux=True)
   return values, *pullback(jnp.ones_like(values)), extra
 
@@ -136,7 +136,7 @@ _run_quickly = jax.jit(_run, static_argnums=0, compiler_options=QUICK)
 
 
 def make_norms(size=32, seed=3):
-  """From below MagFace's limits to above, and to both ends of AdaFace's k."""
+  """Norms beyond both of MagFace's limits and both ends of AdaFace's k."""
   norms = np.random.default_rng(seed).uniform(2, 130, size)
   return norms.astype(np.float32)
 
@@ -200,14 +200,14 @@ def evaluate(
 
 
 def options_of(name):
-  """What the program in float32 gives a loss, besides arrays, key and state."""
+  """Keyword arguments of a loss in the float32 program, with its margins."""
   _, options = _NAMED[name]
   return {'scale': 64.0} | options | make_margins().get(name, {})
 
 
 @functools.cache
 def results(kind, program, scale=64.0, seed=0):
-  """The losses of an example. Do not write into them."""
+  """The losses of an example, computed once; callers must not change them."""
   cosines, labels, norms = example(kind)
   return evaluate(
     cosines, labels, norms, program=program, scale=scale, seed=seed
@@ -216,7 +216,7 @@ def results(kind, program, scale=64.0, seed=0):
 
 @functools.cache
 def eager():
-  """The losses of the uniform example, op by op; and what else they return."""
+  """The losses of the uniform example and their other results, op by op."""
   key = jax.random.key(0)
   return {
     name: jax.tree.map(

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The losses in NumPy float64, from the formulas, and batches to compare on.
 
-The reference takes the arccos, changes the target as the paper says, forms the
+The reference computes the arccos, changes the target as in the paper, forms the
 softmax and differentiates by hand:
 
   d loss / d cosine_j = s p_j                             for j other than y,
   d loss / d cosine_y = -s (1 - p_y) (-psi'(t) / sin t)
 
 with psi and its derivative from `formula`. In float64 it agrees with the
-library element by element. In float32 the target's own cosine is good to one
-ulp of 1, 2**-23, which the scale turns into 7.6e-6 of the logit at 64; so there
-each loss and each row of the gradient agrees to the relative error ``1e-6 + s *
-2**-23``, and the batch to 1e-6 of its largest value. Losses that compute with
-the angle round that too, to an ulp of pi and not of 1.
+library element by element. In float32 the target's own cosine has an error of
+one ulp of 1, 2**-23, which the scale turns into 7.6e-6 of the logit at 64. So
+there each loss and each row of the gradient agrees to the relative error
+``1e-6 + s * 2**-23``, and the batch to 1e-6 of its largest value. Losses that
+compute with the angle round it too, to an ulp of pi and not of 1.
 """
 
 import numpy as np

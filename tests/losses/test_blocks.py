@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of the block-wise softmax, as the training step uses them."""
+"""Parts of the block-wise softmax, as the training step uses them."""
 
 import functools
 

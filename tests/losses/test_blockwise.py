@@ -255,7 +255,7 @@ NORMS = np.linspace(4, 130, 12)[:, None]
 
 @functools.cache
 def made():
-  """What goes into each, and its losses, gradients and states."""
+  """The inputs, and the losses, gradients and states of each loss."""
   batches = {}
   for name in MADE:
     subcenters = 3 if name == 'curricularface' else None
@@ -444,7 +444,7 @@ def test_the_defaults_are_an_exact_arc_of_scale_64():
 
 
 def refused(function, error, match, changes, **options):
-  """Calls with one argument changed, and reads the complaint."""
+  """Calls with one argument changed; expects the error."""
   arrays = {
     'embeddings': np.ones((4, 3)),
     'class_centers': np.ones((7, 3)),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public room of the losses: its names, its help, and what it accepts."""
+"""Public names of the losses, their help, and the arrays they accept."""
 
 import inspect
 import pydoc

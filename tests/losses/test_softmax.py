@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The named losses against the reference, which is in NumPy in float64."""
+"""The named losses compared with the reference in NumPy in float64."""
 
 import functools
 import math
