@@ -106,8 +106,8 @@ def test_loop(run):
   assert set(found['variants']) == {'bare steps', 'loop'}
   (ratio,) = found['time_ratios'].values()
   assert ratio['min'] > 0.1
-  # Metrics and the placement of a batch: microseconds at least.
-  assert 1e-6 < found['added_seconds_per_step_at_most']['median'] < 1
+  # A difference of two times: its sign is noise where others use the cores.
+  assert abs(found['added_seconds_per_step_at_most']['median']) < 1
 
 
 @pytest.mark.parametrize(
