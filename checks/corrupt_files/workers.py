@@ -87,7 +87,7 @@ class Worker:
 
   @property
   def alive(self) -> bool:
-    """Whether it can run another case."""
+    """True while it can run another case."""
     return not self._connection.closed
 
   def run(self, number: int, timeout: float) -> Case:
