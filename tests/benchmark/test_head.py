@@ -38,13 +38,13 @@ def test_more_classes_get_more_blocks():
 
 
 def test_one_block_is_the_logits_matrix():
-  recipe = dataclasses.replace(RECIPE, num_blocks=1)
+  recipe = dataclasses.replace(RECIPE, num_blocks=1, group_size=32)
   run = Run(recipe, make_mesh(1), backbone=thin_backbone(16), image_size=2)
   assert head.logits_matrix(run)['holds_logits_matrix']
 
 
 def test_all_products_are_computed():
-  recipe = dataclasses.replace(RECIPE, subcenters=2)
+  recipe = dataclasses.replace(RECIPE, subcenters=2, group_size=32)
   task = make_task(recipe, make_mesh(1), backbone=thin_backbone(16))
   # The products need of a run only its class centres, and no compiled step.
   centers = jnp.ones(task.abstract_state().class_centers.shape)
@@ -77,19 +77,13 @@ def products_of(run):
 
 @pytest.mark.parametrize(('sample_rate', 'devices'), [(1.0, 1), (0.1, 2)])
 def test_measure(monkeypatch, sample_rate, devices):
-  runs, centers = [], []
-
-  def observed_run(*arguments, **named):
-    runs.append(Run(*arguments, **named))
-    return runs[-1]
-
+  centers = []
   update = head._update
 
   def observed_update(run):
     centers.append(run.state.class_centers)
     return update(run)
 
-  monkeypatch.setattr(head, 'Run', observed_run)
   monkeypatch.setattr(head, '_update', observed_update)
   mesh = make_mesh(devices)
   recipe = dataclasses.replace(RECIPE, sample_rate=sample_rate)

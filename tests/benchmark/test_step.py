@@ -37,9 +37,7 @@ def quick(monkeypatch):
 @pytest.fixture(scope='module')
 def run():
   # A real network takes long to compile; test_command has one.
-  return step.Run(
-    RECIPE, state.make_mesh(2), backbone=step.thin_backbone(16), image_size=8
-  )
+  return step.Run(RECIPE, state.make_mesh(2), backbone=step.thin_backbone(16))
 
 
 def trainers_task(layout):
@@ -100,8 +98,18 @@ def test_best_of_torch_is_what_counts():
   assert ratios['best of torch / ours']['median'] == 2
 
 
-def test_loop(run):
+def test_loop(run, monkeypatch):
+  thin = []
+
+  def make_thin(*arguments, **named):
+    # Another program to compile; the one at hand is as fast.
+    thin.append(arguments)
+    return run
+
+  monkeypatch.setattr(loop, 'Run', make_thin)
   found = loop.measure(run, steps=5, rounds=2)
+  ((recipe, _),) = thin
+  assert recipe.num_classes == 4 and recipe.num_blocks == 2
   assert found['steps_of_a_round'] == 3
   assert set(found['variants']) == {'bare steps', 'loop'}
   (ratio,) = found['time_ratios'].values()

@@ -13,8 +13,7 @@ def head_memory(load_script):
   return load_script(SCRIPT)
 
 
-@pytest.mark.parametrize('sample_rate', [1.0, 0.1])
-@pytest.mark.parametrize('devices', [1, 2])
+@pytest.mark.parametrize(('devices', 'sample_rate'), [(1, 1.0), (2, 0.1)])
 def test_a_step_holds_the_state_once_and_a_block(
   head_memory, devices, sample_rate
 ):
