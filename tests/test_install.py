@@ -25,8 +25,8 @@ DISTRIBUTIONS = {
   'orbax': 'orbax-checkpoint',
   'yaml': 'pyyaml',
 }
-# Files that need no extra, and the extras of the others; `lazy` are those of
-# imports inside functions.
+# Files that need no extra, and the extras of the others by folder. Imports
+# inside functions may also be of LAZY.
 BARE = r'elasticface_jax/((losses|exact)/.*|evaluation/(?!plots).*|\w+__)\.py'
 FOLDERS = {
   'elasticface_jax': {'train'},
@@ -85,6 +85,8 @@ def test_extras_cover_the_imports(folder):
     bare = re.fullmatch(BARE, path.relative_to(ROOT).as_posix())
     extras = set() if bare else FOLDERS[folder]
     for name, lazy in third_party(path):
+      if lazy and folder == 'tests':
+        continue  # Some of these are not there, on purpose.
       within = extras | LAZY if lazy and not bare else extras
       assert name in {n for e in within for n in names(e)}, (path, name)
 
@@ -113,12 +115,11 @@ def built(tmp_path_factory):
   return folder
 
 
+@pytest.mark.skipif(not (ROOT / '.git').exists(), reason='no checkout')
 def test_sdist_holds_what_git_tracks(built):
   tracked = subprocess.run(
-    ['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True, check=False
+    ['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True, check=True
   ).stdout.split()
-  if not tracked:
-    pytest.skip('not a checkout')
   (sources,) = built.glob('*.egg-info/SOURCES.txt')
   assert set(tracked) - set(sources.read_text().splitlines()) == set()
 
@@ -139,7 +140,5 @@ def test_whole_package_is_in_the_wheel(built):
 def test_launchers_install_the_trainer():
   files = [p for p in (ROOT / 'launch').rglob('*') if p.suffix != '.md']
   text = '\n'.join(p.read_text() for p in files if p.is_file())
-  for extras in re.findall(
-    r'EXTRAS=\$\{EXTRAS:-(.*)\}|pip install.*\[(.*)\]', text
-  ):
-    assert 'train' in ''.join(extras) or '$EXTRAS' in extras, extras
+  found = re.findall(r'(?:pip install.*\[|EXTRAS:-)(.*)[]}]', text)
+  assert len(found) == 2 and all('train' in extras for extras in found), found
