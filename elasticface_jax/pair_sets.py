@@ -11,24 +11,36 @@ from elasticface_jax.training import checkpoint
 
 
 def open_pair_sets(
-  specs: Sequence[str], *, num_pairs: int, seed: int
+  specs: Sequence[str], *, num_pairs: int, seed: int, folds: int = 10
 ) -> list[data.PairSet]:
-  """Opens pair sets whose names differ.
+  """Opens pair sets whose names differ, each of them with enough pairs.
+
+  Everything that `evaluation.verify` refuses about the pairs is refused here,
+  before hours of work that end in a verification.
 
   Args:
     specs: paths, or ``'synthetic'``.
     num_pairs: number of synthetic pairs.
     seed: seed of the synthetic pairs.
+    folds: folds of the cross-validation, at least 2.
 
   Returns:
     The pair sets, in their order.
 
   Raises:
-    InputError: if one cannot be read, or two have the same name.
+    InputError: if one cannot be read or has fewer pairs than folds, or two
+      have the same name.
   """
-  opened = [
-    data.open_pairs(spec, num_pairs=num_pairs, seed=seed) for spec in specs
-  ]
+  if folds < 2:
+    raise InputError(
+      f'folds={folds}: each fold is judged at the threshold of the others; '
+      'choose 2 or more'
+    )
+  opened = []
+  for spec in specs:
+    pairs = data.open_pairs(spec, num_pairs=num_pairs, seed=seed)
+    _check_folds(spec, len(pairs.same), folds)
+    opened.append(pairs)
   names = [pairs.name for pairs in opened]
   for name in names:
     if names.count(name) > 1:
@@ -37,6 +49,21 @@ def open_pair_sets(
         'each other: rename a file'
       )
   return opened
+
+
+def _check_folds(spec: str, num_pairs: int, folds: int) -> None:
+  if num_pairs >= folds:
+    return
+  if num_pairs < 2:
+    raise InputError(
+      f'{spec}: a single pair; verification needs one to set the threshold and '
+      'one to judge: give 2 pairs or more'
+    )
+  raise InputError(
+    f'{spec}: {num_pairs} pairs are too few for {folds} folds; choose folds '
+    f'from 2 to {num_pairs}: --folds {num_pairs} in evaluate, '
+    f'--config.eval.folds={num_pairs} in train'
+  )
 
 
 def write_results(folder: Path, results: Mapping[str, Verification]) -> None:

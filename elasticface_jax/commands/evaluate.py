@@ -29,6 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="pair set, .bin or .npz, or 'synthetic'; repeat for more",
   )
   parser.add_argument(
+    '--folds',
+    type=int,
+    default=10,
+    metavar='N',
+    help='folds of the cross-validation, 2 or more; default: 10, as published',
+  )
+  parser.add_argument(
     '--out',
     type=Path,
     metavar='DIR',
@@ -38,34 +45,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
   """Prints a table of the results, and writes them where ``--out`` says."""
-  evaluate(_checkpoint.open_weights(args), args.pairs, out=args.out)
+  evaluate(
+    _checkpoint.open_weights(args), args.pairs, folds=args.folds, out=args.out
+  )
 
 
 def evaluate(
-  weights: Weights, pairs: Sequence[str], *, out: Path | None
+  weights: Weights, pairs: Sequence[str], *, folds: int, out: Path | None
 ) -> dict[str, Verification]:
   """Verifies pair sets with a trained backbone.
 
   Args:
     weights: the backbone.
     pairs: paths, or ``'synthetic'``.
+    folds: folds of the cross-validation, at least 2.
     out: folder for results and plots; None for none.
 
   Returns:
     The result of each pair set, by name.
 
   Raises:
-    InputError: if a pair set cannot be read.
+    InputError: if a pair set cannot be read, or has fewer pairs than folds.
   """
   from elasticface_jax import evaluation, pair_sets
 
   config = weights.config
   opened = pair_sets.open_pair_sets(
-    pairs, num_pairs=config['eval']['synthetic_pairs'], seed=config['seed']
+    pairs,
+    num_pairs=config['eval']['synthetic_pairs'],
+    seed=config['seed'],
+    folds=folds,
   )
   embed = _checkpoint.embedder(weights)
   print(f'{weights.path}, step {weights.step}')
-  results = {p.name: evaluation.verify(embed(p.images), p.same) for p in opened}
+  results = {
+    p.name: evaluation.verify(embed(p.images), p.same, folds) for p in opened
+  }
   print(evaluation.table(results))
   if out is not None:
     out.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,8 @@ from elasticface_jax.errors import InputError
 
 # Squared L2 distances of unit vectors lie in [0, 4].
 _DISTANCE_THRESHOLDS = np.arange(0, 4, 0.01)
+# Folds of the published protocol.
+_FOLDS = 10
 # LFW-style sets have about 3,000 impostor pairs: 1e-3 is three of them, and a
 # lower FAR cannot be distinguished from zero.
 _FARS = (1e-2, 1e-3)
@@ -98,6 +100,11 @@ class Verification:
   eer: float | None
 
   @property
+  def folds(self) -> int:
+    """Number of folds."""
+    return len(self.fold_accuracies)
+
+  @property
   def num_pairs(self) -> int:
     """Number of pairs, N."""
     return len(self.same)
@@ -108,6 +115,7 @@ class Verification:
     return {
       'num_pairs': self.num_pairs,
       'num_genuine': int(self.same.sum()),
+      'folds': self.folds,
       'accuracy': self.accuracy,
       'accuracy_std': self.accuracy_std,
       'threshold': self.threshold,
@@ -121,7 +129,7 @@ class Verification:
 
 
 def verify(
-  embeddings: np.ndarray, same: np.ndarray, folds: int = 10
+  embeddings: np.ndarray, same: np.ndarray, folds: int = _FOLDS
 ) -> Verification:
   r"""Computes the cross-validated accuracy of the LFW protocol.
 
@@ -395,7 +403,8 @@ def table(results: Mapping[str, Verification]) -> str:
   Returns:
     Aligned lines without a final newline: the accuracy and its cosine
     threshold, then TAR at FAR 1e-3, the threshold there and the FAR found, both
-    rates with their 95 % interval.
+    rates with their 95 % interval. Below the table, a line where the number of
+    folds is not the published 10.
 
   Examples:
     >>> result = verify(np.eye(2)[[0, 0, 1, 1, 0, 1, 1, 0]], [1, 0, 1, 0],
@@ -415,10 +424,11 @@ def table(results: Mapping[str, Verification]) -> str:
   )
   rows = [header, *(_table_row(name, r) for name, r in results.items())]
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return '\n'.join(
+  lines = [
     '  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
     for row in rows
-  )
+  ]
+  return '\n'.join([*lines, *_table_notes(results)])
 
 
 def _table_row(name: str, result: Verification) -> tuple[str, ...]:
@@ -434,6 +444,15 @@ def _table_row(name: str, result: Verification) -> tuple[str, ...]:
     f'{point.threshold:.3f}',
     _percent(point.far, point.far_interval, 3),
   )
+
+
+def _table_notes(results: Mapping[str, Verification]) -> list[str]:
+  """Returns a line for whatever a reader of the table must know besides."""
+  unusual = {r.folds for r in results.values()} - {_FOLDS}
+  return [
+    f'accuracy over {folds} folds; published ones are over {_FOLDS}'
+    for folds in sorted(unusual)
+  ]
 
 
 def _percent(rate: float, interval: tuple[float, float], digits: int) -> str:

@@ -376,6 +376,19 @@ def test_as_dict_has_no_infinity():
   assert result.as_dict()['tar_at_far']['0.001']['threshold'] is None
 
 
+def test_table_and_dict_name_folds_that_are_not_ten():
+  embeddings, same = noisy_pairs(20, seed=17)
+  ten, four, two = (
+    evaluation.verify(embeddings, same, folds=folds) for folds in (10, 4, 2)
+  )
+  assert [r.as_dict()['folds'] for r in (ten, four, two)] == [10, 4, 2]
+  lines = evaluation.table({'a': ten, 'b': four, 'c': two}).splitlines()
+  assert len(lines) == 1 + 3 + 2
+  assert lines[-2].startswith('accuracy over 2 folds')
+  assert lines[-1].startswith('accuracy over 4 folds')
+  assert len(evaluation.table({'a': ten}).splitlines()) == 2
+
+
 def test_table_lines_up():
   results = {
     name: evaluation.verify(*noisy_pairs(num_pairs, seed=16))
