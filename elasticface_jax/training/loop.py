@@ -3,7 +3,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ def train(
   batches: Callable[[int], Iterator],
   batch_indices: Callable[[int], np.ndarray],
   evaluate: Callable[[TrainState], Mapping[str, Any]],
+  pair_sets: Iterable[str],
   checkpoints: Checkpoints,
   layout: Layout,
   total_steps: int,
@@ -48,6 +49,7 @@ def train(
       order: images uint8 ``[b, H, W, 3]``, labels int32 ``[b]``.
     batch_indices: returns the indices of all images in a step's batch, ``[B]``.
     evaluate: returns one JSON-like result for each pair set.
+    pair_sets: their names.
     checkpoints: of the run folder.
     layout: of the step.
     total_steps: step to end at.
@@ -81,8 +83,19 @@ def train(
       log=due(step, log_every, total_steps) or step == 1,
     )
 
+  def verifies_at(step):
+    if step == 0:
+      return eval_every > 0
+    return due(step, eval_every, total_steps)
+
   def verify(step):
-    for name, result in evaluate(state).items():
+    try:
+      results = evaluate(state)
+    except InputError:
+      # All processes have it. A state that cannot be verified is saved first.
+      checkpoints.wait()
+      raise
+    for name, result in results.items():
       log.evaluation(step, name, result)
       log.line(
         f'step {step}  {name}: accuracy {100 * result["accuracy"]:.2f} % '
@@ -94,8 +107,10 @@ def train(
     _writer(workdir, first, total_steps) as log,
     contextlib.closing(batches(first)) as feed,
   ):
-    if first == 0 and eval_every:
-      verify(0)  # The untrained network: the first point of the curve.
+    # At step 0 the untrained network, the first point of the curve; later what
+    # an earlier start saved and did not come to verify.
+    if verifies_at(first) and not _is_verified(workdir, first, pair_sets):
+      verify(first)
     for step, batch in enumerate(feed, first + 1):
       images, labels = layout.put(batch.images), layout.put(batch.labels)
       state, measured = step_fn(state, images, labels, keys)
@@ -106,21 +121,28 @@ def train(
       pending = step, measured
 
       stop = listener.heard(step)
-      evaluation = due(step, eval_every, total_steps)
       saving = due(step, checkpoint_every, total_steps) or stop
-      if evaluation or saving:
+      if verifies_at(step) or saving:
         # No state is saved or verified before its loss is known to be finite.
         log_pending(log)
         pending = None
-      if evaluation:
-        verify(step)
       if saving:
         checkpoints.save(step, state)
+      if verifies_at(step) and not (stop and step < total_steps):
+        verify(step)
       if stop and step < total_steps:
         checkpoints.wait()
         raise Stopped(stop, step)
     checkpoints.wait()
   return state
+
+
+def _is_verified(workdir: Path, step: int, names: Iterable[str]) -> bool:
+  """Tells whether all pair sets have a record of a step, in all processes."""
+  missing = ''
+  if processes.is_first():
+    missing = ' '.join({*names} - metrics.evaluated(workdir, step))
+  return not processes.from_first(missing[:1000])
 
 
 def _writer(workdir: Path, first: int, total_steps: int):

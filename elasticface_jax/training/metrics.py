@@ -34,6 +34,12 @@ def read(workdir: Path) -> list[dict]:
   return records
 
 
+def evaluated(workdir: Path, step: int) -> set[str]:
+  """Returns the names of the pair sets with a record of a step."""
+  rows = [row for row in read(workdir) if row['step'] == step]
+  return {row['pairs'] for row in rows if 'pairs' in row}
+
+
 class Writer:
   """Writes a run's metrics; use as a context manager."""
 
