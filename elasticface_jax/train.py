@@ -153,6 +153,7 @@ def report(workdir: Path, results: Mapping, seconds: float) -> dict[str, Any]:
   Args:
     workdir: the run folder.
     results: a `Verification` for each pair set, by name.
+    seconds: how long this start of the run took.
 
   Returns:
     As `train`.

@@ -169,7 +169,7 @@ class _Kept:
   def __init__(self, manager: ocp.CheckpointManager, step: int):
     record = manager.metadata(step)  # An error if there is no state at all.
     self._path = Path(manager.directory) / str(step)
-    if not record.item_handlers:
+    if record.init_timestamp_nsecs is None:
       raise ValueError('its _CHECKPOINT_METADATA is missing or damaged')
     if record.item_metadata is None:
       raise ValueError('its default/_METADATA is missing or damaged')

@@ -58,8 +58,12 @@ def _differs(field: str, before: Any, now: Any) -> bool:
 
 def is_begun(workdir: Path) -> bool:
   """Tells whether a run folder holds a checkpoint to resume from."""
-  steps = (workdir / 'checkpoints').glob('*')
-  return any(step.name.isdigit() for step in steps)
+  return bool(_steps(workdir))
+
+
+def _steps(workdir: Path) -> list[int]:
+  folders = (workdir / 'checkpoints').glob('*')
+  return [int(folder.name) for folder in folders if folder.name.isdigit()]
 
 
 def needs_initial_weights(workdir: Path, checkpoint: str) -> bool:
@@ -142,15 +146,17 @@ def claim(
   if starts:
     _check_origin(workdir, starts[0], data_fingerprint, start_fingerprint)
     _warn_of_change(workdir, starts[-1], here)
-  starts.append(
-    {
-      'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
-      'seed': config['seed'],
-      'data_fingerprint': data_fingerprint,
-      'start_fingerprint': start_fingerprint,
-      **here,
-    }
-  )
+  # A run that has ended starts nothing.
+  if max(_steps(workdir), default=-1) < config['total_steps']:
+    starts.append(
+      {
+        'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
+        'seed': config['seed'],
+        'data_fingerprint': data_fingerprint,
+        'start_fingerprint': start_fingerprint,
+        **here,
+      }
+    )
   if processes.is_first():
     write_json(manifest_path, {'starts': starts})
     write_json(path, config)
