@@ -17,7 +17,7 @@ ALLOWED = {
   'models': set(),
   'data': {'pickles', 'atomic'},
   'evaluation': {'atomic'},
-  'training': {'exact', 'losses', 'atomic', 'config_rules'},
+  'training': {'exact', 'losses', 'atomic', 'config_rules', 'terminal'},
   'config_rules': set(),
   'recipes': {'config_rules', 'training'},
   'benchmark': {
@@ -58,6 +58,7 @@ ALLOWED = {
     'exit_codes',
     'missing',
     'atomic',
+    'terminal',
   },
   'cli': {'commands', 'runtime', 'exit_codes', 'missing'},
   '__main__': {'cli'},
@@ -66,6 +67,7 @@ ALLOWED = {
   'missing': set(),
   'runtime': set(),
   'pickles': set(),
+  'terminal': set(),
   'atomic': set(),
   '__init__': set(),
 }
