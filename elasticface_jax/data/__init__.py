@@ -3,6 +3,7 @@
 
 - `open_source` and `open_encoded` open images: an insightface ``.rec`` folder,
   a folder of images, TFDS shards, or synthetic faces (`data.sources`).
+- `list_images` and `read_image` take image files without labels.
 - `batches` yields the batches of given steps, in the order of `batch_indices`.
 - `open_pairs`, `read_pairs` and `write_pairs` handle pair sets;
   `read_pair_list` and `pairs_from_folder` make one from LFW's ``pairs.txt``.
@@ -25,6 +26,7 @@ from elasticface_jax.data.pipeline import Batch, all_in_order, batches
 from elasticface_jax.data.sources.encoded import BadFace, EncodedSource
 from elasticface_jax.data.sources.files import is_remote
 from elasticface_jax.data.sources.folder import FolderSource
+from elasticface_jax.data.sources.images import list_images, read_image
 from elasticface_jax.data.sources.opening import (
   Source,
   open_encoded,
@@ -67,12 +69,14 @@ __all__ = [
   'inspect_pairs',
   'inspect_rec',
   'is_remote',
+  'list_images',
   'open_encoded',
   'open_pairs',
   'open_source',
   'pairs_from_folder',
   'prepare_shards',
   'read_encoded',
+  'read_image',
   'read_pair_list',
   'read_pairs',
   'synthetic_pairs',

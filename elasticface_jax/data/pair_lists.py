@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 
 from elasticface_jax.data.sources.encoded import counted
+from elasticface_jax.data.sources.images import SUFFIXES
 from elasticface_jax.errors import InputError
 
-_SUFFIXES = ('.jpg', '.jpeg', '.png')
 _REMEDY = "give a list like LFW's pairs.txt"
 
 
@@ -147,7 +147,7 @@ def _list_images(folder: Path) -> dict[str, list[Path]]:
   """Lists a person's images by name without suffix; empty without a folder."""
   images = {}
   for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-    if path.suffix.lower() in _SUFFIXES:
+    if path.suffix.lower() in SUFFIXES:
       images.setdefault(path.stem, []).append(path)
   return images
 

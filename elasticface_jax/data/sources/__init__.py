@@ -6,6 +6,7 @@
 - `rec`: insightface's ``train.rec`` folders, on `recordio`, MXNet's format.
 - `folder`: a folder of images for each person.
 - `shards`: TFDS shards in TFRecord or ArrayRecord format.
+- `images`: image files without labels: one, or a flat folder of them.
 - `synthetic`: faces that are drawn.
 - `files`: positioned reads, on a disk or in storage such as ``gs://``.
 - `index`: the cached index of the images' places.

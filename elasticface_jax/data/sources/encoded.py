@@ -67,6 +67,29 @@ class EncodedSource(abc.ABC):
   def place(self, index: int) -> str:
     """Names the place of an image, for a message: file and key or byte."""
 
+  def image_name(self, index: int) -> str:
+    """Names an image: its path in the folder, its key, or else its number.
+
+    Args:
+      index: number of the image, in ``[0, num_images)``.
+
+    Returns:
+      A name that no other image of the source has. Bytes of a file's name that
+      are no UTF-8 are escaped.
+    """
+    return str(int(index))
+
+  def class_name(self, label: int) -> str:
+    """Names a class: its folder, or else its number.
+
+    Args:
+      label: in ``[0, num_classes)``.
+
+    Returns:
+      The name, escaped as that of an image.
+    """
+    return str(int(label))
+
   def bad(self, index: int, problem: str) -> BadFace:
     """Returns the error for an image; the caller raises it."""
     remedy = f'`elasticface inspect {self.path}` lists all bad images'

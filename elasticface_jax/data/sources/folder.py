@@ -9,9 +9,10 @@ import numpy as np
 
 from elasticface_jax.data.sources import index
 from elasticface_jax.data.sources.encoded import EncodedSource, counted
+from elasticface_jax.data.sources.images import SUFFIXES, printable
 from elasticface_jax.errors import InputError
 
-_SUFFIXES = (b'.jpg', b'.jpeg', b'.png')
+_SUFFIXES = tuple(suffix.encode() for suffix in SUFFIXES)
 
 
 class FolderSource(EncodedSource):
@@ -72,14 +73,25 @@ class FolderSource(EncodedSource):
     """Implements `EncodedSource.place`."""
     return os.fsdecode(self._file(int(index)))
 
+  def image_name(self, index: int) -> str:
+    """Implements `EncodedSource.image_name`: ``person/image.jpg``."""
+    return printable(b'/'.join(self._names_of(int(index))))
+
+  def class_name(self, label: int) -> str:
+    """Implements `EncodedSource.class_name`: the name of the folder."""
+    return printable(self._people[int(label)])
+
   def _labels(self, indices):
     return np.searchsorted(self._starts, indices, 'right') - 1
 
   def _file(self, number: int) -> bytes:
+    return b'/'.join((self._root, *self._names_of(number)))
+
+  def _names_of(self, number: int) -> tuple[bytes, bytes]:
+    """Returns the names of an image's folder and file."""
     start = int(self._ends[number - 1]) if number else 0
     name = self._names[start : int(self._ends[number])]
-    person = self._people[int(self._labels(number))]
-    return b'/'.join((self._root, person, name))
+    return self._people[int(self._labels(number))], name
 
 
 def _people(root: bytes) -> list[bytes]:

@@ -110,6 +110,10 @@ class RecSource(EncodedSource):
       f'{self._offsets[index]}'
     )
 
+  def image_name(self, index: int) -> str:
+    """Implements `EncodedSource.image_name`: the key."""
+    return str(int(self.keys[int(index)]))
+
 
 def is_rec(folder: Path) -> bool:
   """Returns True for a ``.rec`` folder, which may be incomplete."""

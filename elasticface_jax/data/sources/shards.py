@@ -56,7 +56,8 @@ class ShardSource(EncodedSource):
     info = _read_info(self.path)
     split = info.splits['train']
     lengths = list(split.shard_lengths)
-    self.num_classes = info.features['label'].num_classes
+    self._label = info.features['label']
+    self.num_classes = self._label.num_classes
     self.num_images = sum(lengths)
     if not self.num_images or not self.num_classes:
       raise InputError(
@@ -107,6 +108,16 @@ class ShardSource(EncodedSource):
     """Implements `EncodedSource.place`."""
     shard = int(np.searchsorted(self._starts, index, 'right')) - 1
     return f'{self._paths[shard]}: record {int(index) - self._starts[shard]}'
+
+  def image_name(self, index: int) -> str:
+    """Implements `EncodedSource.image_name`: ``shard:record``."""
+    shard = int(np.searchsorted(self._starts, index, 'right')) - 1
+    name = self._paths[shard].rpartition('/')[2]
+    return f'{name}:{int(index) - self._starts[shard]}'
+
+  def class_name(self, label: int) -> str:
+    """Implements `EncodedSource.class_name`: TFDS's name of the label."""
+    return self._label.int2str(int(label))
 
 
 class _Damaged(Exception):
