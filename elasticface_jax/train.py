@@ -143,8 +143,9 @@ def _run(
       eval_every=c.eval_every,
       checkpoint_every=c.checkpoint_every,
     )
-    if not verifier.results:  # The run had already ended.
-      verifier(train_state)
+    # Those that the loop did not verify, since the run had already ended.
+    rest = [name for name in verifier.names if name not in verifier.results]
+    verifier(train_state, rest)
 
 
 def report(workdir: Path, results: Mapping, seconds: float) -> dict[str, Any]:
@@ -274,10 +275,14 @@ class _Verifier:
     self._pair_sets = pair_sets
     self._folds = folds
 
-  def __call__(self, train_state: state.TrainState) -> dict[str, dict]:
-    """Verifies a state; gives what `loop.train` logs, by pair set."""
+  def __call__(
+    self, train_state: state.TrainState, names: Sequence[str]
+  ) -> dict[str, dict]:
+    """Verifies a state on some pair sets; gives what `loop.train` logs."""
     logged = {}
     for pairs in self._pair_sets:
+      if pairs.name not in names:
+        continue
       begin = time.perf_counter()
       embeddings = self._embed(
         train_state.params, train_state.batch_stats, pairs.images

@@ -14,7 +14,7 @@ from elasticface_jax.data import order
 from elasticface_jax.errors import InputError
 from elasticface_jax.losses import _blocks, _margins, _targets
 from elasticface_jax.models import iresnet
-from elasticface_jax.training import checkpoint, loss
+from elasticface_jax.training import loss, run_folder
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 NAMES = recipes.names()
@@ -544,8 +544,9 @@ def test_a_saved_config_is_the_config(tmp_path):
 
 
 def test_a_run_folder_takes_the_config_that_it_has(tmp_path):
-  claim = lambda config: checkpoint.claim(tmp_path, config.to_dict(), 'd')
+  claim = lambda config: run_folder.claim(tmp_path, config.to_dict(), 'd')
   claim(changed('loss.clip=(-1,1)'))
+  (tmp_path / 'checkpoints' / '1').mkdir(parents=True)
   claim(changed('loss.clip=[-1,1]', 'eval.pairs=()'))
   with pytest.raises(InputError, match=r'loss.clip was \[-1.0, 1.0\], is \[\]'):
     claim(changed())

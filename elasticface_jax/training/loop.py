@@ -2,8 +2,9 @@
 """The training loop: batches in, checkpoints and metrics out."""
 
 import contextlib
+import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ def train(
   keys: Mapping[str, jax.Array],
   batches: Callable[[int], Iterator],
   batch_indices: Callable[[int], np.ndarray],
-  evaluate: Callable[[TrainState], Mapping[str, Any]],
-  pair_sets: Iterable[str],
+  evaluate: Callable[[TrainState, Sequence[str]], Mapping[str, Any]],
+  pair_sets: Sequence[str],
   checkpoints: Checkpoints,
   layout: Layout,
   total_steps: int,
@@ -48,8 +49,8 @@ def train(
     batches: returns this process's part of the batches from a step on, in
       order: images uint8 ``[b, H, W, 3]``, labels int32 ``[b]``.
     batch_indices: returns the indices of all images in a step's batch, ``[B]``.
-    evaluate: returns one JSON-like result for each pair set.
-    pair_sets: their names.
+    evaluate: returns one JSON-like result for each of some pair sets.
+    pair_sets: the names of all.
     checkpoints: of the run folder.
     layout: of the step.
     total_steps: step to end at.
@@ -88,9 +89,9 @@ def train(
       return eval_every > 0
     return due(step, eval_every, total_steps)
 
-  def verify(step):
+  def verify(step, names):
     try:
-      results = evaluate(state)
+      results = evaluate(state, names)
     except InputError:
       # All processes have it. A state that cannot be verified is saved first.
       checkpoints.wait()
@@ -109,8 +110,10 @@ def train(
   ):
     # At step 0 the untrained network, the first point of the curve; later what
     # an earlier start saved and did not come to verify.
-    if verifies_at(first) and not _is_verified(workdir, first, pair_sets):
-      verify(first)
+    if verifies_at(first):
+      verify(first, _unverified(workdir, first, pair_sets))
+    if first < total_steps:
+      log.compiling()
     for step, batch in enumerate(feed, first + 1):
       images, labels = layout.put(batch.images), layout.put(batch.labels)
       state, measured = step_fn(state, images, labels, keys)
@@ -127,9 +130,10 @@ def train(
         log_pending(log)
         pending = None
       if saving:
+        log.keep(step)
         checkpoints.save(step, state)
       if verifies_at(step) and not (stop and step < total_steps):
-        verify(step)
+        verify(step, pair_sets)
       if stop and step < total_steps:
         checkpoints.wait()
         raise Stopped(stop, step)
@@ -137,12 +141,15 @@ def train(
   return state
 
 
-def _is_verified(workdir: Path, step: int, names: Iterable[str]) -> bool:
-  """Tells whether all pair sets have a record of a step, in all processes."""
-  missing = ''
+def _unverified(
+  workdir: Path, step: int, pair_sets: Sequence[str]
+) -> list[str]:
+  """Returns the pair sets without a record of a step, in all processes."""
+  missing = []
   if processes.is_first():
-    missing = ' '.join({*names} - metrics.evaluated(workdir, step))
-  return not processes.from_first(missing[:1000])
+    done = metrics.evaluated(workdir, step)
+    missing = [name for name in pair_sets if name not in done]
+  return json.loads(processes.from_first(json.dumps(missing)))
 
 
 def _writer(workdir: Path, first: int, total_steps: int):

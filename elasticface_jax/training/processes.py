@@ -186,16 +186,17 @@ def from_first(text: str) -> str:
   """Returns the text that process 0 has, in all processes.
 
   Args:
-    text: at most 4,000 bytes of UTF-8; not read in other processes.
+    text: of any length; not read in other processes.
   """
   if jax.process_count() == 1:
     return text
-  sent = np.zeros(4000, np.uint8)
+  sent = np.frombuffer(text.encode(), np.uint8)
+  length = multihost_utils.broadcast_one_to_all(np.array(len(sent), np.int32))
+  padded = np.zeros(int(length) + 1, np.uint8)  # Never empty.
   if is_first():
-    encoded = np.frombuffer(text.encode(), np.uint8)
-    sent[: len(encoded)] = encoded
-  received = np.asarray(multihost_utils.broadcast_one_to_all(sent))
-  return received.astype(np.uint8).tobytes().rstrip(b'\0').decode()
+    padded[:-1] = sent
+  received = multihost_utils.broadcast_one_to_all(padded)
+  return np.asarray(received, np.uint8)[:-1].tobytes().decode()
 
 
 def leave(code: int) -> None:
