@@ -127,6 +127,54 @@ def check_unused(path: Path, argument: str) -> None:
     )
 
 
+def check_file(path: str | os.PathLike, argument: str) -> None:
+  """Checks that a file can be written, before the work that makes its content.
+
+  Args:
+    path: the file; one that is there will be replaced.
+    argument: the command's name for it, for the message.
+
+  Raises:
+    InputError: if it is a folder, or its folder is missing or may not be
+      written to.
+  """
+  path = Path(path)
+  if path.is_dir():
+    raise InputError(f'{argument} {path} is a folder; give the name of a file')
+  _check_folder(path.absolute().parent, f'{argument} {path}')
+
+
+def check_folder(path: str | os.PathLike, argument: str) -> None:
+  """Checks that files can be added to a folder, or that it can be made.
+
+  Args:
+    path: the folder; need not exist.
+    argument: the command's name for it, for the message.
+
+  Raises:
+    InputError: if it is a file, or may not be written to.
+  """
+  path = there = Path(path).absolute()
+  while not os.path.lexists(there):
+    there = there.parent
+  if not there.is_dir():
+    raise InputError(
+      f'{argument} {path}: {there} is a file; give the name of a folder'
+    )
+  _check_folder(there, f'{argument} {path}')
+
+
+def _check_folder(folder: Path, what: str) -> None:
+  if not folder.is_dir():
+    raise InputError(
+      f'{what}: there is no folder {folder}; make it, or give another name'
+    )
+  if not os.access(folder, os.W_OK | os.X_OK):
+    raise InputError(
+      f'{what}: {folder} may not be written to; give another folder'
+    )
+
+
 def flush(path: Path) -> None:
   """Waits until the disk holds a file's bytes, or the names in a folder.
 

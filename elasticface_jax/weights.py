@@ -7,7 +7,8 @@ Every command that needs weights takes both, and reports the same errors.
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ import numpy as np
 from elasticface_jax import atomic, config_rules, interop, models
 from elasticface_jax.errors import InputError
 from elasticface_jax.interop import onnx_graph, stablehlo, torch_files
+from elasticface_jax.models.iresnet import IMAGE_SHAPE
 from elasticface_jax.training import checkpoint
+from elasticface_jax.training.embed import make_embed
+from elasticface_jax.training.state import make_mesh
 
 # Arguments of `models.build` that must match for weights to load.
 SHAPE_FIELDS = ('name', 'width', 'embedding_dim', 'use_se')
@@ -52,6 +56,8 @@ class Weights:
     config: of the run; for a file, its model and how to draw pairs.
     params: of the backbone, NumPy arrays.
     batch_stats: of the backbone, NumPy arrays.
+    prefix: that chose the backbone in a file of several; else None.
+    left_aside: keys of a file's tensors that are not of the backbone.
   """
 
   path: Path
@@ -59,6 +65,8 @@ class Weights:
   config: dict[str, Any]
   params: dict[str, Any]
   batch_stats: dict[str, Any]
+  prefix: str | None = None
+  left_aside: Sequence[str] = ()
 
   @property
   def model(self) -> dict[str, Any]:
@@ -85,6 +93,45 @@ class Weights:
       {'params': self.params, 'batch_stats': self.batch_stats}
     )
 
+  def embed(self, images: np.ndarray) -> np.ndarray:
+    """Embeds images on all devices, as verification takes them.
+
+    The first call compiles the network, in the dtype of its config; the others
+    do not.
+
+    Args:
+      images: aligned faces, RGB, uint8, ``[M, 112, 112, 3]``.
+
+    Returns:
+      float32, ``[M, D]``: for each image the sum of its embedding and its
+      mirror image's, not normalised. The bits do not depend on M, nor on the
+      number of devices.
+
+    Raises:
+      TypeError: if the images are not uint8.
+      ValueError: if they have another shape.
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8:
+      raise TypeError(
+        f'images are {images.dtype}; give pixels as they are in a file, uint8'
+      )
+    if images.ndim != 4 or images.shape[1:] != IMAGE_SHAPE:
+      raise ValueError(
+        f'images have shape {images.shape}, not [M, 112, 112, 3]'
+      )
+    if not len(images):
+      return np.zeros((0, self.model['embedding_dim']), np.float32)
+    return self._embed(images)
+
+  @functools.cached_property
+  def _embed(self) -> Callable[[np.ndarray], np.ndarray]:
+    mesh = make_mesh()
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    placed = jax.device_put((self.params, self.batch_stats), everywhere)
+    embed = make_embed(models.build(**self.model), mesh, rows=self.eval_rows)
+    return functools.partial(embed, *placed)
+
   def describe(self) -> dict[str, Any]:
     """Returns the metadata of a file exported from these weights, for JSON."""
     return interop.describe(
@@ -105,7 +152,7 @@ class Weights:
       InputError: if there is no head, or one of other classes.
     """
     if self.path.is_file():
-      centers = interop.head_from_torch(self.path)
+      centers = interop.head_from_torch(self.path, prefix=self.prefix)
     else:
       fields = ('class_centers',)
       _, saved = checkpoint.read(self.path, self.step, fields)
@@ -147,12 +194,18 @@ class Weights:
       )
 
 
-def open_weights(path: Path, step: int | None = None) -> Weights:
+def open_weights(
+  path: str | os.PathLike[str],
+  step: int | None = None,
+  prefix: str | None = None,
+) -> Weights:
   """Opens a run folder, or a backbone that was trained with PyTorch.
 
   Args:
     path: a folder of `train` or `convert`; or a ``.pth`` or ``.pt`` file.
     step: which checkpoint of a run; None for the newest.
+    prefix: which backbone of a file that holds several, as for
+      `interop.from_torch`; None if it holds one.
 
   Returns:
     The weights.
@@ -160,17 +213,24 @@ def open_weights(path: Path, step: int | None = None) -> Weights:
   Raises:
     InputError: if it is neither, or cannot be read.
   """
+  path = Path(path)
   if path.is_file():
     if step is not None:
       raise InputError(f'{path} is one file and has no step {step}')
-    params, batch_stats = interop.from_torch(path)
-    shape = interop.model_of(params)
-    config = _CONFIG_OF_FILE | {'model': shape | _CONFIG_OF_FILE['model']}
-    return Weights(path, 0, config, *_as_float32((params, batch_stats)))
+    return _open_file(path, prefix)
   if not (path / 'config.json').is_file():
+    what = (
+      'is not a run folder (it holds no config.json), nor a PyTorch file'
+      if path.exists()
+      else 'does not exist'
+    )
     raise InputError(
-      f'{path} is not a run folder (it holds no config.json), nor a PyTorch '
-      'file; give the --workdir of a training run, or a .pth'
+      f'{path} {what}; give the --workdir of a training run, or a .pth'
+    )
+  if prefix is not None:
+    raise InputError(
+      f'{path} is a run folder and has one backbone; leave --prefix '
+      f'{prefix!a} out'
     )
   config = checkpoint.read_json(path / 'config.json')
   config_rules.check_saved(config, path / 'config.json', _NEEDED)
@@ -178,13 +238,34 @@ def open_weights(path: Path, step: int | None = None) -> Weights:
   return Weights(path, step, config, saved['params'], saved['batch_stats'])
 
 
-def convert(file: Path, workdir: Path, *, heads: Sequence[Path]) -> Weights:
+def _open_file(path: Path, prefix: str | None) -> Weights:
+  params, batch_stats = interop.from_torch(path, prefix=prefix)
+  shape = interop.model_of(params)
+  return Weights(
+    path,
+    0,
+    _CONFIG_OF_FILE | {'model': shape | _CONFIG_OF_FILE['model']},
+    *_as_float32((params, batch_stats)),
+    prefix,
+    tuple(interop.left_aside(path, prefix=prefix)),
+  )
+
+
+def convert(
+  file: str | os.PathLike[str],
+  workdir: str | os.PathLike[str],
+  *,
+  heads: Sequence[str | os.PathLike[str]],
+  prefix: str | None = None,
+) -> Weights:
   """Converts PyTorch files to a run folder of step 0.
 
   Args:
     file: of the backbone.
     workdir: the folder; it does not exist yet, or is empty.
     heads: files of the head, one for each rank; empty to leave the head out.
+    prefix: which backbone of a file that holds several, and which head, as for
+      `interop.head_from_torch`; None if it holds one.
 
   Returns:
     The weights of the backbone.
@@ -192,14 +273,19 @@ def convert(file: Path, workdir: Path, *, heads: Sequence[Path]) -> Weights:
   Raises:
     InputError: if a file is no backbone or head, or the folder is in use.
   """
-  weights = open_weights(file)
+  file, workdir = Path(file), Path(workdir)
+  atomic.check_unused(workdir, '--workdir')
+  if not file.is_file():
+    what = 'is no file' if file.exists() else 'does not exist'
+    raise InputError(f'{file} {what}; give the .pth of a backbone')
+  weights = open_weights(file, prefix=prefix)
   state = {
     'step': np.zeros((), np.int32),
     'params': weights.params,
     'batch_stats': weights.batch_stats,
   }
   if heads:
-    centers = interop.head_from_torch(*heads)
+    centers = interop.head_from_torch(*heads, prefix=prefix)
     if centers.shape[1] != weights.model['embedding_dim']:
       raise InputError(
         f'--head {heads[0]} is for embeddings of size {centers.shape[1]}, '
@@ -211,7 +297,8 @@ def convert(file: Path, workdir: Path, *, heads: Sequence[Path]) -> Weights:
     'starts': [],
     'converted': {
       'files': {str(f): _sha256(f) for f in (file, *heads)},
-      'num_batches_tracked': interop.num_batches_tracked(file),
+      'prefix': prefix,
+      'num_batches_tracked': _batches_seen(weights),
     },
   }
   with atomic.folder(workdir, '--workdir') as partial:
@@ -223,19 +310,23 @@ def convert(file: Path, workdir: Path, *, heads: Sequence[Path]) -> Weights:
   return weights
 
 
-def export(weights: Weights, out: Path, *, file_format: str) -> None:
+def export(
+  weights: Weights, out: str | os.PathLike[str], *, file_format: str
+) -> None:
   """Exports weights to a file, which appears complete and checked.
 
   Args:
     weights: from a run folder or a PyTorch file.
-    out: the file; one of that name is replaced.
+    out: the file, in a folder that exists; one of that name is replaced.
     file_format: ``'torch'``, ``'onnx'`` or ``'stablehlo'``.
 
   Raises:
-    InputError: if the file cannot be written.
+    InputError: if the file cannot be written, or needs packages that are not
+      installed: before any work.
     RuntimeError: if an ONNX or StableHLO file computes other embeddings.
   """
-  out.parent.mkdir(parents=True, exist_ok=True)
+  out = Path(out)
+  check_export(out, file_format)
   metadata = weights.describe()
   state_dict = interop.to_torch(
     weights.params,
@@ -261,6 +352,23 @@ def export(weights: Weights, out: Path, *, file_format: str) -> None:
     stablehlo.write(out, backbone, *variables, metadata)
 
 
+def check_export(out: str | os.PathLike[str], file_format: str) -> None:
+  """Checks that a file of a format can be written, before the work.
+
+  Args:
+    out: as for `export`.
+    file_format: likewise.
+
+  Raises:
+    InputError: if it cannot, or packages that it needs are not installed.
+  """
+  atomic.check_file(out, '--out')
+  if file_format == 'onnx':
+    onnx_graph.check_packages()
+  elif file_format == 'stablehlo':
+    stablehlo.check_packages()
+
+
 def _as_float32(tree: Any) -> Any:
   return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tree)
 
@@ -268,12 +376,12 @@ def _as_float32(tree: Any) -> Any:
 def _batches_seen(weights: Weights) -> int:
   """Counts batches for PyTorch: those of a converted file, and own steps."""
   if weights.path.is_file():
-    return interop.num_batches_tracked(weights.path)
+    return interop.num_batches_tracked(weights.path, prefix=weights.prefix)
   manifest = checkpoint.read_json(weights.path / 'manifest.json')
   before = manifest.get('converted', {'num_batches_tracked': 0})
   return before['num_batches_tracked'] + weights.step
 
 
-def _sha256(file: Path) -> str:
-  with file.open('rb') as opened:
+def _sha256(file: str | os.PathLike[str]) -> str:
+  with open(file, 'rb') as opened:
     return hashlib.file_digest(opened, 'sha256').hexdigest()

@@ -3,6 +3,7 @@
 
 import functools
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from jax import export
 from PIL import Image
 
 from elasticface_jax import cli, data, interop, models, weights
+from elasticface_jax.commands import embed as commands_embed
 from elasticface_jax.interop import torch_files
 from elasticface_jax.training import checkpoint
 
@@ -145,11 +147,12 @@ def test_there_and_back(command, pth, header, state_dict, pairs, tmp_path):
 
 @pytest.mark.parametrize('kind', ['onnx', 'stablehlo'])
 def test_files_that_run_elsewhere(kind, command, pth, embed, tmp_path):
-  out = tmp_path / 'new' / f'backbone.{kind}'
+  out = tmp_path / f'backbone.{kind}'
   arguments = ('--checkpoint', pth, '--format', kind, '--out', out)
   code, output = command('export', *arguments)
   assert code == 0, output
-  assert files(out.parent) == [out.name]
+  assert output.splitlines()[0].startswith('compiling iresnet10, and comparing')
+  assert files(tmp_path) == sorted([out.name, pth.name])
   images = np.random.default_rng(0).uniform(-1, 1, (3, 112, 112, 3))
   images = images.astype(np.float32)
   if kind == 'onnx':
@@ -175,7 +178,9 @@ def test_embeddings_of_data_and_of_pairs(
   out = tmp_path / 'embedded'
   code, output = command('embed', folder, '--checkpoint', pth, '--out', out)
   assert code == 0, output
-  assert files(out) == ['embeddings.npy', 'labels.npy', 'metadata.json']
+  names = ['embeddings.npy', 'images.tsv', 'labels.npy', 'metadata.json']
+  assert files(out) == names
+  assert f'{", ".join(names[:3])} and {names[3]} are in {out}\n' in output
   np.testing.assert_array_equal(np.load(out / 'labels.npy'), labels)
   scaled = (images.astype(np.float32) - 127.5) / 127.5
   expected = embed(scaled) + embed(scaled[:, :, ::-1])
@@ -186,12 +191,128 @@ def test_embeddings_of_data_and_of_pairs(
   code, output = command('embed', folder, '--checkpoint', pth, '--out', out)
   assert code == 2 and f'--out {out} is in use' in output
 
+  header, *rows = (out / 'images.tsv').read_text().splitlines()
+  assert header.split('\t') == ['image', 'label', 'person']
+  people = [file.relative_to(folder) for file in sorted(folder.glob('*/*'))]
+  assert [row.split('\t') for row in rows] == [
+    [str(file), str(label), file.parent.name]
+    for file, label in zip(people, labels.tolist(), strict=True)
+  ]
+
   out = tmp_path / 'pairs'
   code, output = command('embed', pairs, '--checkpoint', pth, '--out', out)
   assert code == 0, output
   assert np.load(out / 'same.npy').tolist() == [True, False] * 6
+  assert files(out) == ['embeddings.npy', 'metadata.json', 'same.npy']
   # The images of that folder.
   np.testing.assert_array_equal(np.load(out / 'embeddings.npy'), found)
+
+
+# Names that break a line or a column, or are no UTF-8.
+ODD = (
+  'b c.PNG',
+  'a\tb.png',
+  'a\nb.png',
+  'a\\nb.png',
+  '\u2028.png',
+  'd\udce9.png',
+)
+
+
+def test_flat_folder_and_one_image(command, pth, faces, tmp_path, embed):
+  flat = tmp_path / 'flat'
+  flat.mkdir()
+  made = dict(zip(ODD, faces[1], strict=False))
+  for name, image in made.items():
+    Image.fromarray(image).save(flat / name, 'png')
+  (flat / 'notes.txt').write_text('no image')
+  out = tmp_path / 'embedded'
+  code, output = command('embed', flat, '--checkpoint', pth, '--out', out)
+  assert code == 0, output
+  assert files(out) == ['embeddings.npy', 'images.tsv', 'metadata.json']
+  lines = (out / 'images.tsv').read_text('utf-8').split('\n')
+  assert lines == [
+    'image', r'a\tb.png', r'a\nb.png', r'a\\nb.png', 'b c.PNG',
+    r'd\udce9.png', r'\u2028.png', '',
+  ]  # fmt: skip
+  opened = weights.open_weights(pth)
+  order = sorted(made, key=os.fsencode)
+  found = np.load(out / 'embeddings.npy')
+  expected = opened.embed(np.stack([made[name] for name in order]))
+  np.testing.assert_array_equal(found, expected)
+
+  one = tmp_path / 'one'
+  code, output = command(
+    'embed', flat / order[2], '--checkpoint', pth, '--out', one
+  )
+  assert code == 0, output
+  assert files(one) == files(out)
+  np.testing.assert_array_equal(np.load(one / 'embeddings.npy'), found[2:3])
+
+
+@pytest.mark.parametrize('size', [(160, 160), (112, 96)])
+def test_faces_that_are_not_aligned_are_refused(size, command, pth, tmp_path):
+  flat = tmp_path / 'flat'
+  flat.mkdir()
+  Image.new('RGB', (112, 112)).save(flat / 'a.png')
+  Image.new('RGB', size).save(flat / 'b.png')
+  for source in (flat, flat / 'b.png'):
+    code, output = command(
+      'embed', source, '--checkpoint', pth, '--out', tmp_path / 'out'
+    )
+    width, height = size
+    assert code == 2 and len(output.splitlines()) == 1
+    assert f'b.png: the image is {width}x{height}, not 112x112' in output
+  assert not (tmp_path / 'out').exists()
+
+
+def test_embed_of_an_array(pth, faces, embed, monkeypatch):
+  compiled = []
+  make = weights.make_embed
+  monkeypatch.setattr(
+    weights, 'make_embed', lambda *a, **k: compiled.append(a) or make(*a, **k)
+  )
+  opened = weights.open_weights(pth)
+  images = faces[1][:5]
+  scaled = (images.astype(np.float32) - 127.5) / 127.5
+  found = opened.embed(images)
+  assert found.dtype == np.float32 and found.shape == (5, 8)
+  expected = embed(scaled) + embed(scaled[:, :, ::-1])
+  np.testing.assert_allclose(found, expected, 0, 2e-4)
+  # Any number at a time.
+  np.testing.assert_array_equal(opened.embed(images[3:4]), found[3:4])
+  assert len(compiled) == 1
+  assert opened.embed(images[:0]).shape == (0, 8)
+  for wrong, error in (
+    (scaled, TypeError),
+    (images[0], ValueError),
+    (images[:, :, :, :1], ValueError),
+    (images[:, :96], ValueError),
+  ):
+    with pytest.raises(error, match='^images '):
+      opened.embed(wrong)
+
+
+@pytest.mark.parametrize('kind', [str, Path])
+def test_paths_of_either_kind(kind, pth, header, pairs, tmp_path):
+  at = lambda name: kind(tmp_path / name)
+  run = at('run')
+  weights.convert(kind(pth), run, heads=[kind(header)])
+  for path in (run, kind(pth)):
+    opened = weights.open_weights(path)
+    weights.export(opened, at('out.pth'), file_format='torch')
+    weights.check_export(at('out.onnx'), 'onnx')
+    assert len(opened.fingerprint) == 64
+  assert checkpoint.fingerprint(run)[0] == 0
+  assert checkpoint.read(run, 0, ('step',))[0] == 0
+  interop.from_torch(at('out.pth'))
+  assert interop.num_batches_tracked(at('out.pth')) == COUNT
+  assert interop.left_aside(at('out.pth')) == []
+  assert interop.head_from_torch(kind(header), kind(header)).shape == (10, 8)
+  torch_files.write(at('a.pth'), {}, {})
+  assert torch_files.read_metadata(at('a.pth')) == {}
+  assert torch_files.read(at('a.pth')) == {}
+  commands_embed.embed(opened, kind(pairs), at('embedded'))
 
 
 def mistakes(tmp_path, pth, header):
@@ -209,18 +330,21 @@ def mistakes(tmp_path, pth, header):
   return [
     (['convert', text, '--workdir', new], text),
     (['convert', cut, '--workdir', new], cut),
-    (['convert', gone, '--workdir', new], gone),
+    (['convert', gone, '--workdir', new], f'{gone} does not exist'),
+    (['convert', used, '--workdir', new], f'{used} is no file'),
     (['convert', header, '--workdir', new], 'no key has layer1.0'),
     (['convert', pth, '--workdir', used], 'in use'),
     (['convert', pth, '--workdir', new, '--head', pth], 'here is none'),
     (['convert', pth, '--workdir', new, '--head', wide], 'of size 9'),
-    (['evaluate', '--checkpoint', gone, '--pairs', 'synthetic'], gone),
+    (
+      ['evaluate', '--checkpoint', gone, '--pairs', 'synthetic'],
+      f'{gone} does not exist',
+    ),
     (['evaluate', '--checkpoint', used, '--pairs', 'synthetic'], 'config.json'),
     (
       ['evaluate', '--checkpoint', pth, '--step', '3', '--pairs', 'synthetic'],
       'no step 3',
     ),
-    (['export', '--checkpoint', pth, '--format', 'onnx', '--out', used], used),
     (['embed', gone, '--checkpoint', pth, '--out', new], gone),
   ]
 
@@ -232,3 +356,98 @@ def test_mistakes_end_in_one_line(command, pth, header, tmp_path):
     assert str(words) in output, output
     assert not (tmp_path / 'new').exists()
   assert not list(Path(tmp_path).glob('*.partial'))
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+  """Opening weights fails, since a mistake must be found before."""
+  monkeypatch.delattr(weights, 'open_weights')
+
+
+@pytest.mark.parametrize('kind', ['torch', 'onnx', 'stablehlo'])
+def test_out_that_cannot_be_is_found_before_the_work(
+  kind, command, no_work, tmp_path, monkeypatch
+):
+  arguments = ['export', '--checkpoint', tmp_path, '--format', kind, '--out']
+  (tmp_path / 'file').touch()
+  for out, words in (
+    (tmp_path, f'{tmp_path} is a folder'),
+    (tmp_path / 'a' / 'b', f'there is no folder {tmp_path / "a"}; make it'),
+    (tmp_path / 'file' / 'b', f'there is no folder {tmp_path / "file"}'),
+  ):
+    code, output = command(*arguments, out)
+    assert code == 2 and words in output and len(output.splitlines()) == 1
+  # As root may write everywhere.
+  monkeypatch.setattr('os.access', lambda path, mode: False)
+  code, output = command(*arguments, tmp_path / 'new')
+  assert code == 2 and f'{tmp_path} may not be written to' in output
+  assert files(tmp_path) == ['file']
+
+
+@pytest.mark.parametrize('name', ['file', 'file/deeper'])
+def test_out_of_evaluate_that_is_a_file(name, command, no_work, tmp_path):
+  (tmp_path / 'file').touch()
+  code, output = command(
+    *('evaluate', '--checkpoint', tmp_path, '--pairs', 'synthetic'),
+    *('--out', tmp_path / name),
+  )
+  assert code == 2 and f'{tmp_path / "file"} is a file' in output
+
+
+def test_folders_in_use_are_found_before_the_work(command, no_work, tmp_path):
+  for arguments in (
+    ('embed', tmp_path, '--checkpoint', tmp_path, '--out', tmp_path.parent),
+    ('convert', tmp_path / 'a.pth', '--workdir', tmp_path.parent),
+  ):
+    code, output = command(*arguments)
+    assert code == 2 and f'{tmp_path.parent} is in use' in output
+
+
+@pytest.fixture
+def of_two(state_dict, tmp_path):
+  """File of two backbones with a head each, which differ in their values."""
+  path = tmp_path / 'two.pth'
+  kernel = np.ones((8, 5), np.float32)
+  content = {}
+  for name, factor in (('student', 1), ('teacher', 2)):
+    content |= {
+      f'{name}.net.{key}': value * (1 if 'features' in key else factor)
+      for key, value in state_dict.items()
+    } | {f'{name}.head.kernel': kernel * factor}
+  torch_files.write(path, content, {})
+  return path
+
+
+def test_prefix_chooses_in_every_command(
+  command, of_two, state_dict, pairs, tmp_path
+):
+  run, out = tmp_path / 'run', tmp_path / 'again.pth'
+  arguments = {
+    'convert': (of_two, '--workdir', run, '--head', of_two),
+    'evaluate': ('--checkpoint', of_two, '--pairs', pairs),
+    'embed': (pairs, '--checkpoint', of_two, '--out', tmp_path / 'embedded'),
+    'export': ('--checkpoint', of_two, '--format', 'torch', '--out', out),
+  }
+  for name, given in arguments.items():
+    code, output = command(name, *given)
+    assert code == 2 and len(output.splitlines()) == 1, output
+    assert "under the prefixes 'student.net.', 'teacher.net.'" in output
+    code, output = command(name, *given, '--prefix', 'student')
+    assert code == 0, output
+    left = f"'student.head.kernel' and {len(state_dict) + 1} more"
+    assert f'left aside from the backbone: {left}\n' in output
+  again = torch_files.read(out)
+  for key, value in state_dict.items():
+    assert again[key].numpy().tobytes() == value.tobytes(), key
+  assert np.load(tmp_path / 'embedded' / 'embeddings.npy').any()
+  _, saved = checkpoint.read(run, 0, ('class_centers',))
+  assert (saved['class_centers'] == 1).all()
+  manifest = json.loads((run / 'manifest.json').read_text())['converted']
+  assert manifest['num_batches_tracked'] == COUNT
+  assert manifest['prefix'] == 'student'
+  teacher = weights.open_weights(of_two, prefix='teacher')
+  assert (teacher.class_centers(5, 1) == 2).all()
+  code, output = command(
+    'evaluate', '--checkpoint', run, '--pairs', pairs, '--prefix', 'student'
+  )
+  assert code == 2 and 'has one backbone; leave --prefix' in output

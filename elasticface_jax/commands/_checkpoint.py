@@ -1,22 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The argument `--checkpoint`, and a network with its weights."""
+"""The arguments `--checkpoint`, `--step` and `--prefix`."""
 
 from __future__ import annotations
 
 import argparse
-import functools
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-  import numpy as np
-
   from elasticface_jax.weights import Weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds ``--checkpoint`` and ``--step``."""
+  """Adds ``--checkpoint``, ``--step`` and ``--prefix``."""
   parser.add_argument(
     '--checkpoint',
     required=True,
@@ -25,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='run folder, or a backbone trained with PyTorch',
   )
   add_step(parser)
+  add_prefix(parser)
 
 
 def add_step(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +32,17 @@ def add_step(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_prefix(parser: argparse.ArgumentParser) -> None:
+  """Adds ``--prefix``."""
+  parser.add_argument(
+    '--prefix',
+    metavar='NAME',
+    help='which backbone of a .pth that holds several, such as teacher',
+  )
+
+
 def open_weights(args: argparse.Namespace) -> Weights:
-  """Opens the weights that the arguments name.
+  """Opens the weights that the arguments name; prints what is left aside.
 
   Raises:
     InputError: if they cannot be read.
@@ -43,23 +50,13 @@ def open_weights(args: argparse.Namespace) -> Weights:
   from elasticface_jax import runtime, weights
 
   runtime.check_platform()
-  return weights.open_weights(args.checkpoint, args.step)
+  opened = weights.open_weights(args.checkpoint, args.step, args.prefix)
+  print_left_aside(opened.left_aside)
+  return opened
 
 
-def embedder(weights: Weights) -> Callable[[np.ndarray], np.ndarray]:
-  """Makes `training.embed.make_embed` with weights placed on all devices."""
-  import jax
-  from jax.sharding import NamedSharding
-  from jax.sharding import PartitionSpec as P
-
-  from elasticface_jax import models
-  from elasticface_jax.training import state
-  from elasticface_jax.training.embed import make_embed
-
-  mesh = state.make_mesh()
-  placed = jax.device_put(
-    (weights.params, weights.batch_stats), NamedSharding(mesh, P())
-  )
-  backbone = models.build(**weights.model)
-  rows = weights.eval_rows
-  return functools.partial(make_embed(backbone, mesh, rows=rows), *placed)
+def print_left_aside(keys: Sequence[str]) -> None:
+  """Prints a line if a file holds tensors that are not of the backbone."""
+  if keys:
+    more = f' and {len(keys) - 1:,} more' if len(keys) > 1 else ''
+    print(f'left aside from the backbone: {keys[0]!a}{more}')

@@ -5,6 +5,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from elasticface_jax.commands import _checkpoint
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the command's arguments."""
@@ -28,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='FILE.pth',
     help='class centres too; repeat for the files of further ranks',
   )
+  _checkpoint.add_prefix(parser)
 
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -35,5 +38,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
   from elasticface_jax import runtime, weights
 
   runtime.check_platform()
-  made = weights.convert(args.file, args.workdir, heads=args.head)
+  made = weights.convert(
+    args.file, args.workdir, heads=args.head, prefix=args.prefix
+  )
+  _checkpoint.print_left_aside(made.left_aside)
   print(f'{made.model["name"]} in {args.workdir}')

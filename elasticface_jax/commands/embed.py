@@ -4,17 +4,25 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from elasticface_jax.commands import _checkpoint
+from elasticface_jax import atomic
+from elasticface_jax.commands import _checkpoint, _progress
+from elasticface_jax.errors import InputError
 
 if TYPE_CHECKING:
+  import numpy as np
+
   from elasticface_jax.weights import Weights
 
-# Images that are read at a time, at least.
-_BATCH = 1024
+# Images that are read at a time are this many evaluation batches, which is how
+# many all devices take at a time, at least.
+_BATCHES = 8
+# Files that tell a data set from a folder of images.
+_DATA_SETS = 'train.rec', 'dataset_info.json'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     'data',
     metavar='DATA',
-    help='data set, as for inspect, or pair set, .bin or .npz',
+    help='data set, as for inspect; pair set, .bin or .npz; folder of images; '
+    'or one image. Faces are aligned, 112x112',
   )
   _checkpoint.add_arguments(parser)
   parser.add_argument(
@@ -35,27 +44,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='DIR',
     help='folder to make, for embeddings.npy (float32; the sum of the '
     'embeddings of an image and of its mirror image, not normalised), '
-    'labels.npy or same.npy, and metadata.json',
+    'labels.npy or same.npy, images.tsv (names of images and people), and '
+    'metadata.json',
   )
 
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
   """Writes the embeddings, and prints where they are."""
+  atomic.check_unused(args.out, '--out')
   embed(_checkpoint.open_weights(args), args.data, args.out)
-  print(f'embeddings.npy, its labels and metadata.json are in {args.out}')
+  *names, last = sorted(path.name for path in args.out.iterdir())
+  print(f'{", ".join(names)} and {last} are in {args.out}')
 
 
-def embed(weights: Weights, source: str, out: Path) -> None:
+class _Images(NamedTuple):
+  """Images to embed, in their order.
+
+  Attributes:
+    count: number n of images.
+    batches: slices of ``range(n)``, and the images there, uint8
+      ``[b, 112, 112, 3]``.
+    truth: arrays to write, by name; complete once all batches are read.
+    columns: of images.tsv.
+    rows: of images.tsv, one for each image; to be read after the batches.
+  """
+
+  count: int
+  batches: Iterator[tuple[slice, np.ndarray]]
+  truth: dict[str, np.ndarray]
+  columns: Sequence[str]
+  rows: Iterator[tuple[str, ...]]
+
+
+def embed(
+  weights: Weights, source: str | os.PathLike[str], out: str | os.PathLike[str]
+) -> None:
   """Writes the embeddings of all images of a data set or a pair set.
 
   Makes a folder with ``embeddings.npy``, float32 ``[n, D]``: for each image the
   sum of its embedding and its mirror image's, not normalised, as verification
-  takes them; ``labels.npy``, int32 ``[n]``, or for a pair set ``same.npy``,
-  bool ``[n / 2]``; and ``metadata.json``. Images keep the order of the data.
+  takes them; ``labels.npy``, int32 ``[n]``, of a data set, or ``same.npy``,
+  bool ``[n / 2]``, of a pair set; ``images.tsv``, but for a pair set, whose
+  images have no names: a line for each image, with its name and, of a data set,
+  its label and the name of the person; and ``metadata.json``. Images keep the
+  order of the data; those of a folder are sorted by name.
 
   Args:
     weights: the backbone.
-    source: a data set, as for `data.open_encoded`, or a pair set.
+    source: a data set, as for `data.open_encoded`, a pair set, a folder of
+      images, or an image.
     out: the folder; not there yet, or empty.
 
   Raises:
@@ -64,38 +101,134 @@ def embed(weights: Weights, source: str, out: Path) -> None:
   import jax
   import numpy as np
 
-  from elasticface_jax import atomic, data
   from elasticface_jax.training import checkpoint
 
-  if not data.is_remote(source) and Path(source).is_file():
-    pairs = data.open_pairs(source, num_pairs=0, seed=0)
-    num_images, truth = len(pairs.images), {'same': pairs.same}
-    batches = [(slice(num_images), pairs.images)]
-  else:
-    opened = data.open_encoded(source)
-    num_images = opened.num_images
-    truth = {'labels': np.zeros(num_images, np.int32)}
-
-    def read():
-      size = max(_BATCH, jax.device_count() * weights.eval_rows)
-      for batch in data.all_in_order(opened, batch_size=size):
-        truth['labels'][batch.indices] = batch.labels
-        yield batch.indices, batch.images
-
-    batches = read()
-  with atomic.folder(out, '--out') as partial:
+  size = max(_BATCHES, jax.device_count()) * weights.eval_rows
+  images = _open(os.fspath(source), size)
+  with atomic.folder(Path(out), '--out') as partial:
     embeddings = np.lib.format.open_memmap(
       partial / 'embeddings.npy',
       mode='w+',
       dtype=np.float32,
-      shape=(num_images, weights.model['embedding_dim']),
+      shape=(images.count, weights.model['embedding_dim']),
     )
-    embed_images = _checkpoint.embedder(weights)
-    for places, images in batches:
-      embeddings[places] = embed_images(images)
+    with _progress.bar('images') as progress:
+      for places, batch in images.batches:
+        embeddings[places] = weights.embed(batch)
+        progress(places.stop, images.count)
     embeddings.flush()
-    for name, values in truth.items():
+    for name, values in images.truth.items():
       np.save(partial / f'{name}.npy', values)
+    if images.columns:
+      with open(partial / 'images.tsv', 'w', encoding='utf-8') as table:
+        for row in (images.columns, *images.rows):
+          table.write('\t'.join(map(_escaped, row)) + '\n')
     checkpoint.write_json(
-      partial / 'metadata.json', weights.describe() | {'data': source}
+      partial / 'metadata.json', weights.describe() | {'data': str(source)}
     )
+
+
+def _open(source: str, size: int) -> _Images:
+  """Opens whatever holds images, to be read `size` images at a time."""
+  from elasticface_jax import data
+  from elasticface_jax.data.sources import images
+
+  path = Path(source)
+  if data.is_remote(source):
+    return _of_data_set(source, size)
+  if path.is_file():
+    is_image = path.suffix.lower() in images.SUFFIXES
+    return (_of_files if is_image else _of_pairs)(path, size)
+  if path.is_dir() and _is_flat(path):
+    return _of_files(path, size)
+  return _of_data_set(source, size)
+
+
+def _is_flat(folder: Path) -> bool:
+  """Tells whether a folder holds images and no folders, and is no data set."""
+  from elasticface_jax.data.sources import images
+
+  if any((folder / name).exists() for name in _DATA_SETS):
+    return False
+  names = [path for path in folder.iterdir() if not path.name.startswith('.')]
+  return not any(path.is_dir() for path in names) and any(
+    path.suffix.lower() in images.SUFFIXES for path in names
+  )
+
+
+def _of_data_set(source: str, size: int) -> _Images:
+  import numpy as np
+
+  from elasticface_jax import data
+
+  opened = data.open_encoded(source)
+  labels = np.zeros(opened.num_images, np.int32)
+
+  def read():
+    for batch in data.all_in_order(opened, batch_size=size):
+      first, last = batch.indices[[0, -1]].tolist()
+      labels[first : last + 1] = batch.labels
+      yield slice(first, last + 1), batch.images
+
+  def rows():
+    for index, label in enumerate(labels.tolist()):
+      yield opened.image_name(index), str(label), opened.class_name(label)
+
+  columns = 'image', 'label', 'person'
+  return _Images(opened.num_images, read(), {'labels': labels}, columns, rows())
+
+
+def _of_pairs(path: Path, size: int) -> _Images:
+  from elasticface_jax import data
+
+  pairs = data.read_pairs(path)
+  count = len(pairs.images)
+  batches = ((s, pairs.images[s]) for s in _slices(count, size))
+  return _Images(count, batches, {'same': pairs.same}, (), iter(()))
+
+
+def _of_files(path: Path, size: int) -> _Images:
+  import numpy as np
+
+  from elasticface_jax import data
+
+  files = data.list_images(path)
+  # Twice, since a bad file should end the command before its work, not after.
+  for file in files:
+    _read_face(file)
+  batches = (
+    (s, np.stack([_read_face(file) for file in files[s]]))
+    for s in _slices(len(files), size)
+  )
+  rows = ((file.name,) for file in files)
+  return _Images(len(files), batches, {}, ('image',), rows)
+
+
+def _slices(count: int, size: int) -> Iterator[slice]:
+  for start in range(0, count, size):
+    yield slice(start, min(start + size, count))
+
+
+def _read_face(file: Path) -> Any:
+  from elasticface_jax import data
+
+  image = data.read_image(file)
+  height, width, _ = image.shape
+  if (height, width) != (112, 112):
+    raise InputError(
+      f'{file}: the image is {width}x{height}, not 112x112; give aligned faces'
+    )
+  return image
+
+
+def _escaped(name: str) -> str:
+  r"""Returns a name without tabs, line breaks and other control characters.
+
+  Examples:
+    >>> _escaped('Zoë/1.jpg'), _escaped('a\tb\n')
+    ('Zoë/1.jpg', 'a\\tb\\n')
+  """
+  return ''.join(
+    c if c.isprintable() and c != '\\' else c.encode('unicode_escape').decode()
+    for c in name
+  )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from elasticface_jax import atomic
 from elasticface_jax.commands import _checkpoint
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
   """Prints a table of the results, and writes them where ``--out`` says."""
+  if args.out is not None:
+    atomic.check_folder(args.out, '--out')
   evaluate(
     _checkpoint.open_weights(args), args.pairs, folds=args.folds, out=args.out
   )
@@ -76,10 +79,10 @@ def evaluate(
     seed=config['seed'],
     folds=folds,
   )
-  embed = _checkpoint.embedder(weights)
   print(f'{weights.path}, step {weights.step}')
   results = {
-    p.name: evaluation.verify(embed(p.images), p.same, folds) for p in opened
+    p.name: evaluation.verify(weights.embed(p.images), p.same, folds)
+    for p in opened
   }
   print(evaluation.table(results))
   if out is not None:

@@ -30,6 +30,12 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
   """Writes the file, and prints its size."""
   from elasticface_jax import weights
 
+  weights.check_export(args.out, args.format)
   opened = _checkpoint.open_weights(args)
+  if args.format != 'torch':
+    print(
+      f'compiling {opened.model["name"]}, and comparing it with the file ...',
+      flush=True,
+    )
   weights.export(opened, args.out, file_format=args.format)
   print(f'{args.out}: {args.out.stat().st_size / 1e6:.1f} MB')

@@ -5,6 +5,7 @@ from elasticface_jax.interop.metadata import describe
 from elasticface_jax.interop.torch_names import (
   from_torch,
   head_from_torch,
+  left_aside,
   model_of,
   num_batches_tracked,
   to_torch,
@@ -14,6 +15,7 @@ __all__ = [
   'describe',
   'from_torch',
   'head_from_torch',
+  'left_aside',
   'model_of',
   'num_batches_tracked',
   'to_torch',

@@ -60,7 +60,7 @@ def write(
     RuntimeError: if onnxruntime computes other embeddings. No new file is
       left then, and an existing one is kept.
   """
-  onnx, onnxruntime = _packages()
+  onnx, onnxruntime = check_packages()
   size = sum(array.size * 4 for array in state_dict.values())
   if size > _MOST_BYTES:
     raise InputError(
@@ -84,7 +84,15 @@ def write(
     comparison.compare(path, run, embed)
 
 
-def _packages():
+def check_packages():
+  """Imports the packages that `write` needs.
+
+  Returns:
+    The modules onnx and onnxruntime.
+
+  Raises:
+    InputError: names the one that is not installed.
+  """
   try:
     import onnx
     import onnxruntime

@@ -67,11 +67,7 @@ def write(
       ``backbone.apply``. No new file is left then, and an existing one is
       kept.
   """
-  if importlib.util.find_spec('flatbuffers') is None:
-    raise InputError(
-      'a StableHLO file needs the package flatbuffers: '
-      "pip install 'elasticface_jax[export]'"
-    )
+  check_packages()
   variables = jax.tree.map(
     lambda leaf: np.asarray(leaf, np.float32), (params, batch_stats)
   )
@@ -96,6 +92,19 @@ def write(
     expected = jax.jit(embed)
     comparison.compare(
       path, loaded.call, lambda images: expected(variables, images)
+    )
+
+
+def check_packages() -> None:
+  """Checks that the package is installed that `write` needs.
+
+  Raises:
+    InputError: names it.
+  """
+  if importlib.util.find_spec('flatbuffers') is None:
+    raise InputError(
+      'a StableHLO file needs the package flatbuffers: '
+      "pip install 'elasticface_jax[export]'"
     )
 
 

@@ -12,10 +12,11 @@ network. It differs from ours in the order of axes, and:
 Letters: C classes, D embedding size.
 """
 
+import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,23 +43,43 @@ _TENSORS = {
   'features': {k: v for k, v in _NORM.items() if k != 'weight'},
 }
 _COUNTER = 'num_batches_tracked'
+# Modules of a backbone, or of a relative of it.
+_NETWORK = re.compile(r'(?:layer\d+|conv\d|bn\d|prelu|fc|features)\.')
+# Parts of the first block; before them stands the prefix of a backbone.
+_BLOCK = re.compile(r'(.*?)layer1\.0\.(?:bn[123]|conv[12]|prelu)\.')
 _FROZEN = 'features.weight'
 # Side of the feature map that fc reads: each of the four stages halves it.
 _SIDE = IMAGE_SHAPE[0] >> 4
 
 
+class _Backbone(NamedTuple):
+  """A backbone in a checkpoint.
+
+  Attributes:
+    place: the keys of the mappings that lead to it, and the prefix of its own.
+    tensors: what lies there, without the prefix.
+  """
+
+  place: str
+  tensors: dict[str, Any]
+
+
 def from_torch(
-  state_dict: StateDict | str | os.PathLike[str],
+  state_dict: StateDict | str | os.PathLike[str], *, prefix: str | None = None
 ) -> tuple[Tree, Tree]:
   """Reads a backbone that was trained with PyTorch.
 
   Accepts the names of ElasticFace and of arcface_torch, with any prefix
-  (``module.``), alone or inside a training checkpoint. torch is not needed,
-  and nothing in a file is executed.
+  (``module.``), alone or inside a training checkpoint. Takes the keys under the
+  prefix and no others; `left_aside` names those. torch is not needed, and
+  nothing in a file is executed.
 
   Args:
     state_dict: path of a ``.pth`` or ``.pt`` file; or its content, with arrays
       or tensors of any kind for values.
+    prefix: chooses one of several backbones, such as ``'teacher'``: keys of
+      mappings and tensors, joined by dots. It may be longer or shorter than
+      this, as long as one backbone alone lies there. None if there is one.
 
   Returns:
     ``(params, batch_stats)``, nested dicts of NumPy arrays, as
@@ -68,7 +89,7 @@ def from_torch(
 
   Raises:
     InputError: names the file and the key that is missing, unknown, or of
-      another shape.
+      another shape; or the prefixes of several backbones.
 
   Examples:
     >>> import jax
@@ -81,8 +102,8 @@ def from_torch(
     'iresnet10'
   """
   name, tree = _open(state_dict)
-  found, prefix = _find_backbone(name, tree)
-  tensors = {k.removeprefix(prefix): v for k, v in found.items()}
+  found = _find_backbone(name, tree, prefix)
+  prefix, tensors = found.place, found.tensors
   model = _model_of_names(name, prefix, tensors)
   modules = list(_modules(**model))
   _check(name, prefix, tensors, modules)
@@ -170,14 +191,20 @@ def model_of(params: Tree) -> dict[str, Any]:
   return {'name': _named('params', model.pop('stages'))} | model
 
 
-def num_batches_tracked(state_dict: StateDict | str | os.PathLike[str]) -> int:
+def num_batches_tracked(
+  state_dict: StateDict | str | os.PathLike[str], *, prefix: str | None = None
+) -> int:
   """Reads the number of batches that the BatchNorms of a backbone have seen.
 
   Args:
     state_dict: as for `from_torch`.
+    prefix: likewise.
 
   Returns:
     The count; 0 if there is none, as before PyTorch 0.4.1.
+
+  Raises:
+    InputError: names a count that is no number of batches.
 
   Examples:
     >>> key = 'layer1.0.bn1.num_batches_tracked'
@@ -185,18 +212,53 @@ def num_batches_tracked(state_dict: StateDict | str | os.PathLike[str]) -> int:
     295672
   """
   name, tree = _open(state_dict)
-  tensors, _ = _find_backbone(name, tree)
+  found = _find_backbone(name, tree, prefix)
   counts = [
-    int(_read(name, key, value))
-    for key, value in tensors.items()
+    _count(name, found.place + key, value)
+    for key, value in found.tensors.items()
     if key.endswith(_COUNTER)
   ]
   return max(counts, default=0)
 
 
+def left_aside(
+  state_dict: StateDict | str | os.PathLike[str], *, prefix: str | None = None
+) -> list[str]:
+  """Lists the tensors that `from_torch` does not take.
+
+  Args:
+    state_dict: as for `from_torch`.
+    prefix: likewise.
+
+  Returns:
+    Their keys, each after those of the mappings that hold it, joined by dots.
+    The optimizer's state, which lies deeper, is not listed.
+
+  Raises:
+    InputError: if there is no backbone, or there are several.
+
+  Examples:
+    >>> left_aside({'net.layer1.0.bn1.bias': np.ones(2), 't': np.ones(1)})
+    ['t']
+  """
+  name, tree = _open(state_dict)
+  found = _find_backbone(name, tree, prefix)
+  taken = {
+    found.place + key
+    for key in found.tensors.keys() - _head_keys(found.tensors)
+  }
+  return [
+    place + key
+    for place, mapping in _mappings(tree)
+    for key, value in mapping.items()
+    if hasattr(value, 'shape') and place + key not in taken
+  ]
+
+
 def head_from_torch(
   state_dict: StateDict | str | os.PathLike[str],
   *more: str | os.PathLike[str],
+  prefix: str | None = None,
 ) -> np.ndarray:
   """Reads the class centres of a head that was trained with PyTorch.
 
@@ -207,6 +269,8 @@ def head_from_torch(
     state_dict: a file or its content: a head's ``state_dict``, a training
       checkpoint that holds one, or a bare tensor ``[C, D]``.
     *more: the files of all other ranks, in order.
+    prefix: chooses a backbone, as for `from_torch`, and with it the head that
+      lies nearest to it, and nearer to no other backbone.
 
   Returns:
     Class centres, not normalised, at least float32, ``[C, D]``.
@@ -218,7 +282,7 @@ def head_from_torch(
     >>> head_from_torch({'kernel': np.ones((8, 3), np.float32)}).shape
     (3, 8)
   """
-  parts = [_head_part(*_open(part)) for part in (state_dict, *more)]
+  parts = [_head_part(*_open(part), prefix) for part in (state_dict, *more)]
   name = _open_name(state_dict)
   if len({part.shape[1] for part in parts}) > 1:
     raise InputError(
@@ -235,30 +299,73 @@ def head_from_torch(
   return np.concatenate(parts)
 
 
-def _head_part(name: str, tree: Any) -> np.ndarray:
+def _head_part(name: str, tree: Any, prefix: str | None) -> np.ndarray:
   tensors = {}
   if not isinstance(tree, Mapping):
     tensors = {'weight': tree} if len(getattr(tree, 'shape', ())) == 2 else {}
-  for mapping in _mappings(tree):
+  backbones = _backbones(tree)
+  of_backbones = {f'{backbone.place}fc.weight' for backbone in backbones}
+  for place, mapping in _mappings(tree):
     for key, value in mapping.items():
-      of_backbone = key.removesuffix('fc.weight') + 'conv1.weight' in mapping
-      if _is_head(key, value) and not of_backbone:
-        tensors[key] = value
+      if _is_head(key, value) and place + key not in of_backbones:
+        tensors[place + key] = value
+  if prefix is not None:
+    tensors = _nearest(name, tensors, backbones, prefix)
   if len(tensors) != 1:
     what = f'several ({", ".join(tensors)})' if tensors else 'none'
     raise InputError(
       f'{name}: a head is one matrix called kernel [D, C] or weight [C, D]; '
-      f'here is {what}'
+      f'here is {what}' + _at(prefix)
     )
   ((key, value),) = tensors.items()
   array = _array(name, key, value)
   return array.T if key.endswith('kernel') else array
 
 
+def _nearest(
+  name: str,
+  heads: Mapping[str, Any],
+  backbones: Sequence[_Backbone],
+  prefix: str,
+) -> dict[str, Any]:
+  """Returns the heads of the backbone at a prefix, those nearest to it."""
+  chosen = _choose(name, backbones, prefix).place if backbones else prefix
+  others = [backbone.place for backbone in backbones]
+  shared = {
+    key: _num_shared(key, chosen)
+    for key in heads
+    if all(_num_shared(key, o) <= _num_shared(key, chosen) for o in others)
+  }
+  most = max(shared.values(), default=0)
+  return {key: heads[key] for key, count in shared.items() if count == most}
+
+
+def _num_shared(a: str, b: str) -> int:
+  """Counts the leading parts, between dots, that two places have in common."""
+  pairs = zip(a.split('.'), b.split('.'), strict=False)
+  return sum(
+    1 for _ in itertools.takewhile(lambda pair: len({*pair}) < 2, pairs)
+  )
+
+
 def _is_head(key: str, value: Any) -> bool:
   """Tells whether a tensor may be class centres, by its key and rank."""
   is_matrix = len(getattr(value, 'shape', ())) == 2
   return is_matrix and key.rpartition('.')[-1] in ('kernel', 'weight')
+
+
+def _head_keys(tensors: Mapping[str, Any]) -> set[str]:
+  """Returns the keys of heads beside a backbone, with their other tensors."""
+  heads = {
+    key.rpartition('.')[0]
+    for key, value in tensors.items()
+    if _is_head(key, value) and not _NETWORK.match(key)
+  }
+  return {
+    key
+    for key in tensors
+    if key.rpartition('.')[0] in heads and not _NETWORK.match(key)
+  }
 
 
 def _open(state_dict: Any) -> tuple[str, Any]:
@@ -274,31 +381,77 @@ def _open_name(state_dict: Any) -> str:
   return os.fspath(state_dict) if is_path else 'state_dict'
 
 
-def _mappings(tree: Any, depth: int = 3) -> Iterator[dict[str, Any]]:
-  """Yields all mappings in a checkpoint, outermost first, string keys only."""
+def _mappings(
+  tree: Any, place: str = '', depth: int = 3
+) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields all mappings in a checkpoint, outermost first, string keys only.
+
+  Before each stands its place: the keys that lead to it, a dot after each.
+  """
   if isinstance(tree, Mapping) and depth:
-    yield {k: v for k, v in tree.items() if isinstance(k, str)}
-    for value in tree.values():
-      yield from _mappings(value, depth - 1)
+    yield place, {k: v for k, v in tree.items() if isinstance(k, str)}
+    for key, value in tree.items():
+      yield from _mappings(value, f'{place}{key}.', depth - 1)
 
 
-def _find_backbone(name: str, tree: Any) -> tuple[dict[str, Any], str]:
-  """Finds the one mapping that holds a backbone, and the prefix of its keys."""
+def _backbones(tree: Any) -> list[_Backbone]:
   found = []
-  for mapping in _mappings(tree):
-    matches = (re.match(r'(.*?)layer1\.0\.', key) for key in mapping)
-    found += [(mapping, p) for p in sorted({m[1] for m in matches if m})]
-  if len(found) > 1:
-    raise InputError(
-      f'{name} holds {len(found)} backbones; pass the state_dict of one'
-    )
+  for place, mapping in _mappings(tree):
+    matches = map(_BLOCK.match, mapping)
+    prefixes = sorted({match[1] for match in matches if match})
+    for prefix in prefixes:
+      # Another one may lie below it: `net.` and `net.ema.`.
+      below = tuple(p for p in prefixes if p.startswith(prefix) and p != prefix)
+      tensors = {
+        key.removeprefix(prefix): value
+        for key, value in mapping.items()
+        if key.startswith(prefix) and not key.startswith(below)
+      }
+      found.append(_Backbone(place + prefix, tensors))
+  return found
+
+
+def _find_backbone(name: str, tree: Any, prefix: str | None) -> _Backbone:
+  """Finds the backbone at a prefix; with None, the only one."""
+  found = _backbones(tree)
   if not found:
-    keys = [k for m in _mappings(tree) for k in m][:3]
+    keys = [k for _, m in _mappings(tree) for k in m][:3]
     raise InputError(
-      f'{name} holds no IResNet: no key has layer1.0 in it'
+      f'{name} holds no IResNet: no key has layer1.0.conv1 or the like in it'
       + (f'; it begins with {", ".join(map(ascii, keys))}' if keys else '')
     )
+  if prefix is not None:
+    return _choose(name, found, prefix)
+  if len(found) > 1:
+    raise InputError(
+      f'{name} holds {len(found)} backbones, under the prefixes '
+      f'{_places(found)}; choose one by --prefix, in Python by prefix=; for '
+      'start.checkpoint, convert it first'
+    )
   return found[0]
+
+
+def _choose(name: str, found: Sequence[_Backbone], prefix: str) -> _Backbone:
+  """Returns the backbone at a prefix, or else the only one below it."""
+  wanted = prefix.rstrip('.')
+  at = [one for one in found if one.place.rstrip('.') == wanted]
+  below = [one for one in found if one.place.startswith(f'{wanted}.')]
+  (chosen, *more) = at or below or [None]
+  if chosen is None or more:
+    what = f'{len(below)} backbones' if more else 'no backbone'
+    raise InputError(
+      f'{name} holds {what}{_at(prefix)}; those in it are under '
+      f'{_places(found)}'
+    )
+  return chosen
+
+
+def _places(found: Sequence[_Backbone]) -> str:
+  return ', '.join(ascii(one.place) for one in found)
+
+
+def _at(prefix: str | None) -> str:
+  return '' if prefix is None else f' under the prefix {prefix!a}'
 
 
 def _model_of_names(
@@ -389,11 +542,8 @@ def _check(name, prefix, tensors, modules) -> None:
       expected[f'{module}.{last}'] = shape if last == 'weight' else shape[:1]
     counters.add(f'{module}.{_COUNTER}')
   missing = [key for key in expected if key not in tensors]
-  extra = [
-    key
-    for key, value in tensors.items()
-    if key not in expected.keys() | counters and not _is_head(key, value)
-  ]
+  known = expected.keys() | counters | _head_keys(tensors)
+  extra = [key for key in tensors if key not in known]
   faults = [
     f'{what} {prefix + keys[0]!a}'
     + (f' and {len(keys) - 1} more' if len(keys) > 1 else '')
@@ -408,6 +558,19 @@ def _check(name, prefix, tensors, modules) -> None:
       raise InputError(
         f'{name}: {prefix + key} has shape {list(found)}, not {list(shape)}'
       )
+
+
+def _count(name: str, key: str, value: Any) -> int:
+  """Reads a count, a scalar or, from older exporters, an array of one."""
+  array = _read(name, key, value)
+  is_count = array.size == 1 and array.dtype.kind in 'iuf'
+  # False for NaN too.
+  if not is_count or not 0 <= array.item() < 2**63:
+    raise InputError(
+      f'{name}: {key} has shape {list(array.shape)} and dtype {array.dtype}; a '
+      'count of batches is one number that is not negative; remove the key'
+    )
+  return int(array.item())
 
 
 def _array(name: str, key: str, value: Any) -> np.ndarray:

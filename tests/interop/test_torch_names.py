@@ -253,12 +253,157 @@ def test_other_networks(state_dict, tmp_path):
   }
   with pytest.raises(InputError, match="missing 'bn1.weight' and"):
     interop.from_torch(resnet)
-  with pytest.raises(InputError, match='2 backbones'):
-    interop.from_torch({'model': state_dict, 'ema': state_dict})
   path = tmp_path / 'other.pth'
   torch_files.write(path, {'a.weight': ZEROS}, {})
   with pytest.raises(InputError, match=re.escape(str(path))):
     interop.from_torch(path)
+
+
+def prefixed(prefix, tensors):
+  return {prefix + key: value for key, value in tensors.items()}
+
+
+# What stands beside a backbone in files of several projects.
+OUTER = {
+  'fc.weight': np.full((5, 8), 7.0, np.float32),
+  'fc.bias': np.full(5, 7.0, np.float32),
+  'bn1.weight': np.full(16, 7.0, np.float32),
+  'conv1.weight': np.full((16, 3, 3, 3), 7.0, np.float32),
+  'prelu.weight': np.full(16, 7.0, np.float32),
+  'features.bias': np.full(8, 7.0, np.float32),
+  'bn2.num_batches_tracked': np.array(10**9),
+  'n_averaged': np.array(3),
+  't': np.zeros(1, np.float32),
+}
+
+
+@pytest.mark.parametrize(
+  'prefix', ['backbone.', 'module.', 'module._orig_mod.', 'model.net_', 'fc.']
+)
+def test_outer_keys_replace_nothing(weights, state_dict, prefix):
+  # In either order, since the last of two equal keys would win.
+  for one, other in [(OUTER, None), (None, OUTER)]:
+    file = (one or {}) | prefixed(prefix, state_dict) | (other or {})
+    same(interop.from_torch({'state_dict': file}), weights)
+    assert interop.num_batches_tracked(file) == 295_672
+    assert interop.left_aside(file) == list(OUTER)
+    assert interop.left_aside({'state_dict': file}) == [
+      f'state_dict.{key}' for key in OUTER
+    ]
+
+
+def test_a_head_beside_a_bare_backbone(weights, state_dict):
+  for head in ('head.', 'module.margin.', ''):
+    tensors = {'kernel': np.ones((8, 5)), 't': np.ones(1), 'bias': np.ones(5)}
+    file = state_dict | prefixed(head, tensors)
+    same(interop.from_torch(file), weights)
+    assert interop.left_aside(file) == [head + key for key in tensors]
+    assert interop.head_from_torch(file).shape == (5, 8)
+  # These may belong to another network.
+  for extra in ('layer2.1.bn4.', 'bn3.', 'conv2.'):
+    file = state_dict | {f'{extra}weight': np.ones((8, 8), np.float32)}
+    with pytest.raises(InputError, match=f"unknown '{extra}weight'"):
+      interop.from_torch(file)
+  with pytest.raises(InputError, match="unknown 'head.t'"):
+    interop.from_torch(state_dict | {'head.t': np.ones(1)})
+
+
+def of_two(first, second, state_dict, *, nested):
+  """Returns a file of two backbones with a head each, which differ."""
+  other = {
+    k: v + 1 if k.endswith('num_batches_tracked') else v * 2
+    for k, v in state_dict.items()
+  } | {'features.weight': state_dict['features.weight']}
+  parts = []
+  for backbone, center in ((state_dict, 1.0), (other, 2.0)):
+    head = {'kernel': np.full((8, 5), center, np.float32)}
+    parts.append(prefixed('net.', backbone) | prefixed('head.', head))
+  if nested:
+    return {first: parts[0], second: parts[1]}
+  return prefixed(f'{first}.', parts[0]) | prefixed(f'{second}.', parts[1])
+
+
+@pytest.mark.parametrize('nested', [True, False])
+@pytest.mark.parametrize(
+  'first, second', [('student', 'teacher'), ('model', 'model_ema')]
+)
+def test_two_backbones_in_a_file(weights, state_dict, first, second, nested):
+  file = of_two(first, second, state_dict, nested=nested)
+  places = f"'{first}.net.', '{second}.net.'"
+  for call in (
+    interop.from_torch,
+    interop.num_batches_tracked,
+    interop.left_aside,
+  ):
+    with pytest.raises(InputError, match=f'2 backbones.*{places}.*--prefix'):
+      call(file)
+    with pytest.raises(InputError, match=f"'nowhere'; .* under {places}"):
+      call(file, prefix='nowhere')
+  with pytest.raises(InputError, match='several'):
+    interop.head_from_torch(file)
+  for prefix in (first, f'{first}.', f'{first}.net', f'{first}.net.'):
+    same(interop.from_torch(file, prefix=prefix), weights)
+    assert interop.num_batches_tracked(file, prefix=prefix) == 295_672
+    assert (interop.head_from_torch(file, prefix=prefix) == 1).all()
+  params, _ = interop.from_torch(file, prefix=second)
+  np.testing.assert_array_equal(params['fc']['bias'], 2 * state_dict['fc.bias'])
+  assert interop.num_batches_tracked(file, prefix=second) == 295_673
+  assert (interop.head_from_torch(file, prefix=second) == 2).all()
+  left = interop.left_aside(file, prefix=second)
+  assert left[0] == f'{first}.net.conv1.weight'
+  assert left[-1] == f'{second}.head.kernel'
+  assert len(left) == len(state_dict) + 2
+
+
+def test_a_backbone_below_another(weights, state_dict):
+  other = {k: v * 2 for k, v in state_dict.items()}
+  for prefix, below in (('', 'ema.'), ('net.', 'net.ema.')):
+    file = prefixed(below, other) | prefixed(prefix, state_dict)
+    with pytest.raises(InputError, match=f"'{prefix}', '{below}'"):
+      interop.from_torch(file)
+    same(interop.from_torch(file, prefix=prefix), weights)
+    assert interop.num_batches_tracked(file, prefix=below) == 2 * 295_672
+    assert interop.left_aside(file, prefix=prefix) == [*prefixed(below, other)]
+
+
+def test_a_head_that_is_nearer_to_another_backbone(state_dict):
+  file = prefixed('student.', state_dict) | prefixed('teacher.', state_dict)
+  kernel = np.ones((8, 5), np.float32)
+  with pytest.raises(InputError, match="here is none under the prefix 'stud"):
+    interop.head_from_torch(
+      file | {'teacher.head.kernel': kernel}, prefix='student'
+    )
+  # One of both.
+  found = interop.head_from_torch(
+    file | {'head.kernel': kernel}, prefix='student'
+  )
+  assert found.shape == (5, 8)
+  # In files of heads alone.
+  heads = {'student.kernel': kernel, 'teacher.kernel': 2 * kernel}
+  assert (interop.head_from_torch(heads, prefix='teacher') == 2).all()
+
+
+@pytest.mark.parametrize(
+  'count', [7, np.array([7]), np.array([[7]]), np.array(7.0, np.float32)]
+)
+def test_counts_of_any_exporter(state_dict, count):
+  file = changed(state_dict, bn1__num_batches_tracked=count)
+  file = {k: v for k, v in file.items() if k[:4] in ('bn1.', 'laye')}
+  file = {k: v for k, v in file.items() if 'num_batches' not in k or k < 'c'}
+  assert interop.num_batches_tracked(file) == 7
+
+
+@pytest.mark.parametrize(
+  'count',
+  [np.zeros(2, int), np.zeros(0), np.nan, np.inf, -1, 1e30, 'seven'],
+  ids=str,
+)
+def test_counts_that_are_none(state_dict, count):
+  file = changed(state_dict, bn1__num_batches_tracked=count)
+  message = 'bn1.num_batches_tracked has shape .* remove the key'
+  with pytest.raises(InputError, match=message):
+    interop.num_batches_tracked(file)
+  interop.from_torch(file)
 
 
 def test_heads(state_dict, tmp_path):

@@ -124,7 +124,7 @@ def test_mistakes(training, released, tmp_path, capsys):
     assert message in err and len(err.splitlines()) == 1, err
     assert workdir or not folder.exists()
 
-  refused('nowhere is not a run folder', start__checkpoint=tmp_path / 'nowhere')
+  refused('nowhere does not exist', start__checkpoint=tmp_path / 'nowhere')
   refused('model.width is 2 there, 4 here', model__width=4)
   refused("model.name is 'iresnet10' there", model__name='iresnet18')
   refused(
