@@ -17,7 +17,14 @@ ALLOWED = {
   'models': set(),
   'data': {'pickles', 'atomic'},
   'evaluation': {'atomic'},
-  'training': {'exact', 'losses', 'atomic', 'config_rules', 'terminal'},
+  'training': {
+    'exact',
+    'losses',
+    'atomic',
+    'config_rules',
+    'terminal',
+    'runtime',
+  },
   'config_rules': set(),
   'recipes': {'config_rules', 'training'},
   'benchmark': {

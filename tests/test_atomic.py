@@ -25,6 +25,9 @@ EXCEPTIONS = {
   'training/checkpoint.py: Checkpoints.__init__': (
     'Orbax writes checkpoints under temporary names and renames them'
   ),
+  'training/run_lock.py: _Lock._take': (
+    'the lock belongs to the file itself, which must stay where it is'
+  ),
   'training/checkpoint.py: _opened': 'it opens Orbax checkpoints to read them',
   'data/tools/prepare.py: _Writer.__init__': (
     'its path is the temporary name that _Work.add has from atomic.file'

@@ -160,7 +160,7 @@ class Checkpoints:
 
 
 class _Kept:
-  """What a step keeps about its arrays besides their values.
+  """Record of a step about its arrays, besides their values.
 
   Raises:
     ValueError: if a part of the step is missing.
