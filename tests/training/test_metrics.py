@@ -2,6 +2,7 @@
 """Metrics: means that a restart does not change, and what a user sees."""
 
 import json
+import os
 import resource
 import signal
 import struct
@@ -202,6 +203,7 @@ def test_lines_reach_a_pipe_at_once(tmp_path):
     [sys.executable, '-c', STEPS + 'time.sleep(60)', str(tmp_path)],
     stdout=subprocess.PIPE,
     text=True,
+    env={k: v for k, v in os.environ.items() if k != 'PYTHONUNBUFFERED'},
   )
   try:
     assert process.stdout.readline() == 'compiling the training step\n'
