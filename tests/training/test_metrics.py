@@ -4,6 +4,7 @@
 import json
 import os
 import resource
+import select
 import signal
 import struct
 import subprocess
@@ -206,6 +207,8 @@ def test_lines_reach_a_pipe_at_once(tmp_path):
     env={k: v for k, v in os.environ.items() if k != 'PYTHONUNBUFFERED'},
   )
   try:
+    # At its end it would write them anyway.
+    assert select.select([process.stdout], [], [], 30)[0]
     assert process.stdout.readline() == 'compiling the training step\n'
     assert process.stdout.readline().startswith('step 1/3')
   finally:
