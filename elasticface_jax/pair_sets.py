@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pair sets of a command or a recipe, and the files of their results."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from elasticface_jax import data
+import numpy as np
+
+from elasticface_jax import data, evaluation
 from elasticface_jax.errors import InputError
 from elasticface_jax.evaluation import Verification, plots
 from elasticface_jax.training import checkpoint
@@ -66,14 +69,49 @@ def _check_folds(spec: str, num_pairs: int, folds: int) -> None:
   )
 
 
-def write_results(folder: Path, results: Mapping[str, Verification]) -> None:
-  """Writes ``results.json``, and ROC and score plots, into a folder."""
+def verify(
+  pairs: data.PairSet, embeddings: np.ndarray, folds: int
+) -> Verification:
+  """Verifies the embeddings of a pair set.
+
+  Args:
+    pairs: the pair set.
+    embeddings: of its images, any float dtype, ``[2N, D]``.
+    folds: folds of the cross-validation, at least 2.
+
+  Returns:
+    As `evaluation.verify`, with the number of images that were resized.
+
+  Raises:
+    InputError: names the pair set, if an embedding is not finite.
+  """
+  try:
+    result = evaluation.verify(embeddings, pairs.same, folds)
+  except InputError as error:
+    raise InputError(f'{pairs.name}: {error}') from error
+  return dataclasses.replace(result, num_resized=pairs.num_resized)
+
+
+def write_results(
+  folder: Path, results: Mapping[str, Verification], *, title: str
+) -> None:
+  """Writes ``results.json``, and ROC and score plots, into a folder.
+
+  Args:
+    folder: the folder.
+    results: by the name of the pair set.
+    title: name of the network, for the plots.
+
+  Raises:
+    InputError: if a file cannot be written.
+  """
   checkpoint.write_json(
     folder / 'results.json',
     {name: result.as_dict() for name, result in results.items()},
   )
   both_kinds = {n: r for n, r in results.items() if r.tar_at_far is not None}
   if both_kinds:
-    plots.plot_roc(both_kinds, folder / 'roc.png')
+    plots.plot_roc(both_kinds, folder / 'roc.png', title=title)
   for name, result in results.items():
-    plots.plot_scores(result, folder / f'scores_{name}.png')
+    path = folder / f'scores_{name}.png'
+    plots.plot_scores(name, result, path, title=title)

@@ -18,7 +18,7 @@ runtime.set_cpu_threads()
 
 import jax
 
-from elasticface_jax import config_rules, data, evaluation, models
+from elasticface_jax import config_rules, data, evaluation, models, terminal
 from elasticface_jax.evaluation import plots
 from elasticface_jax.pair_sets import open_pair_sets, write_results
 from elasticface_jax.training import (
@@ -159,26 +159,19 @@ def report(workdir: Path, results: Mapping, seconds: float) -> dict[str, Any]:
   Returns:
     As `train`.
   """
+  done, fingerprint = checkpoint.fingerprint(workdir)
+  title = f'{workdir.resolve().name}, step {done:,}'
   if results:
     print(evaluation.table(results))
-    write_results(workdir, results)
-  rows = metrics.read(workdir)
-  losses = [(r['step'], r['loss']) for r in rows if 'loss' in r]
-  accuracies = {
-    name: tuple(
-      zip(
-        *((r['step'], r['accuracy']) for r in rows if r.get('pairs') == name),
-        strict=True,
-      )
-    )
-    for name in results
-  }
+    write_results(workdir, results, title=title)
   plots.plot_training(
-    tuple(zip(*losses, strict=True)), accuracies, workdir / 'training.png'
+    metrics.read(workdir), workdir / 'training.png', title=title
   )
   written = 'results.json, plots' if results else 'training.png'
-  print(f'{written} and checkpoints are in {workdir}')
-  done, fingerprint = checkpoint.fingerprint(workdir)
+  print(
+    f'{written} and checkpoints are in {workdir}; this start took '
+    f'{terminal.duration(seconds)}'
+  )
   print(f'fingerprint of step {done}: {fingerprint}')
   return {'fingerprint': fingerprint, 'results': results}
 

@@ -50,6 +50,7 @@ ALLOWED = {
     'pair_sets',
     'runtime',
     'config_rules',
+    'terminal',
   },
   'commands': {
     'models',

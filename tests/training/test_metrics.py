@@ -1,16 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics: means that a restart does not change, and what a user sees."""
 
-import fcntl
 import json
-import os
-import pty
 import resource
 import signal
 import struct
 import subprocess
 import sys
-import termios
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
@@ -18,6 +14,8 @@ from tensorboardX.record_writer import masked_crc32c
 
 from elasticface_jax.errors import InputError
 from elasticface_jax.training import events, metrics
+
+from .. import terminals
 
 
 class Clock:
@@ -168,7 +166,6 @@ import sys, time
 from pathlib import Path
 from elasticface_jax.training import metrics
 
-time.sleep(0.2)  # Until the terminal has its size.
 with metrics.Writer(Path(sys.argv[1]), first_step=0, total_steps=3) as writer:
   writer.compiling()
   time.sleep(0.15)
@@ -179,29 +176,9 @@ with metrics.Writer(Path(sys.argv[1]), first_step=0, total_steps=3) as writer:
 """
 
 
-def on_a_terminal(rows, columns, arguments):
-  """Returns what a program shows on a terminal of this size."""
-  pid, terminal = pty.fork()
-  if pid == 0:
-    os.execv(arguments[0], arguments)
-  size = struct.pack('HHHH', rows, columns, 0, 0)
-  fcntl.ioctl(terminal, termios.TIOCSWINSZ, size)
-  shown = b''
-  while True:
-    try:
-      shown += os.read(terminal, 65536)
-    except OSError:  # Linux's end of a terminal.
-      break
-  os.close(terminal)
-  assert os.waitpid(pid, 0)[1] == 0, shown.decode()
-  return shown.decode()
-
-
 @pytest.mark.parametrize(('rows', 'columns'), [(0, 0), (0, 80), (2, 80)])
 def test_lines_on_a_terminal_without_rows(tmp_path, rows, columns):
-  shown = on_a_terminal(
-    rows, columns, [sys.executable, '-c', STEPS, str(tmp_path)]
-  )
+  shown = terminals.run_python(STEPS, tmp_path, rows=rows, columns=columns)
   lines = shown.splitlines()
   assert lines[0] == 'compiling the training step'
   assert lines[1].startswith('step 1/3  loss 9.000')
@@ -211,9 +188,7 @@ def test_lines_on_a_terminal_without_rows(tmp_path, rows, columns):
 
 @pytest.mark.parametrize(('rows', 'columns'), [(40, 100), (24, 80)])
 def test_bar_on_a_terminal(tmp_path, rows, columns):
-  shown = on_a_terminal(
-    rows, columns, [sys.executable, '-c', STEPS, str(tmp_path)]
-  )
+  shown = terminals.run_python(STEPS, tmp_path, rows=rows, columns=columns)
   frames = shown.split('\r')
   assert any(f.startswith('compiling:   0%') for f in frames)
   # Each step has its own figures, not those of the row before.
