@@ -1,57 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`elasticface <command>`: the parser, and one line for whatever fails."""
+"""`elasticface <command>`: one line for whatever fails.
 
-import argparse
-import logging
+Nothing is imported before `main` runs, so that Ctrl-C ends in one line from
+then on.
+"""
+
 import sys
 from collections.abc import Sequence
-
-from elasticface_jax import __version__, exit_codes, missing, runtime
-from elasticface_jax.commands import (
-  benchmark,
-  convert,
-  embed,
-  evaluate,
-  export,
-  fingerprint,
-  inspect,
-  prepare,
-  train,
-)
-
-# In the order of `elasticface --help`.
-_COMMANDS = {
-  'train': (train, 'Train a recipe, or resume the run in a folder.'),
-  'evaluate': (evaluate, 'Verify pair sets with a trained backbone.'),
-  'embed': (embed, 'Write the embeddings of all images of a data set.'),
-  'export': (export, 'Write a backbone that runs without this package.'),
-  'convert': (convert, 'Make a run folder from PyTorch weights.'),
-  'inspect': (inspect, 'Check every image of a data set or a pair set.'),
-  'prepare': (
-    prepare,
-    'Write a data set as shards, or a pair set as one file, and read it back.',
-  ),
-  'fingerprint': (
-    fingerprint,
-    'Print the SHA-256 of a train state, equal on any devices and hosts.',
-  ),
-  'benchmark': (
-    benchmark,
-    'Measure the speed of steps, head, loop and input on this machine.',
-  ),
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command.
 
   Args:
-    argv: arguments; those of the process by default.
+    argv: arguments; with None, those of the process, of which Ctrl-C is then
+      handled to its end.
 
   Returns:
     Exit code: 0 for success only; 2 for a user's mistake; 128 + signal for a
     run that was stopped and has saved its state.
   """
+  try:
+    from elasticface_jax import exit_codes
+  except KeyboardInterrupt:
+    print('elasticface: interrupted', file=sys.stderr)
+    return 130
+  if argv is not None:
+    return _main(argv)
+  with exit_codes.interruptible_process():
+    return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
+  import logging
+
+  from elasticface_jax import exit_codes, missing, runtime
+
   runtime.set_cpu_threads()
   # Orbax logs at length through absl what is printed here in one line.
   logging.getLogger('absl').setLevel(logging.CRITICAL)
@@ -68,29 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   return exit_codes.run(command)
 
 
-class _Parser(argparse.ArgumentParser):
-  """Parser that prints one line for a mistake, instead of the usage."""
+def _parser():
+  from elasticface_jax.commands import _parser  # Imports all commands.
 
-  def error(self, message):
-    raise SystemExit(exit_codes.fail(f'{message}; see {self.prog} --help'))
-
-
-def _parser() -> argparse.ArgumentParser:
-  parser = _Parser(
-    prog='elasticface',
-    description='Margin-softmax losses and face recognition in JAX.',
-  )
-  parser.add_argument(
-    '--version', action='version', version=f'%(prog)s {__version__}'
-  )
-  commands = parser.add_subparsers(
-    dest='command', required=True, metavar='COMMAND', parser_class=_Parser
-  )
-  for name, (module, text) in _COMMANDS.items():
-    subparser = commands.add_parser(name, help=text, description=text)
-    module.add_arguments(subparser)
-    subparser.set_defaults(run=module.run)
-  return parser
+  return _parser.make()
 
 
 if __name__ == '__main__':

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exit codes of commands, and the one line that explains a failure."""
 
+import contextlib
+import os
+import signal
 import sys
-from collections.abc import Callable
+import types
+import warnings
+from collections.abc import Callable, Iterator
 
 from elasticface_jax.errors import InputError, Stopped
 
@@ -34,6 +39,65 @@ def run(command: Callable[[], None], who: str = '') -> int:
     if not error.filename:
       raise
     return fail(f'{error.filename}: {error.strerror}', who=who)
+
+
+@contextlib.contextmanager
+def interruptible_process() -> Iterator[None]:
+  """Makes Ctrl-C end the process in one line, also while modules are imported.
+
+  An interrupt inside of an import may come out as any exception, be printed as
+  ignored, or be lost, as extension modules turn it into errors of their own. So
+  there the process ends at once, and so it does at a second interrupt, and once
+  the body is over; files then are as after a kill, which all writes survive.
+  Elsewhere a `KeyboardInterrupt` is raised as usual. The handler stays to the
+  end of the process.
+
+  Raises:
+    SystemExit: after an interrupt in the body.
+  """
+  interrupted = over = False
+
+  def interrupt(number, frame):
+    nonlocal interrupted
+    if interrupted or over or _is_importing(frame):
+      _end(say=not (interrupted and over))
+    interrupted = True
+    # Objects that the interrupt leaves half made complain as they are deleted.
+    sys.unraisablehook = lambda _: None
+    warnings.simplefilter('ignore')
+    raise KeyboardInterrupt
+
+  # A shell's background job ignores it, and shall go on to.
+  if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, interrupt)
+  try:
+    yield
+  except KeyboardInterrupt as error:
+    raise SystemExit(fail('interrupted', INTERRUPTED)) from error
+  except Exception as error:
+    # Compiled code may have turned the interrupt into an error of its own.
+    if not interrupted:
+      raise
+    raise SystemExit(fail('interrupted', INTERRUPTED)) from error
+  finally:
+    over = True
+
+
+def _is_importing(frame: types.FrameType | None) -> bool:
+  while frame is not None:
+    if frame.f_code.co_filename.startswith('<frozen importlib'):
+      return True
+    frame = frame.f_back
+  return False
+
+
+def _end(*, say: bool) -> None:
+  """Ends the process, from a handler that may have interrupted a print."""
+  with contextlib.suppress(Exception):
+    sys.stdout.flush()
+  if say:
+    os.write(2, b'elasticface: interrupted\n')
+  os._exit(INTERRUPTED)
 
 
 def fail(message: object, code: int = USER_ERROR, who: str = '') -> int:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packages that are not installed: the extra that brings each of them."""
 
-import contextlib
 import importlib.util
 
 from elasticface_jax.errors import InputError
@@ -41,33 +40,47 @@ _DISTRIBUTIONS = {
 }
 
 
-class MissingPackage(InputError):
+class MissingPackage(ModuleNotFoundError, InputError):
   """A package of an extra is not installed."""
 
 
-@contextlib.contextmanager
-def needs(what: str):
+class needs:
   """Turns a failed import of a known package into one line with the remedy.
 
-  A module that no extra brings is left as it is: its absence is a defect, of
-  this package or of another, and keeps its traceback.
+  A context manager. A module that no extra brings is left as it is: its absence
+  is a defect, of this package or of another, and keeps its traceback. In the
+  form of a class, so that type checkers see that nothing is swallowed.
 
   Args:
     what: what needs the packages, as the user calls it.
 
   Raises:
     MissingPackage: names the package and the extra that brings it.
+
+  Examples:
+    >>> try:
+    ...   with needs('train'):
+    ...     raise ModuleNotFoundError(name='optax')
+    ... except MissingPackage as error:
+    ...   print(error)
+    train needs optax: pip install 'elasticface_jax[train]'
   """
-  try:
-    yield
-  except ModuleNotFoundError as error:
-    module = (error.name or '').partition('.')[0]
-    if module not in _DISTRIBUTIONS:
-      raise
-    distribution, extra = _DISTRIBUTIONS[module]
-    raise MissingPackage(
-      f"{what} needs {distribution}: pip install 'elasticface_jax[{extra}]'"
-    ) from error
+
+  def __init__(self, what: str):
+    self._what = what
+
+  def __enter__(self) -> None:
+    pass
+
+  def __exit__(self, kind, error, trace) -> None:
+    module = (getattr(error, 'name', None) or '').partition('.')[0]
+    if isinstance(error, ModuleNotFoundError) and module in _DISTRIBUTIONS:
+      distribution, extra = _DISTRIBUTIONS[module]
+      raise MissingPackage(
+        f'{self._what} needs {distribution}: '
+        f"pip install 'elasticface_jax[{extra}]'",
+        name=module,
+      ) from error
 
 
 def check(module: str) -> None:

@@ -82,9 +82,7 @@ def _train(c: Any, workdir: Path) -> dict[str, Any] | None:
     ),
     c.eval.folds,
   )
-  initial, centers = None, None
-  if run_folder.needs_initial_weights(workdir, c.start.checkpoint):
-    initial, centers = _open_initial(c, source.num_classes)
+  initial, centers = _open_initial(c, workdir, source.num_classes)
   run_folder.claim(
     workdir, c.to_dict(), source.fingerprint, initial and initial.fingerprint
   )
@@ -177,12 +175,13 @@ def report(workdir: Path, results: Mapping, seconds: float) -> dict[str, Any]:
 
 
 def _open_initial(
-  c: Any, num_classes: int
+  c: Any, workdir: Path, num_classes: int
 ) -> tuple[Weights | None, np.ndarray | None]:
-  """Opens the initial weights that a config names, if it names any.
+  """Opens the initial weights that a config names, if the run needs them.
 
   Args:
     c: the config.
+    workdir: the run folder.
     num_classes: C, of the data.
 
   Returns:
@@ -191,7 +190,7 @@ def _open_initial(
   Raises:
     InputError: if they are missing, or do not fit the rest of the config.
   """
-  if not c.start.checkpoint:
+  if not run_folder.needs_initial_weights(workdir, c.start.checkpoint):
     return None, None
   initial = open_weights(Path(c.start.checkpoint))
   initial.check_model(c.model)

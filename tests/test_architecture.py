@@ -14,8 +14,8 @@ PACKAGE = Path(importlib.util.find_spec('elasticface_jax').origin).parent
 ALLOWED = {
   'exact': set(),
   'losses': {'exact'},
-  'models': set(),
-  'data': {'pickles', 'atomic'},
+  'models': {'missing'},
+  'data': {'pickles', 'atomic', 'missing'},
   'evaluation': {'atomic'},
   'training': {
     'exact',

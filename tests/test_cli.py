@@ -12,6 +12,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -28,6 +29,7 @@ from elasticface_jax import (
   runtime,
 )
 from elasticface_jax.errors import InputError, Stopped
+from elasticface_jax.training import checkpoint
 
 QUICKSTART = Path(__file__).parents[1] / 'configs' / 'quickstart.py'
 
@@ -102,7 +104,7 @@ def test_print_shows_the_config_and_trains_nothing(run):
 
 
 LACKING = """
-import contextlib, io, json, sys
+import contextlib, importlib, io, json, sys
 from elasticface_jax import cli
 
 class Hidden:
@@ -116,8 +118,23 @@ for arguments in {commands}:
   with contextlib.redirect_stderr(io.StringIO()) as err:
     code = cli.main(arguments.split())
   lines[arguments] = code, err.getvalue()
+for module in {modules}:
+  try:
+    importlib.import_module(f'elasticface_jax.{{module}}')
+  except ImportError as error:
+    lines[module] = type(error).__name__, str(error)
 print(json.dumps(lines))
 """
+
+
+# Rooms that need an extra, and what an import of each says.
+ROOMS = {
+  'models': 'models needs flax',
+  'interop': 'models needs flax',
+  'weights': 'models needs flax',
+  'data': r'data needs \w+',
+  'pair_sets': r'data needs \w+',
+}
 
 
 def test_commands_without_their_extra_name_it_in_one_line(tmp_path):
@@ -134,7 +151,9 @@ def test_commands_without_their_extra_name_it_in_one_line(tmp_path):
     'benchmark step': 'flax',
     f'benchmark step --config {QUICKSTART}': 'ml-collections',
   }
-  script = LACKING.format(hidden=hidden, commands=list(needed))
+  script = LACKING.format(
+    hidden=hidden, commands=list(needed), modules=list(ROOMS)
+  )
   process = subprocess.run(
     [sys.executable, '-c', script],
     env=os.environ | {'JAX_PLATFORMS': 'cpu'},
@@ -145,6 +164,12 @@ def test_commands_without_their_extra_name_it_in_one_line(tmp_path):
   )
   assert process.returncode == 0, process.stderr
   found = json.loads(process.stdout)
+  for module, line in ROOMS.items():
+    kind, message = found.pop(module)
+    assert kind == 'MissingPackage' and re.fullmatch(
+      rf"elasticface_jax\.{line}: pip install 'elasticface_jax\[train\]'",
+      message,
+    ), message
   assert found.keys() == needed.keys()
   for arguments, (code, line) in found.items():
     name = arguments.split()[0]
@@ -189,6 +214,185 @@ def test_platform_that_is_not_there(fails, monkeypatch, tmp_path, error, words):
   monkeypatch.setattr(jax, 'devices', devices)
   message = fails('evaluate', '--checkpoint', tmp_path, '--pairs', 'synthetic')
   assert 'JAX_PLATFORMS=cpu: ' in message and words in message
+
+
+ELSEWHERE = """
+import contextlib, io, json
+from elasticface_jax import cli
+
+lines = {{}}
+for arguments in {commands}:
+  with contextlib.redirect_stderr(io.StringIO()) as err:
+    code = cli.main(arguments)
+  lines[arguments[0]] = code, err.getvalue()
+print(json.dumps(lines))
+"""
+
+
+def test_platform_that_is_not_there_in_every_command(people, tmp_path):
+  shards, out = tmp_path / 'shards', tmp_path / 'out'
+  checkpoint = '--checkpoint', tmp_path
+  commands = {
+    'train': ('--config', QUICKSTART, '--workdir', out),
+    'evaluate': (*checkpoint, '--pairs', 'synthetic'),
+    'embed': (people, *checkpoint, '--out', out),
+    'export': (*checkpoint, '--format', 'torch', '--out', out),
+    'convert': (tmp_path / 'a.pth', '--workdir', out),
+    'benchmark': ('input',),
+    # These need no device.
+    'inspect': (people,),
+    'prepare': (people, shards, '--shards', 1),
+  }
+  listed = [[name, *map(str, rest)] for name, rest in commands.items()]
+  process = subprocess.run(
+    [sys.executable, '-c', ELSEWHERE.format(commands=listed)],
+    env=os.environ | {'JAX_PLATFORMS': 'cuda'},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert process.returncode == 0, process.stderr
+  found = json.loads(process.stdout.splitlines()[-1])
+  for name in commands:
+    code, err = found.pop(name)
+    if name in ('inspect', 'prepare'):
+      assert (code, err) == (0, '')
+    else:
+      assert code == 2 and len(err.splitlines()) == 1, err
+      assert err.startswith('elasticface: JAX_PLATFORMS=cuda: ')
+  assert not out.exists() and shards.exists()
+
+
+@pytest.mark.parametrize('platform', ['cuda', 'no_such_platform'])
+def test_fingerprint_needs_no_device(tmp_path, platform):
+  state = {'params': {'a': np.arange(3.0)}}
+  with checkpoint.Checkpoints(tmp_path, keep=1) as checkpoints:
+    checkpoints.save(0, jax.tree.map(jax.numpy.asarray, state))
+  process = subprocess.run(
+    [sys.executable, '-m', 'elasticface_jax', 'fingerprint', str(tmp_path)],
+    env=os.environ | {'JAX_PLATFORMS': platform},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  expected = checkpoint.fingerprint(tmp_path)[1]
+  assert (process.stdout, process.stderr) == (f'{expected}\n', '')
+
+
+# Prints as the first thing that it is up, and runs a command of ours; a signal
+# comes from outside, or where it looks for a module.
+INTERRUPTED = """
+import os, signal, sys
+os.write(1, b'up\\n')
+
+_, where = sys.argv
+
+class Interrupt:
+  def find_spec(self, name, path=None, target=None):
+    if name == where:
+      os.kill(os.getpid(), signal.SIGINT)
+
+from elasticface_jax import cli
+sys.meta_path.insert(0, Interrupt())
+if where.startswith('tensorflow'):
+  from elasticface_jax.commands import fingerprint
+  fingerprint.run = lambda *_: __import__('tensorflow')
+sys.argv[1:] = 'fingerprint', 'no_such_folder'
+sys.exit(cli.main())
+"""
+
+
+def interrupted(*arguments, delay=None):
+  """Runs Python, interrupts it after a delay, and returns code and stderr."""
+  with subprocess.Popen(
+    [sys.executable, *arguments],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  ) as process:
+    if delay is not None:
+      assert process.stdout.readline() == 'up\n'
+      time.sleep(delay)
+      process.send_signal(signal.SIGINT)
+    try:
+      _, err = process.communicate(timeout=120)
+    finally:
+      process.kill()
+  return process.returncode, err
+
+
+@pytest.mark.parametrize(
+  'module',
+  [
+    'elasticface_jax.exit_codes',
+    'argparse',
+    'numpy._core._multiarray_umath',
+    'jaxlib._jax',
+    'jax._src.lax',
+    'orbax.checkpoint',
+    'tensorflow.python',
+  ],
+)
+def test_interrupt_while_a_module_is_imported(module):
+  code, err = interrupted('-c', INTERRUPTED, module)
+  assert (code, err) == (130, 'elasticface: interrupted\n')
+
+
+@pytest.mark.parametrize('delay', [0.1, 0.3, 0.6, 1.0])
+def test_interrupt_at_any_time(delay):
+  code, err = interrupted('-c', INTERRUPTED, 'none', delay=delay)
+  # On a quick machine the last one finds what is wrong before.
+  assert code in (130, 2) and len(err.splitlines()) == 1, err
+  assert code == 2 or err == 'elasticface: interrupted\n'
+
+
+PROCESS = """
+import os, signal, time
+from elasticface_jax import exit_codes
+
+def interrupt():
+  os.kill(os.getpid(), signal.SIGINT)
+  time.sleep(60)
+
+class Half:
+  def __del__(self):
+    raise AttributeError('half made')
+
+{before}
+with exit_codes.interruptible_process():
+{body}
+"""
+
+
+@pytest.mark.parametrize(
+  'body',
+  [
+    'interrupt()',
+    # As compiled code does.
+    'try: interrupt()\n  except KeyboardInterrupt: raise ImportError("init")',
+    # Swallowed; the second one ends the process.
+    'try: interrupt()\n  except KeyboardInterrupt: interrupt()',
+    'half = Half(); interrupt()',
+    'pass\ninterrupt()',
+    'import atexit; atexit.register(interrupt)',
+  ],
+)
+def test_interrupts_of_a_process_end_in_one_line(body):
+  script = PROCESS.format(before='', body=f'  {body}')
+  code, err = interrupted('-c', script)
+  assert code == 130, err
+  assert err == 'elasticface: interrupted\n'
+
+
+def test_interrupts_that_are_ignored_stay_so():
+  before = 'signal.signal(signal.SIGINT, signal.SIG_IGN)'
+  body = '  os.kill(os.getpid(), signal.SIGINT)'
+  assert interrupted('-c', PROCESS.format(before=before, body=body)) == (0, '')
+
+
+def test_defects_of_a_process_keep_their_traceback():
+  code, err = interrupted('-c', PROCESS.format(before='', body='  1 / 0'))
+  assert code == 1 and err.endswith('ZeroDivisionError: division by zero\n')
 
 
 def test_cpu_threads_are_set_before_jax_or_missed(monkeypatch, capsys):

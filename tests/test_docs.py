@@ -16,8 +16,9 @@ import pytest
 import yaml
 
 import elasticface_jax
-from elasticface_jax import cli, recipes
+from elasticface_jax import cli, interop, models, recipes, weights
 from elasticface_jax.errors import InputError
+from elasticface_jax.interop import torch_files
 from elasticface_jax.losses import _targets
 
 ROOT = Path(__file__).parents[1]
@@ -202,8 +203,18 @@ def test_python_of_the_losses_runs(page):
 
 
 @pytest.mark.parametrize('name', ['evaluation', 'interop'])
-def test_other_python_runs(name):
-  run_python(ROOT / 'docs' / f'{name}.md')
+def test_other_python_runs(name, tmp_path, monkeypatch):
+  given = {}
+  if name == 'interop':  # It reads a run folder, and what was exported of it.
+    monkeypatch.chdir(tmp_path)
+    backbone = models.build('iresnet10', width=4, embedding_dim=8)
+    state_dict = interop.to_torch(*backbone.init(jax.random.key(0)))
+    torch_files.write('backbone.pth', state_dict, {})
+    run = weights.convert('backbone.pth', 'runs/elastic_arc', heads=())
+    for kind in ('onnx', 'stablehlo'):
+      weights.export(run, f'arc.{kind}', file_format=kind)
+    given['faces'] = np.zeros((2, 112, 112, 3), np.uint8)
+  run_python(ROOT / 'docs' / f'{name}.md', **given)
 
 
 def test_no_page_has_python_that_is_not_tested():

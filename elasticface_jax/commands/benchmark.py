@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from elasticface_jax import missing, recipes
+from elasticface_jax import atomic, missing, recipes
 from elasticface_jax.errors import InputError
 
 PARTS = 'step', 'head', 'loop', 'input'
@@ -188,8 +188,8 @@ def measure(
   Raises:
     InputError: for a mistake in the arguments, or a package that is missing.
   """
-  if args.out is not None and not args.out.absolute().parent.is_dir():
-    raise InputError(f'--out {args.out}: there is no such folder; make it')
+  if args.out is not None:
+    atomic.check_file(args.out, '--out')
   if args.against and args.part not in ('step', 'all'):
     raise InputError(
       f'--against {args.against[0]} is for step and all, not for {args.part}'
@@ -284,6 +284,11 @@ def _parts(args, config, mesh, left_out) -> Iterator[tuple[str, Any]]:
   recipe = make_recipe(args, config)
   wanted = list(PARTS) if args.part == 'all' else [args.part]
   if {'step', 'loop'} & set(wanted):
+    if recipe.group_size < 2:
+      raise InputError(
+        f'group_size={recipe.group_size}: BatchNorm needs at least 2 images; '
+        'raise --group-size or --batch-size'
+      )
     step.check(recipe, mesh, args.against)
   for name, check in (
     ('loop', loop.check),

@@ -180,8 +180,18 @@ class IResNet(nnx.Module):
 
     Returns:
       Embeddings, not normalised, at least float32, ``[B, D]``.
+
+    Raises:
+      TypeError: if the images are integers.
+      ValueError: if they have another shape, if there are fewer than 2 in
+        training, or if the dropout lacks its key.
     """
     _check(images)
+    if train and images.shape[0] < 2:
+      raise ValueError(
+        f'images have shape {images.shape}; training needs 2 or more: less '
+        'their own mean, the embeddings of one are 0, and so are all gradients'
+      )
     if train and self.dropout and key is None:
       raise ValueError(f'dropout {self.dropout} in training needs a key')
 

@@ -143,7 +143,9 @@ def test_saved_configs_that_are_none(tmp_path):
     (['head', '--num-classes=9', '--num-blocks=10'], 'head.num_blocks=10'),
     (['head', '--against=merged'], 'for step and all, not for head'),
     (['step', '--devices=100'], '--devices 100'),
-    (['step', '--out=none/at/all.json'], 'no such folder'),
+    (['step', '--batch-size=1'], 'group_size=1: .* at least 2 images'),
+    (['step', '--out=none/at/all.json'], 'there is no folder .*none/at; make'),
+    (['step', '--out=.'], '--out . is a folder'),
     (['input', '--data=nowhere'], 'nowhere: no such folder'),
   ],
 )

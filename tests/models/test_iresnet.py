@@ -674,6 +674,24 @@ def test_wrong_images_are_named():
       apply(np.zeros(shape, 'float32'))
 
 
+@pytest.mark.parametrize('count', [0, 1])
+def test_training_on_one_image_is_refused(count):
+  apply, params, stats = tiny()
+  images = pictures(count)
+  with pytest.raises(ValueError, match='training needs 2 or more'):
+    apply(params, stats, images, train=True)
+  # As a program, and mapped over a batch of ones.
+  train = functools.partial(apply, params, stats, train=True)
+  for transform in (jax.jit, jax.vmap):
+    given = images if transform is jax.jit else images[:, None]
+    with pytest.raises(ValueError, match='training needs 2 or more'):
+      jax.eval_shape(transform(train), given)
+  with pytest.raises(ValueError, match='all gradients'):
+    jax.eval_shape(
+      jax.grad(lambda p: apply(p, stats, images, train=True)[0].sum()), params
+    )
+
+
 def test_dropout_without_a_key_is_named():
   _, params, stats, _ = small()
   backbone = models.build('iresnet10', dropout=0.4, **SMALL)

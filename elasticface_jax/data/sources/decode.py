@@ -13,11 +13,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import simplejpeg
-from PIL import Image
 
+from elasticface_jax import missing
 from elasticface_jax.data.sources import exif, jpeg, png
 from elasticface_jax.errors import first_line
+
+with missing.needs('elasticface_jax.data'):
+  import simplejpeg
+  from PIL import Image
 
 SIZE = 112  # Height and width of an aligned face.
 _MAX_SIDE = 8192
