@@ -160,6 +160,61 @@ def test_round_trip_and_strict_loading(use_se, tmp_path):
     assert torch.equal(value, before[key]), key
 
 
+class Wrapper(torch.nn.Module):
+  """A network with modules of its own, called as those of the backbone."""
+
+  def __init__(self, backbone):
+    super().__init__()
+    self.conv1 = torch.nn.Conv2d(3, 64, 3)
+    self.bn1 = torch.nn.BatchNorm2d(64)
+    self.prelu = torch.nn.PReLU(64)
+    self.features = torch.nn.BatchNorm1d(512)
+    self.fc = torch.nn.Linear(512, 5)
+    self.register_buffer('t', torch.zeros(1))
+    for value in self.state_dict().values():
+      value.data.add_(3)
+    self.backbone = backbone
+
+
+WRAPS = {
+  'module.': torch.nn.DataParallel,
+  '_orig_mod.': torch.compile,
+  'module._orig_mod.': lambda net: torch.nn.DataParallel(torch.compile(net)),
+  'backbone.': Wrapper,
+  '_orig_mod.backbone.': lambda net: torch.compile(Wrapper(net)),
+  'module.backbone.': lambda net: torch.optim.swa_utils.AveragedModel(
+    Wrapper(net)
+  ),
+}
+
+
+# The compiler is only imported; it uses parts of torch that torch deprecates.
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_wrapped_networks(tmp_path):
+  network = make('iresnet18', False)
+  path = tmp_path / 'wrapped.pt'
+  for prefix, wrap in WRAPS.items():
+    wrapped = wrap(copy.deepcopy(network))
+    own = wrapped.state_dict()
+    expected = {
+      key.removeprefix(prefix): value.numpy()
+      for key, value in own.items()
+      if key.startswith(prefix)
+    }
+    torch.save({'state_dict': own, 'hyper_parameters': {'lr': 0.1}}, path)
+    found = interop.to_torch(
+      *interop.from_torch(path),
+      num_batches_tracked=interop.num_batches_tracked(path),
+    )
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+      assert found[key].tobytes() == value.tobytes(), (prefix, key)
+    outer = [f'state_dict.{k}' for k in own if not k.startswith(prefix)]
+    assert interop.left_aside(path) == outer
+    if 'backbone' in prefix:
+      assert interop.head_from_torch(path).shape == (5, 512)
+
+
 def test_bfloat16_weights_become_float32():
   network = make('iresnet18', False).bfloat16()
   params, _ = interop.from_torch(network.state_dict())

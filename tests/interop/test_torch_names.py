@@ -287,6 +287,7 @@ def test_outer_keys_replace_nothing(weights, state_dict, prefix):
     same(interop.from_torch({'state_dict': file}), weights)
     assert interop.num_batches_tracked(file) == 295_672
     assert interop.left_aside(file) == list(OUTER)
+    assert interop.head_from_torch(file).shape == (5, 8)
     assert interop.left_aside({'state_dict': file}) == [
       f'state_dict.{key}' for key in OUTER
     ]
