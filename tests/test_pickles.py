@@ -313,6 +313,32 @@ def test_a_list_may_hold_itself():
 
 
 @pytest.mark.parametrize('protocol', range(6))
+def test_byte_arrays_and_arrays_of_strings(protocol):
+  content = [bytearray(b'\xff\0a'), bytearray(), np.array([b'ab', b'c\0d'])]
+  first, empty, array = load_watched(pickle.dumps(content, protocol))
+  assert (first, empty) == (b'\xff\0a', b'')
+  assert array.dtype == 'S3' and array.values.tolist() == [b'ab', b'c\0d']
+
+
+BYTEARRAY = b'cbuiltins\nbytearray\n'
+
+
+@pytest.mark.parametrize('program', [
+  # Of a number, Python would allocate so many bytes; of a list, copy it.
+  BYTEARRAY + b'J\xff\xff\xff\x7f\x85R', BYTEARRAY + b'K\x01\x85R',
+  BYTEARRAY + b'](K\x01e\x85R', BYTEARRAY + b'U\x01aU\x05utf-8\x86R',
+  BYTEARRAY + b'X\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R',
+  BYTEARRAY + b'X\x01\x00\x00\x00a\x85R', BYTEARRAY + b'R', BYTEARRAY + b'}b',
+  *(DTYPE + b'U' + bytes([len(name)]) + name + b'\x85R'
+    for name in (b'S', b'S0', b'S-1', b'S1e9', b'S1,S1', b'S 1', b'S99', b'U1',
+                 b'S\xb2', b'|S1', b'S01')),
+])  # fmt: skip
+def test_refuses_other_byte_arrays(program):
+  with pytest.raises(BadPickle):
+    load_watched(b'\x80\x02' + program + b'.')
+
+
+@pytest.mark.parametrize('protocol', range(6))
 def test_every_cut_is_noticed(protocol):
   content = [b'abc', 'd', [1, 2.0], np.arange(3, dtype='u1'), np.float32(1)]
   data = pickle.dumps(content, protocol)

@@ -45,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
   """Writes the shards or the pair set, reads them back and prints a summary."""
-  if args.list or Path(args.source).is_file():
+  from elasticface_jax import data
+
+  if args.list or data.is_pair_set(args.source):
     _prepare_pairs(args)
   else:
     _prepare_shards(args)
@@ -57,7 +59,7 @@ def _prepare_pairs(args: argparse.Namespace) -> None:
   if args.list:
     pairs = data.pairs_from_folder(args.source, data.read_pair_list(args.list))
   else:
-    pairs = data.read_encoded(Path(args.source))
+    pairs = data.read_encoded(args.source)
   data.write_pairs(args.out, *pairs)
   print(data.inspect(args.out))
 

@@ -17,6 +17,7 @@ from elasticface_jax.data.order import batch_indices, check_window
 from elasticface_jax.data.pair_lists import pairs_from_folder, read_pair_list
 from elasticface_jax.data.pairs import (
   PairSet,
+  is_pair_set,
   open_pairs,
   read_encoded,
   read_pairs,
@@ -75,6 +76,7 @@ __all__ = [
   'inspect_images',
   'inspect_pairs',
   'inspect_rec',
+  'is_pair_set',
   'is_remote',
   'list_images',
   'open_encoded',

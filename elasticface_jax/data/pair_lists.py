@@ -101,8 +101,9 @@ def pairs_from_folder(
   """
   folder = Path(folder)
   if not folder.is_dir():
+    found = 'is a file' if folder.exists() else 'no such folder'
     raise InputError(
-      f'{folder}: no such folder; give one that holds name/name_0001.jpg'
+      f'{folder}: {found}; give a folder that holds name/name_0001.jpg'
     )
   places = {}  # The first line that asks for each image.
   for pair in pair_list:

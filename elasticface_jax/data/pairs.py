@@ -28,9 +28,11 @@ import numpy as np
 from elasticface_jax import atomic, pickles
 from elasticface_jax.data.sources import decode
 from elasticface_jax.data.sources.encoded import counted
+from elasticface_jax.data.sources.files import is_remote
 from elasticface_jax.data.sources.synthetic import synthetic_pairs
 from elasticface_jax.errors import InputError
 
+SUFFIXES = ('.bin', '.npz')
 _CHUNK = 256  # Images decoded in one call.
 _VERSION = 1
 _ARRAYS = {
@@ -124,6 +126,26 @@ def read_pairs(path: str | os.PathLike) -> PairSet:
   return PairSet(path.stem, images, same, num_resized)
 
 
+def is_pair_set(path: str | os.PathLike) -> bool:
+  """Returns True for a file, or for a missing path with a pair set's suffix.
+
+  Args:
+    path: of a pair set or a data set.
+
+  Returns:
+    True if it is to be read as a pair set, whose errors then name what is
+    wrong; False for a folder, an address, and any other name.
+
+  Examples:
+    >>> is_pair_set('missing/lfw.bin'), is_pair_set('missing/ms1mv2')
+    (True, False)
+  """
+  if is_remote(path):
+    return False
+  path = Path(path)
+  return path.is_file() or (path.suffix in SUFFIXES and not path.exists())
+
+
 def read_encoded(
   path: str | os.PathLike,
 ) -> tuple[list[bytes], np.ndarray]:
@@ -139,11 +161,16 @@ def read_encoded(
     InputError: as for `read_pairs`, except for images that do not decode.
   """
   path = Path(path)
+  if path.suffix in ('.rec', '.idx') and path.is_file():
+    raise InputError(
+      f'{path} is a file of a training set; give the folder that holds '
+      'train.rec, train.idx and property, or a pair set, .bin or .npz'
+    )
   try:
     data = path.read_bytes()
   except OSError as error:
     raise InputError(
-      f'{path}: {error.strerror}; give a pair set like lfw.bin'
+      f'{path}: {error.strerror}; give a pair set like lfw.bin or lfw.npz'
     ) from error
   if data.startswith(b'PK'):
     read, form = _read_npz, 'the .npz format of a pair set'

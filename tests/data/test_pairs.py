@@ -72,16 +72,26 @@ def test_same_pairs_same_bytes(tmp_path, lfw, jpegs):
 
 
 @pytest.mark.parametrize('protocol', range(6))
-@pytest.mark.parametrize('images', ['bytes', 'arrays', 'object array'])
+@pytest.mark.parametrize('images', [
+  'bytes', 'arrays', 'object array', 'bytearrays', 'array of bytearrays',
+  'array of strings', 'arrays of a string', 'strings of NumPy',
+])  # fmt: skip
 @pytest.mark.parametrize('same', ['list', 'array', 'scalars', 'ints'])
 def test_reads_every_pickle(tmp_path, jpegs, decoded, protocol, images, same):
   objects = np.empty(len(jpegs), object)
   objects[:] = jpegs
+  mutable = np.empty(len(jpegs), object)
+  mutable[:] = [bytearray(one) for one in jpegs]
   content = (
     {
       'bytes': jpegs,
       'arrays': [np.frombuffer(one, np.uint8) for one in jpegs],
       'object array': objects,
+      'bytearrays': list(mutable),
+      'array of bytearrays': mutable,
+      'array of strings': np.array(jpegs),
+      'arrays of a string': [np.array(one) for one in jpegs],
+      'strings of NumPy': list(np.array(jpegs)),
     }[images],
     {
       'list': SAME,
@@ -95,6 +105,22 @@ def test_reads_every_pickle(tmp_path, jpegs, decoded, protocol, images, same):
   pairs = read_pairs(path)
   np.testing.assert_array_equal(pairs.images, decoded)
   assert pairs.same.tolist() == SAME
+
+
+def test_reads_python_2_bytearrays(tmp_path, jpegs, decoded):
+  # Python 2 names the codec otherwise than Python 3 does.
+  images = [bytearray(one) for one in jpegs]
+  codec = b'X\x07\x00\x00\x00latin-1'
+  text = b''.join(
+    b'c__builtin__\nbytearray\n(X' + struct.pack('<I', len(one)) + one + codec
+    + b'tR' for one in (j.decode('latin-1').encode() for j in jpegs)
+  )  # fmt: skip
+  flags = b''.join(b'I01\n' if one else b'I00\n' for one in SAME)
+  data = b'\x80\x02](' + text + b'e](' + flags + b'e\x86.'
+  assert pickle.loads(data)[0] == images
+  path = tmp_path / 'a.bin'
+  path.write_bytes(data)
+  np.testing.assert_array_equal(read_pairs(path).images, decoded)
 
 
 def test_reads_numpy_1_names(tmp_path, jpegs, decoded):
@@ -241,6 +267,35 @@ def test_missing_file(tmp_path):
     read_pairs(tmp_path / 'lfw.bin')
   with pytest.raises(InputError, match='Is a directory'):
     read_pairs(tmp_path)
+
+
+@pytest.mark.parametrize('name', ['train.rec', 'train.idx'])
+def test_a_training_set_is_no_pair_set(written, name):
+  with pytest.raises(InputError, match='give the folder that holds train.rec'):
+    read_pairs(written('rec') / name)
+
+
+def test_resized_images_are_counted(tmp_path, jpegs):
+  photo = encode(np.zeros((160, 160, 3), np.uint8))
+  strip = encode(np.zeros((160, 150, 3), np.uint8))
+  whole = '10 images are not 112x112 (160x160)'
+  for number, images, words in (
+    (0, jpegs, None),
+    (1, [*jpegs[:9], photo], '1 of 10 images is not 112x112 (160x160): '),
+    (10, [photo] * 10, whole.replace('10', '10 of 10', 1)),
+    (3, [*jpegs[:7], photo, photo, strip], '(most of them 160x160): resized'),
+  ):
+    path = tmp_path / f'{number}.npz'
+    write_pairs(path, images, SAME)
+    assert read_pairs(path).num_resized == number
+    report = inspect_pairs(path)
+    assert report.ok and len(report.notes) == (number > 0)
+    if words:
+      assert words in report.notes[0]
+      assert report.notes[0].endswith(
+        'resized and cropped at the centre; give aligned faces'
+      )
+  assert open_pairs('synthetic', num_pairs=20, seed=0).num_resized == 0
 
 
 def test_undecodable_image_is_named(tmp_path, jpegs):

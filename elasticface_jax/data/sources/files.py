@@ -25,7 +25,7 @@ CACHE_BYTES = 1 << 30
 
 def is_remote(path: str | os.PathLike) -> bool:
   """Returns True if a path has a scheme, so that TensorFlow must read it."""
-  return '://' in str(path)
+  return '://' in os.fspath(path)
 
 
 class LocalFile:

@@ -11,14 +11,13 @@ import numpy as np
 from elasticface_jax.data.sources import decode, index
 from elasticface_jax.data.sources.encoded import EncodedSource
 from elasticface_jax.data.sources.recordio import (
+  MAX_EXACT,
   RecordError,
   RecordFile,
   read_index,
 )
 from elasticface_jax.errors import InputError
 
-# Counts and labels of a .rec are float32, which is exact up to this integer.
-_MAX_EXACT = 1 << 24
 _MAX_COUNT = 1 << 40
 _MAX_SPAN = (1 << 32) - 1
 
@@ -172,10 +171,10 @@ def read_property(folder: Path, header_classes: int) -> int:
       f'{path}: {text[:40]!r} is not `classes,112,112`; only aligned faces of '
       '112x112 can be read'
     )
-  if num_classes > _MAX_EXACT:
+  if num_classes > MAX_EXACT:
     raise InputError(
       f'{path}: {num_classes} classes; labels of a .rec are float32, which '
-      f'distinguish only {_MAX_EXACT}: use a folder or shards'
+      f'distinguish only {MAX_EXACT}: use a folder or shards'
     )
   return num_classes
 
@@ -229,7 +228,7 @@ def _read_layout(file: RecordFile, keys, offsets, spans) -> Layout:
       text=f'no header: all {len(keys)} records are images'
     )
   first, end = _header_counts(file.path, record)
-  if end > _MAX_EXACT:
+  if end > MAX_EXACT:
     first, end = _exact_counts(file.path, first, end, keys, read)
   images = (keys >= 1) & (keys < first)
   # Keys are distinct, so this number means that all of 1..first-1 are there.

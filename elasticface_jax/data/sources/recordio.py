@@ -30,6 +30,8 @@ _MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack('<I', _MAGIC)
 _MAX_LENGTH = (1 << 29) - 1
 _HEADER = struct.Struct('<IfQQ')
+# Counts and labels of a .rec are float32, which is exact up to this integer.
+MAX_EXACT = 1 << 24
 _FIRST_READ = 1 << 16  # Holds any aligned face.
 _INDEX_LINES = 1 << 18  # Lines of an index parsed at a time.
 
@@ -352,11 +354,22 @@ def write_rec_folder(
     num_classes: C; labels are in ``[0, C)``. Classes may be empty.
 
   Raises:
-    InputError: if there is a ``train.rec``, a label is out of range or returns
-      after another, or the files cannot be written. Then no file is new.
+    InputError: if there is a ``train.rec``, there are more classes than float32
+      can number, a label is out of range or returns after another, or the
+      files cannot be written. Then no file is new.
   """
   folder = Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
+  if num_classes > MAX_EXACT:
+    raise InputError(
+      f'{folder}: {num_classes:,} classes; labels of a .rec are float32, which '
+      f'distinguish only {MAX_EXACT:,}: use a folder or shards'
+    )
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(f'{folder}: {error.strerror}; nothing is written') from (
+      error
+    )
   if (folder / 'train.rec').exists():
     raise InputError(f'{folder}/train.rec exists; give another folder')
   ranges = np.zeros((num_classes, 2), np.int64)

@@ -52,12 +52,13 @@ class ShardSource(EncodedSource):
   def __init__(
     self, folder: str | os.PathLike, *, cache: str | os.PathLike | None = None
   ):
-    self.path = str(folder).rstrip('/')
+    self.path = os.fspath(folder).rstrip('/')
     info = _read_info(self.path)
     split = info.splits['train']
     lengths = list(split.shard_lengths)
     self._label = info.features['label']
-    self.num_classes = self._label.num_classes
+    # A plain integer states no number.
+    self.num_classes = getattr(self._label, 'num_classes', None) or 0
     self.num_images = sum(lengths)
     if not self.num_images or not self.num_classes:
       raise InputError(

@@ -47,6 +47,7 @@ class AlignedFaces(tfds.core.ShardBasedBuilder):
     return tfds.core.DatasetInfo(
       builder=self,
       description=prepare.DESCRIPTION,
+      homepage=prepare.HOMEPAGE,
       # `property` counts the classes, and manual_dir is not known yet.
       features=prepare.features(None),
       supervised_keys=('image', 'label'),

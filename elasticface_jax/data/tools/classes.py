@@ -6,11 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from elasticface_jax.data.sources.encoded import counted, valid_labels
+from elasticface_jax.data.sources.recordio import MAX_EXACT
 from elasticface_jax.data.tools.walks import AllFindings, Walk
 
-# Labels of a .rec are float32, exact up to here. Without a number of classes, a
-# label beyond it is damage.
-_MAX_CLASSES = 1 << 24
 _NAMED = 5  # Classes that a line names; all are counted.
 
 
@@ -41,13 +39,14 @@ def find_classes(walk: Walk, seen: AllFindings, stated: int) -> Classes:
     The classes.
   """
   labels = seen.labels
-  limit = stated or _MAX_CLASSES
+  # Without a number of classes, a label that float32 cannot hold is damage.
+  limit = stated or MAX_EXACT
   for entry in np.flatnonzero(seen.is_image & ~valid_labels(labels, limit)):
     seen.bad(
       f'{walk.place(entry)}: label {labels[entry]:g} is not an integer in '
       f'[0, {limit})'
     )
-  is_class = seen.is_image & valid_labels(labels, max(stated, _MAX_CLASSES))
+  is_class = seen.is_image & valid_labels(labels, max(stated, MAX_EXACT))
   found = np.unique(labels[is_class]).astype(np.int64)
   largest = int(found[-1]) + 1 if len(found) else 0
   classes = Classes(found, stated, max(stated or seen.num_identities, largest))

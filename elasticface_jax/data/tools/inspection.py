@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from elasticface_jax import atomic
-from elasticface_jax.data.pairs import read_encoded
+from elasticface_jax.data.pairs import is_pair_set, read_encoded
 from elasticface_jax.data.sources.decode import SIZE
 from elasticface_jax.data.sources.encoded import EncodedSource, counted
 from elasticface_jax.data.sources.files import is_remote
@@ -76,22 +76,15 @@ def inspect(
   Raises:
     InputError: if it is none of these, or `fix` is given for pairs.
   """
-  if not is_remote(path):
-    path = Path(path)
-    if path.suffix in ('.rec', '.idx') and path.is_file():
+  if is_pair_set(path):
+    if fix is not None:
       raise InputError(
-        f'{path} is a file; give the folder that holds train.rec, train.idx '
-        'and property'
+        f'--fix {os.fspath(fix)}: {os.fspath(path)} is a pair set, from which '
+        'no image can be left out; make it again'
       )
-    if path.is_file():
-      if fix is not None:
-        raise InputError(
-          f'--fix {fix}: {path} is a pair set, from which no image can be left '
-          'out; make it again'
-        )
-      return inspect_pairs(path)
-    if is_rec(path):
-      return inspect_rec(path, progress, fix, renumber)
+    return inspect_pairs(path)
+  if not is_remote(path) and is_rec(Path(path)):
+    return inspect_rec(path, progress, fix, renumber)
   return inspect_images(open_encoded(path), progress, fix, renumber)
 
 

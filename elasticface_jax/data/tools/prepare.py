@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from elasticface_jax import atomic
+from elasticface_jax.data.pairs import SUFFIXES
 from elasticface_jax.data.sources import decode, index
 from elasticface_jax.data.sources.encoded import (
   EncodedSource,
@@ -32,10 +33,13 @@ from elasticface_jax.data.sources.encoded import (
   counted,
 )
 from elasticface_jax.data.sources.shards import INFO, ShardSource
+from elasticface_jax.data.tools.report import check_folder
 from elasticface_jax.errors import InputError, first_line
 
 NAME = 'aligned_faces'
 VERSION = '1.0.0'
+# TFDS makes up an address in its own catalogue where it finds none.
+HOMEPAGE = 'none'
 DESCRIPTION = 'Aligned faces of 112x112, in the order of their source.'
 FILE_FORMATS = ('array_record', 'tfrecord')
 
@@ -113,8 +117,14 @@ def prepare_shards(
     raise InputError(
       f'--format {file_format}: must be one of {", ".join(FILE_FORMATS)}'
     )
+  if out.suffix in SUFFIXES:
+    raise InputError(
+      f'{out} is the name of a pair set, which needs --list PAIRS.TXT; shards '
+      'of a data set go into a folder'
+    )
   if out.exists():
     raise InputError(f'{out} exists; remove it, or give another folder')
+  check_folder(out.parent, 'OUT')
   decode.tensorflow()  # Before TFDS imports it, loudly.
   ranges = shard_ranges(source, num_shards)
   plan = {
@@ -400,6 +410,7 @@ class _Work:
       version=VERSION,
       check_data=False,  # It can read TFRecord alone; all is read anyway.
       description=DESCRIPTION,
+      homepage=HOMEPAGE,
       supervised_keys=('image', 'label'),
       disable_shuffling=True,
     )

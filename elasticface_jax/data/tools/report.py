@@ -70,7 +70,7 @@ class Report:
     return '\n'.join(lines)
 
 
-def check_folder(folder: Path, argument: str) -> None:
+def check_folder(folder: str | os.PathLike, argument: str) -> None:
   """Checks that files can be written into a folder that may be missing.
 
   Args:
@@ -80,6 +80,7 @@ def check_folder(folder: Path, argument: str) -> None:
   Raises:
     InputError: if it or a folder above it is a file, or cannot be written.
   """
+  folder = Path(folder)
   # `resolve` makes a relative name such as `.` one with folders above it.
   above = next(p for p in (folder, *folder.resolve().parents) if p.exists())
   if not above.is_dir():

@@ -4,6 +4,7 @@
 import contextlib
 import fcntl
 import functools
+import json
 import os
 import pathlib
 import resource
@@ -18,7 +19,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 import elasticface_jax
-from elasticface_jax import atomic
+from elasticface_jax import atomic, cli
 from elasticface_jax.data import RecSource, batches
 from elasticface_jax.data.sources.encoded import EncodedSource
 from elasticface_jax.data.sources.shards import ShardSource
@@ -26,7 +27,7 @@ from elasticface_jax.data.tools import prepare
 from elasticface_jax.data.tools.prepare import prepare_shards
 from elasticface_jax.errors import InputError
 
-from ..conftest import encode
+from ..conftest import LABELS, encode
 from ..damage import flip_bit
 
 FORMATS = ('array_record', 'tfrecord')
@@ -208,6 +209,62 @@ def test_tfds_reads_array_record(source, tmp_path):
   np.testing.assert_array_equal(
     decoded[33]['image'], source.render(np.array([33]))[0][0]
   )
+
+
+def documented(language, word):
+  """Returns the block of docs/data.md in a language that has a word."""
+  root = pathlib.Path(elasticface_jax.__file__).parent.parent
+  text = (root / 'docs' / 'data.md').read_text()
+  blocks = text.split(f'```{language}\n')[1:]
+  (block,) = (b for b in (b.split('```')[0] for b in blocks) if word in b)
+  return block
+
+
+def test_lines_of_the_documentation_read_the_shards(
+  folder, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'data').mkdir()
+  folder.rename(tmp_path / 'data' / 'ms1mv2')
+  for line in documented('sh', 'aligned_faces/1.0.0').splitlines():
+    command, *words = line.split()
+    assert command == 'elasticface' and cli.main(words) == 0
+  made = {}
+  exec(documented('python norun', 'tensorflow_datasets'), made)
+  labels = [
+    [int(row['label']) for row in made[name]]
+    for name in ('dataset', 'rows', 'named')
+  ]
+  assert labels == [LABELS] * 3
+
+
+@pytest.mark.parametrize('file_format', FORMATS)
+def test_metadata_name_no_page(source, tmp_path, file_format):
+  out = tmp_path / 'out'
+  prepare_shards(source, out, file_format=file_format, num_shards=2)
+  info = tfds.builder_from_directory(out).info
+  assert info.homepage == 'none'
+  assert 'http' not in (out / 'dataset_info.json').read_text()
+  # Shards of an older version say nothing there.
+  text = json.loads((out / 'dataset_info.json').read_text())
+  assert text.pop('location') == {'urls': ['none']}
+  (out / 'dataset_info.json').write_text(json.dumps(text))
+  assert ShardSource(out).fingerprint == source.fingerprint
+
+
+def test_labels_that_state_no_number_of_classes(source, tmp_path):
+  out = tmp_path / 'out'
+  prepare_shards(source, out, num_shards=2)
+  names = json.loads((out / 'features.json').read_text())
+  label = names['featuresDict']['features']['label']
+  label.clear()
+  label |= {
+    'pythonClassName': 'tensorflow_datasets.core.features.scalar.Scalar',
+    'tensor': {'shape': {}, 'dtype': 'int64', 'encoding': 'none'},
+  }
+  (out / 'features.json').write_text(json.dumps(names))
+  with pytest.raises(InputError, match='50 images of 0 classes; prepare it'):
+    ShardSource(out)
 
 
 @pytest.mark.parametrize('file_format', FORMATS)
