@@ -20,7 +20,11 @@ import jax
 
 from elasticface_jax import config_rules, data, evaluation, models, terminal
 from elasticface_jax.evaluation import plots
-from elasticface_jax.pair_sets import open_pair_sets, write_results
+from elasticface_jax.pair_sets import (
+  open_pair_sets,
+  verify,
+  write_results,
+)
 from elasticface_jax.training import (
   checkpoint,
   loop,
@@ -279,7 +283,7 @@ class _Verifier:
       embeddings = self._embed(
         train_state.params, train_state.batch_stats, pairs.images
       )
-      result = evaluation.verify(embeddings, pairs.same, self._folds)
+      result = verify(pairs, embeddings, self._folds)
       seconds = time.perf_counter() - begin
       self.results[pairs.name] = result
       logged[pairs.name] = result.as_dict() | {'seconds': seconds}

@@ -341,9 +341,9 @@ def test_interrupt_while_a_module_is_imported(module):
 @pytest.mark.parametrize('delay', [0.1, 0.3, 0.6, 1.0])
 def test_interrupt_at_any_time(delay):
   code, err = interrupted('-c', INTERRUPTED, 'none', delay=delay)
-  # On a quick machine the last one finds what is wrong before.
-  assert code in (130, 2) and len(err.splitlines()) == 1, err
-  assert code == 2 or err == 'elasticface: interrupted\n'
+  # The last one may come when the command has ended, or as Python does.
+  assert code in (130, 2, -signal.SIGINT) and len(err.splitlines()) == 1, err
+  assert code != 130 or err == 'elasticface: interrupted\n'
 
 
 PROCESS = """

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several processes of one run: their start, agreement and common stop."""
 
+import os
 import signal
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from jax.sharding import AxisType
 
 from elasticface_jax import cli
-from elasticface_jax.training import processes, state
+from elasticface_jax.training import processes, run_lock, state
 
 SHORT = {'eval__pairs': '()'}
 
@@ -129,3 +130,14 @@ def test_slurm_is_found_by_its_environment(
     outs.append(out)
   assert 'on 4 cpu devices' in outs[0]
   assert 'fingerprint of step 2' in outs[0]
+
+
+@pytest.mark.slow
+def test_folder_that_another_run_holds_is_refused_in_all(
+  tmp_path, train_together
+):
+  with run_lock.hold(tmp_path):
+    for process in train_together(tmp_path, **SHORT):
+      code, _, err = end(process)
+      assert code == 2
+      assert f'is in use by process {os.getpid()} on' in last_line(err)
