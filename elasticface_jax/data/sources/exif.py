@@ -12,6 +12,7 @@ from elasticface_jax.data.sources import jpeg, png
 UPRIGHT = 1
 _HEAD = b'Exif\0\0'
 _APP1 = 0xE1
+_SCAN = b'\xff\xda\0'
 _TAG = 0x112
 _ORDERS = {b'II': 'little', b'MM': 'big'}
 
@@ -30,13 +31,14 @@ def orientation(encoded: bytes) -> int:
     Differs from OpenCV before 5 in: EXIF data after another APP1 segment, such
     as XMP, are found.
   """
-  # Most images have none, and this look takes less than a microsecond.
+  # Most images have none, and the look for it takes a microsecond: not the
+  # entire file, but what comes before the first scan.
   if encoded.startswith(png.SIGNATURE):
     if b'eXIf' in encoded:
       for name, body, intact in png.chunks(encoded):
         if name == b'eXIf' and intact:
           return _of_tiff(body) or UPRIGHT
-  elif _HEAD in encoded:
+  elif encoded.find(_HEAD, 0, encoded.find(_SCAN)) >= 0:
     for marker, body, _ in jpeg.segments(encoded):
       if marker == _APP1 and body.startswith(_HEAD):
         value = _of_tiff(body[len(_HEAD) :])

@@ -80,7 +80,7 @@ def refusal(
   )
 
 
-def gaps(classes: Classes) -> list[str]:
+def gaps(walk: Walk, classes: Classes) -> list[str]:
   """Returns a note about classes without images, if there are any."""
   num_gaps = classes.needed - len(classes.found)
   if not num_gaps:
@@ -90,7 +90,8 @@ def gaps(classes: Classes) -> list[str]:
   missing = first[~np.isin(first, classes.found)][:_NAMED].tolist()
   one = num_gaps == 1
   text = f'{num_gaps:,} of {classes.needed:,} classes {_has(one)} no image: '
-  text += ', '.join(map(str, missing)) + ('' if num_gaps <= _NAMED else ', ...')
+  text += ', '.join(map(walk.class_name, missing))
+  text += '' if num_gaps <= _NAMED else ', ...'
   if missing == [0]:
     text += ' (labels begin with 1)'
   return [f'{text}; --fix DIR --renumber leaves {"it" if one else "them"} out']

@@ -203,6 +203,8 @@ def _note_on_sizes(sizes: collections.Counter, total: int) -> list[str]:
 
 
 def _inspect(walk: Walk, progress: Progress, fix, renumber: bool) -> Report:
+  if renumber and fix is None:
+    raise InputError('renumber is for the clean copy: give fix, too')
   if fix is not None:
     atomic.check_unused(Path(fix), '--fix')  # Hours before it is written.
     check_folder(Path(fix).parent, '--fix')
@@ -232,7 +234,7 @@ def _inspect(walk: Walk, progress: Progress, fix, renumber: bool) -> Report:
     seen.problems,
     seen.num_problems,
     notes_about(seen.num_turned, seen.num_mended)
-    + gaps(classes)
+    + gaps(walk, classes)
     + lost_note(walk, lost)
     + copies.notes,
     images_per_class,

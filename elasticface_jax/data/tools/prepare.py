@@ -113,18 +113,7 @@ def prepare_shards(
       unfinished directory.
   """
   out = Path(out)
-  if file_format not in FILE_FORMATS:
-    raise InputError(
-      f'--format {file_format}: must be one of {", ".join(FILE_FORMATS)}'
-    )
-  if out.suffix in SUFFIXES:
-    raise InputError(
-      f'{out} is the name of a pair set, which needs --list PAIRS.TXT; shards '
-      'of a data set go into a folder'
-    )
-  if out.exists():
-    raise InputError(f'{out} exists; remove it, or give another folder')
-  check_folder(out.parent, 'OUT')
+  _check_arguments(out, file_format)
   decode.tensorflow()  # Before TFDS imports it, loudly.
   ranges = shard_ranges(source, num_shards)
   plan = {
@@ -157,6 +146,21 @@ def prepare_shards(
     len(ranges),
     source.fingerprint,
   )
+
+
+def _check_arguments(out: Path, file_format: str) -> None:
+  if file_format not in FILE_FORMATS:
+    raise InputError(
+      f'--format {file_format}: must be one of {", ".join(FILE_FORMATS)}'
+    )
+  if out.suffix in SUFFIXES:
+    raise InputError(
+      f'{out} is the name of a pair set, which needs --list PAIRS.TXT; shards '
+      'of a data set go into a folder'
+    )
+  if out.exists():
+    raise InputError(f'{out} exists; remove it, or give another folder')
+  check_folder(out.parent, 'OUT')
 
 
 def features(names: Iterable[str] | None):

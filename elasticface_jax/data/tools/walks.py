@@ -218,7 +218,7 @@ class RecordWalk:
     try:
       source = RecSource(self.folder)
     except InputError as error:
-      if problem := self._about_property(seen):
+      if problem := self._about_property(seen, error):
         seen.headline(problem)
       else:
         seen.bad(str(error))
@@ -237,21 +237,25 @@ class RecordWalk:
       'identity records': f'{seen.num_identities:,}',
     }
 
-  def _about_property(self, seen: AllFindings) -> str:
+  def _about_property(self, seen: AllFindings, refusal: InputError) -> str:
     """Returns what is wrong with `property`, and the line to write; or ''."""
     labels = seen.labels[seen.is_image & valid_labels(seen.labels, np.inf)]
-    found = np.unique(labels)
     needed = max(seen.num_identities, int(labels.max(initial=-1)) + 1)
     try:
       read_property(self.folder, needed)
     except InputError as error:
-      return (
-        f'{error} ({counted(len(found), "class")} with images, labels '
-        f'{found.min(initial=np.inf):g} to {found.max(initial=-np.inf):g})'
-        if len(found)
-        else str(error)
-      )
-    return ''
+      text = str(error)
+    else:
+      if '`property` says' not in str(refusal):
+        return ''
+      text = f'{refusal}, or write the line `{needed},112,112` into `property`'
+    if not len(labels):
+      return text
+    found = counted(len(np.unique(labels)), 'class')
+    return (
+      f'{text} ({found} with images, labels {labels.min():g} to '
+      f'{labels.max():g})'
+    )
 
   def _end(self, entry: int) -> int:
     """Returns the byte at which the next record begins or the file ends."""

@@ -188,3 +188,12 @@ def test_will_not_overwrite(tmp_path):
   with pytest.raises(InputError, match='exists'):
     recordio.write_rec_folder(tmp_path, [(b'b', 0)], 1)
   assert b'a' in (tmp_path / 'train.rec').read_bytes()
+
+
+def test_more_classes_than_float32_numbers_are_refused(tmp_path):
+  with pytest.raises(InputError, match='16,777,217 classes; labels of a .rec'):
+    recordio.write_rec_folder(tmp_path / 'rec', [(b'a', 0)], 2**24 + 1)
+  (tmp_path / 'file').write_text('?')
+  with pytest.raises(InputError, match='file/rec: Not a directory; nothing is'):
+    recordio.write_rec_folder(tmp_path / 'file' / 'rec', [(b'a', 0)], 1)
+  assert not (tmp_path / 'rec').exists()

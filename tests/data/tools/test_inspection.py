@@ -144,6 +144,10 @@ def test_property_against_header(folder):
   (folder / 'property').write_text('7,112,112')
   report = inspect_rec(folder)
   assert '`property` says 7 classes' in str(report)
+  assert report.problems[0].endswith(
+    'or write the line `5,112,112` into `property` (4 classes with images, '
+    'labels 0 to 4)'
+  )
   (folder / 'property').unlink()
   report = inspect_rec(folder)
   assert 'property is missing; write the line `5,112,112`' in str(report)
@@ -443,10 +447,15 @@ def test_a_label_without_bound_makes_no_million_classes(
   assert RecSource(tmp_path / 'clean').num_classes == 5
 
 
+def test_there_is_nothing_to_number_without_a_copy(folder):
+  with pytest.raises(InputError, match='renumber is for the clean copy'):
+    inspect_rec(folder, renumber=True)
+
+
 def test_people_of_a_folder_keep_their_names_in_the_table(copy, tmp_path):
   people = copy('people')
   report = inspect(people, fix=tmp_path / 'clean', renumber=True)
-  assert GAP in report.notes
+  assert GAP.replace(': 2;', ': person 2;') in report.notes
   assert tables(tmp_path / 'clean') == [
     ('0', '0', '3', 'person 0'), ('1', '1', '2', 'person 1'),
     ('3', '2', '4', 'person 3'), ('4', '3', '1', 'person 4'),
