@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import mimetypes
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -101,6 +102,7 @@ def embed(
   import jax
   import numpy as np
 
+  from elasticface_jax.data.sources.encoded import counted
   from elasticface_jax.training import checkpoint
 
   size = max(_BATCHES, jax.device_count()) * weights.eval_rows
@@ -111,6 +113,11 @@ def embed(
       mode='w+',
       dtype=np.float32,
       shape=(images.count, weights.model['embedding_dim']),
+    )
+    print(
+      f'embedding {counted(images.count, "image")}; the first take longer, '
+      f'since {weights.model["name"]} is compiled ...',
+      flush=True,
     )
     with _progress.bar('images') as progress:
       for places, batch in images.batches:
@@ -131,14 +138,12 @@ def embed(
 def _open(source: str, size: int) -> _Images:
   """Opens whatever holds images, to be read `size` images at a time."""
   from elasticface_jax import data
-  from elasticface_jax.data.sources import images
 
   path = Path(source)
   if data.is_remote(source):
     return _of_data_set(source, size)
   if path.is_file():
-    is_image = path.suffix.lower() in images.SUFFIXES
-    return (_of_files if is_image else _of_pairs)(path, size)
+    return (_of_files if _is_image(path) else _of_pairs)(path, size)
   if path.is_dir() and _is_flat(path):
     return _of_files(path, size)
   return _of_data_set(source, size)
@@ -146,14 +151,16 @@ def _open(source: str, size: int) -> _Images:
 
 def _is_flat(folder: Path) -> bool:
   """Tells whether a folder holds images and no folders, and is no data set."""
-  from elasticface_jax.data.sources import images
-
   if any((folder / name).exists() for name in _DATA_SETS):
     return False
   names = [path for path in folder.iterdir() if not path.name.startswith('.')]
-  return not any(path.is_dir() for path in names) and any(
-    path.suffix.lower() in images.SUFFIXES for path in names
-  )
+  return not any(path.is_dir() for path in names) and any(map(_is_image, names))
+
+
+def _is_image(path: Path) -> bool:
+  """Tells whether a name is that of an image, of any format."""
+  kind, _ = mimetypes.guess_type(path.name, strict=False)
+  return (kind or '').startswith('image/')
 
 
 def _of_data_set(source: str, size: int) -> _Images:
