@@ -132,6 +132,8 @@ FIELDS = dict(
   eval_every=STEPS_PER_EPOCH // 2,
   checkpoint_every=STEPS_PER_EPOCH // 2,
   keep_checkpoints=3,  # Newest ones.
+  # Save checksums with a checkpoint, and compare them when it is restored.
+  checkpoint_checksums=True,
   eval=dict(
     # Files of pairs, .bin or .npz, or 'synthetic'.
     pairs=(
@@ -142,6 +144,7 @@ FIELDS = dict(
       'data/cfp_fp.bin',
     ),
     synthetic_pairs=100,  # How many 'synthetic' draws.
+    folds=10,  # Of the cross-validation, as published; fewer for small sets.
     # Images that go through the network together; an accelerator wants 128.
     rows=128,
   ),

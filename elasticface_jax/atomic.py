@@ -10,6 +10,7 @@ the few exceptions are listed, with reasons, in tests/test_atomic.py.
 import contextlib
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -190,6 +191,17 @@ def flush(path: Path) -> None:
 def is_part(name: str, of: str) -> bool:
   """Returns True if `name` is a temporary name that `file` gives for `of`."""
   return name.startswith(of) and '.part' in name.removeprefix(of)
+
+
+def remove_parts(folder: Path) -> None:
+  """Removes what `file` left in a folder when its process was killed.
+
+  Args:
+    folder: one that no other process writes to.
+  """
+  for path in folder.iterdir():
+    if re.fullmatch(r'.+\.\d+\.part(\.\w+)?', path.name):
+      path.unlink()
 
 
 def _not_written(path: Path, error: OSError) -> InputError:

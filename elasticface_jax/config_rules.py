@@ -141,6 +141,7 @@ RULES = {
   'log_every': _INTERVAL,
   'eval_every': _INTERVAL,
   'checkpoint_every': _INTERVAL,
+  'checkpoint_checksums': _TRUTH,
   'keep_checkpoints': _integer(1),
   'eval.pairs': Rule(tuple, all, _PAIRS, items=str),
   'eval.synthetic_pairs': Rule(
@@ -148,6 +149,7 @@ RULES = {
     lambda x: 0 < x < 2**31 and x % 20 == 0,
     'a multiple of 20: ten folds, each half genuine and half impostor pairs',
   ),
+  'eval.folds': _integer(2, ': folds of the cross-validation'),
   'eval.rows': _integer(1),
 }
 
@@ -187,6 +189,12 @@ _TOGETHER = (
     ('data.batch_size', 'group_size'),
     lambda batch, group: batch % group == 0,
     '{} is not a multiple of {}: change one of them',
+  ),
+  (
+    ('group_size', 'start.freeze'),
+    lambda group, freeze: freeze or group > 1,
+    '{} and {}: over one image BatchNorm makes every gradient zero; set '
+    'group_size to 2 or more',
   ),
   (
     ('data.synthetic.num_images', 'data.synthetic.num_classes'),

@@ -21,6 +21,7 @@ import codecs
 import dataclasses
 import io
 import pickletools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,8 +74,8 @@ def load(data: bytes) -> Any:
     data: the pickle.
 
   Returns:
-    Its content: None, numbers, `bytes` (Python 2's `str` too), `str`, lists,
-    tuples, NumPy scalars, and an `Array` for each array.
+    Its content: None, numbers, `bytes` (`bytearray` and Python 2's `str` too),
+    `str`, lists, tuples, NumPy scalars, and an `Array` for each array.
 
   Raises:
     BadPickle: if it is cut off, damaged, or holds anything else.
@@ -133,6 +134,9 @@ _RECONSTRUCT = {f'{core}.multiarray._reconstruct' for core in _CORES}
 _SCALAR = {f'{core}.multiarray.scalar' for core in _CORES}
 _FROMBUFFER = {f'{core}.numeric._frombuffer' for core in _CORES}
 
+_BYTEARRAY = {'__builtin__.bytearray', 'builtins.bytearray'}
+_BYTES_DTYPE = re.compile('S[1-9][0-9]{0,9}')
+
 # Bounds of the work for the keys of a dictionary. The hash of an int is no
 # secret, so a pickle can choose many that collide.
 _MAX_KEY_LENGTH = 1 << 14
@@ -155,6 +159,8 @@ class Machine:
       # Bytes, and empty bytes, in protocols 0 to 2.
       '_codecs.encode',
       '__builtin__.bytes',
+      # A `bytearray` before protocol 5, of Python 2 and 3.
+      *_BYTEARRAY,
       'numpy.dtype',
       'numpy.ndarray',
       *_RECONSTRUCT,
@@ -168,6 +174,7 @@ class Machine:
     self.stacks_below: list[list[Any]] = []
     self.memo: dict[int, Any] = {}
     self.encoded: dict[str, bytes] = {}
+    self.length = 0  # Of the stream, in bytes.
 
   def load(self, stream: io.BytesIO) -> Any:
     """Reads the pickle that begins at the position of the stream.
@@ -183,6 +190,7 @@ class Machine:
     """
     # Protocols 2 to 5 begin with 0x80, 0 and 1 with a tuple's or list's mark.
     start = stream.tell()
+    self.length = stream.getbuffer().nbytes
     if stream.getvalue()[start : start + 1] not in (b'\x80', b'(', b']'):
       raise BadPickle('it does not begin as a pickle does')
     for name, argument in _instructions(stream):
@@ -212,14 +220,15 @@ class Machine:
     """
     match arguments:
       case (str() as text, 'latin1') if name == '_codecs.encode':
-        # One copy of a text, however often the pickle asks.
-        if text not in self.encoded:
-          self.encoded[text] = text.encode('latin-1')
-        return self.encoded[text]
-      case () if name == '__builtin__.bytes':
+        return self._encode(text)
+      case (str() as text, 'latin-1' | b'latin-1') if name in _BYTEARRAY:
+        return self._encode(text)
+      case (bytes() as data,) if name in _BYTEARRAY:
+        return data
+      case () if name in ('__builtin__.bytes', *_BYTEARRAY):
         return b''
       case (str() | bytes() as form, *_) if name == 'numpy.dtype':
-        return _DType(_DTYPES[form])
+        return _DType(_DTYPES.get(form) or self._bytes_dtype(form))
       case _ if name in _RECONSTRUCT:
         return Array(_OBJECT, [])  # BUILD fills it.
       case (bytes() as data, _DType() as dtype, *_) if name in _FROMBUFFER:
@@ -346,6 +355,19 @@ class Machine:
         raise _never(instruction)
       case _:
         raise _never(instruction)
+
+  def _encode(self, text: str) -> bytes:
+    # One copy of a text, however often the pickle asks.
+    if text not in self.encoded:
+      self.encoded[text] = text.encode('latin-1')
+    return self.encoded[text]
+
+  def _bytes_dtype(self, form: str | bytes) -> np.dtype:
+    """Returns a dtype of byte strings, none longer than the pickle."""
+    text = form if isinstance(form, str) else form.decode('latin-1')
+    if not _BYTES_DTYPE.fullmatch(text) or int(text[1:]) > self.length:
+      raise TypeError
+    return np.dtype(text)
 
   def _marked(self) -> list[Any]:
     """Pops all items above the last mark."""

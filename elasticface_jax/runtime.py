@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of the process that JAX reads once, when it starts."""
+"""Settings of JAX and XLA that move bits: set, recorded, or compared."""
 
+import contextlib
 import os
+import shlex
 import sys
+from collections.abc import Iterator
 
 from elasticface_jax.errors import InputError, first_line
 
@@ -11,6 +14,76 @@ from elasticface_jax.errors import InputError, first_line
 # number of fake devices. One value gives equal bits on every machine, and keeps
 # many fake devices on few cores from starving each other.
 CPU_THREADS = '32'
+
+# Settings of JAX under which a run would get other bits, and their values here.
+# A user's shell or notebook may have others.
+_ARITHMETIC = {
+  'jax_default_prng_impl': 'threefry2x32',
+  'jax_threefry_partitionable': True,
+  'jax_random_seed_offset': 0,
+  'jax_default_matmul_precision': None,
+  'jax_numpy_dtype_promotion': 'standard',
+  'jax_disable_jit': False,
+}
+# Environment variables that change what a compiler does, or the arithmetic of
+# a device, and that nothing here can set. The last starts of names.
+_RECORDED = (
+  'JAX_COMPILER_',
+  'JAX_DISABLE_MOST_OPTIMIZATIONS',
+  'JAX_EXEC_TIME_OPTIMIZATION_EFFORT',
+  'JAX_OPTIMIZATION_LEVEL',
+  'JAX_USE_',
+  'LIBTPU_INIT_ARGS',
+  'NVIDIA_TF32_OVERRIDE',
+  'XLA_FLAGS',
+)
+# Flags of XLA_FLAGS without influence on bits.
+_HARMLESS_FLAGS = ('--xla_force_host_platform_device_count', '--xla_dump_')
+
+
+@contextlib.contextmanager
+def fixed_arithmetic(*, x64: bool) -> Iterator[None]:
+  """Sets what JAX would take from a user's shell or notebook, for a while.
+
+  Prints a line on stderr for each setting that differs.
+
+  Args:
+    x64: whether the model computes in float64.
+  """
+  import jax
+
+  wanted = _ARITHMETIC | {'jax_enable_x64': x64}
+  before = {name: getattr(jax.config, name) for name in wanted}
+  for name, value in wanted.items():
+    # An enumeration is compared by the name of its member.
+    found = getattr(before[name], 'value', before[name])
+    if found != value:
+      print(
+        f'{name.upper()}={found} is not used: a run has {value}, so that its '
+        'fingerprint is the same everywhere',
+        file=sys.stderr,
+      )
+      jax.config.update(name, value)
+  try:
+    yield
+  finally:
+    for name, value in before.items():
+      jax.config.update(name, value)
+
+
+def arithmetic_settings() -> dict[str, str]:
+  """Returns the environment variables that may move bits, for a manifest."""
+  settings = {
+    name: value
+    for name, value in sorted(os.environ.items())
+    if name.startswith(_RECORDED)
+  }
+  if 'XLA_FLAGS' in settings:
+    flags = shlex.split(settings.pop('XLA_FLAGS'))
+    kept = [flag for flag in flags if not flag.startswith(_HARMLESS_FLAGS)]
+    if kept:
+      settings['XLA_FLAGS'] = ' '.join(sorted(kept))
+  return settings
 
 
 def set_cpu_threads() -> None:

@@ -18,7 +18,7 @@ runtime.set_cpu_threads()
 
 import jax
 
-from elasticface_jax import config_rules, data, evaluation, models
+from elasticface_jax import config_rules, data, evaluation, models, terminal
 from elasticface_jax.evaluation import plots
 from elasticface_jax.pair_sets import open_pair_sets, write_results
 from elasticface_jax.training import (
@@ -26,6 +26,8 @@ from elasticface_jax.training import (
   loop,
   metrics,
   processes,
+  run_folder,
+  run_lock,
   state,
 )
 from elasticface_jax.training.embed import make_embed
@@ -54,32 +56,62 @@ def train(config: Any, workdir: Path) -> dict[str, Any] | None:
   runtime.check_platform()
   runtime.warn_of_cpu_threads()
   config_rules.check(c)
+  with (
+    runtime.fixed_arithmetic(x64=c.model.dtype == 'float64'),
+    run_lock.hold(workdir),
+  ):
+    return _train(c, workdir)
 
-  # What to train.
+
+def _train(c: Any, workdir: Path) -> dict[str, Any] | None:
+  """Trains in a folder that this run holds; see `train`."""
+  begin = time.perf_counter()
+  # What to train. All that the run will read is opened before it begins.
   source = data.open_source(
     c.data.source, **c.data.synthetic, seed=c.seed, cache=workdir
   )
   backbone = models.build(**c.model)
   task = from_config(c, backbone, source.num_classes, state.make_mesh())
-  keys = task.make_keys(c.seed)
   verifier = _Verifier(
     make_embed(backbone, task.layout.mesh, rows=c.eval.rows),
-    open_pair_sets(c.eval.pairs, num_pairs=c.eval.synthetic_pairs, seed=c.seed),
+    open_pair_sets(
+      c.eval.pairs,
+      num_pairs=c.eval.synthetic_pairs,
+      seed=c.seed,
+      folds=c.eval.folds,
+    ),
+    c.eval.folds,
   )
-  # A run that has begun does not look at its initial weights again.
-  initial, centers = None, None
-  if not checkpoint.is_begun(workdir):
-    initial, centers = _open_initial(c, source.num_classes)
-
-  # Where it lives.
-  checkpoint.claim(
+  initial, centers = _open_initial(c, workdir, source.num_classes)
+  run_folder.claim(
     workdir, c.to_dict(), source.fingerprint, initial and initial.fingerprint
   )
   _announce(c, source, task)
-  with checkpoint.Checkpoints(workdir, keep=c.keep_checkpoints) as checkpoints:
-    train_state = _new_or_restored(task, keys, checkpoints, initial, centers)
+  _run(c, workdir, source, task, verifier, (initial, centers))
+  # The report reads what it needs from the disk. A finished save of Orbax's is
+  # in a reference cycle, and holds the state until that is collected.
+  gc.collect()
+  if not processes.is_first():
+    return None
+  return report(workdir, verifier.results, time.perf_counter() - begin)
 
-    # The loop.
+
+def _run(
+  c: Any,
+  workdir: Path,
+  source: data.Source,
+  task: Task,
+  verifier: '_Verifier',
+  initial: tuple[Weights | None, np.ndarray | None],
+) -> None:
+  """Runs the loop of a run, or finds that it has ended."""
+  keys = task.make_keys(c.seed)
+  with checkpoint.Checkpoints(
+    workdir, keep=c.keep_checkpoints, compare=c.checkpoint_checksums
+  ) as checkpoints:
+    train_state = _new_or_restored(
+      task, keys, checkpoints, initial, c.total_steps
+    )
     order = {
       'seed': c.seed,
       'batch_size': c.data.batch_size,
@@ -101,6 +133,7 @@ def train(config: Any, workdir: Path) -> dict[str, Any] | None:
         number, num_images=source.num_images, **order
       ),
       evaluate=verifier,
+      pair_sets=verifier.names,
       checkpoints=checkpoints,
       layout=task.layout,
       total_steps=c.total_steps,
@@ -108,56 +141,47 @@ def train(config: Any, workdir: Path) -> dict[str, Any] | None:
       eval_every=c.eval_every,
       checkpoint_every=c.checkpoint_every,
     )
-    if not verifier.results:  # The run had already ended.
-      verifier(train_state)
-  # The report reads what it needs from the disk. A finished save of Orbax's is
-  # in a reference cycle, and holds the state until that is collected.
-  del train_state, checkpoints
-  gc.collect()
-  return report(workdir, verifier.results) if processes.is_first() else None
+    # Those that the loop did not verify, since the run had already ended.
+    rest = [name for name in verifier.names if name not in verifier.results]
+    verifier(train_state, rest)
 
 
-def report(workdir: Path, results: Mapping) -> dict[str, Any]:
+def report(workdir: Path, results: Mapping, seconds: float) -> dict[str, Any]:
   """Prints the results and the fingerprint of a run, and draws its plots.
 
   Args:
     workdir: the run folder.
     results: a `Verification` for each pair set, by name.
+    seconds: how long this start of the run took.
 
   Returns:
     As `train`.
   """
+  done, fingerprint = checkpoint.fingerprint(workdir)
+  title = f'{workdir.resolve().name}, step {done:,}'
   if results:
     print(evaluation.table(results))
-    write_results(workdir, results)
-  rows = metrics.read(workdir)
-  losses = [(r['step'], r['loss']) for r in rows if 'loss' in r]
-  accuracies = {
-    name: tuple(
-      zip(
-        *((r['step'], r['accuracy']) for r in rows if r.get('pairs') == name),
-        strict=True,
-      )
-    )
-    for name in results
-  }
+    write_results(workdir, results, title=title)
   plots.plot_training(
-    tuple(zip(*losses, strict=True)), accuracies, workdir / 'training.png'
+    metrics.read(workdir), workdir / 'training.png', title=title
   )
   written = 'results.json, plots' if results else 'training.png'
-  print(f'{written} and checkpoints are in {workdir}')
-  done, fingerprint = checkpoint.fingerprint(workdir)
+  print(
+    f'{written} and checkpoints are in {workdir}; this start took '
+    f'{terminal.duration(seconds)}'
+  )
   print(f'fingerprint of step {done}: {fingerprint}')
   return {'fingerprint': fingerprint, 'results': results}
 
 
 def _open_initial(
-  c: Any, num_classes: int
+  c: Any, workdir: Path, num_classes: int
 ) -> tuple[Weights | None, np.ndarray | None]:
-  """Opens the initial weights that a config names, if it names any.
+  """Opens the initial weights that a config names, if the run needs them.
 
   Args:
     c: the config.
+    workdir: the run folder.
     num_classes: C, of the data.
 
   Returns:
@@ -166,7 +190,7 @@ def _open_initial(
   Raises:
     InputError: if they are missing, or do not fit the rest of the config.
   """
-  if not c.start.checkpoint:
+  if not run_folder.needs_initial_weights(workdir, c.start.checkpoint):
     return None, None
   initial = open_weights(Path(c.start.checkpoint))
   initial.check_model(c.model)
@@ -196,28 +220,33 @@ def _new_or_restored(
   task: Task,
   keys: Mapping[str, jax.Array],
   checkpoints: checkpoint.Checkpoints,
-  initial: Weights | None,
-  centers: np.ndarray | None,
+  initial: tuple[Weights | None, np.ndarray | None],
+  total_steps: int,
 ) -> state.TrainState:
   """Makes the state of a new run, or restores the newest checkpoint."""
-  if checkpoints.latest_step is not None:
+  latest, workdir = checkpoints.latest_step, checkpoints.folder.parent
+  if latest is not None:
     train_state = checkpoints.restore(task.abstract_state())
-    processes.say(
-      f'resuming from step {checkpoints.latest_step} in '
-      f'{checkpoints.folder.parent}'
-    )
+    if latest < total_steps:
+      processes.say(f'resuming from step {latest} in {workdir}')
+    else:
+      processes.say(
+        f'{workdir} is finished: it holds step {latest} of {total_steps}; '
+        'nothing is trained, its pair sets are verified'
+      )
     return train_state
   train_state = task.init(keys['init'])
-  if initial is None:
+  weights, centers = initial
+  if weights is None:
     return train_state
   train_state = state.take_over(
     train_state,
     task.layout,
-    params=initial.params,
-    batch_stats=initial.batch_stats,
+    params=weights.params,
+    batch_stats=weights.batch_stats,
     class_centers=centers,
   )
-  processes.say(f'starting from {initial.path}, step {initial.step}')
+  processes.say(f'starting from {weights.path}, step {weights.step}')
   return train_state
 
 
@@ -226,22 +255,31 @@ class _Verifier:
 
   Attributes:
     results: those of the newest call, by the name of the pair set.
+    names: of the pair sets.
   """
 
-  def __init__(self, embed: Callable, pair_sets: Sequence[data.PairSet]):
+  def __init__(
+    self, embed: Callable, pair_sets: Sequence[data.PairSet], folds: int
+  ):
     self.results: dict[str, evaluation.Verification] = {}
+    self.names = [pairs.name for pairs in pair_sets]
     self._embed = embed
     self._pair_sets = pair_sets
+    self._folds = folds
 
-  def __call__(self, train_state: state.TrainState) -> dict[str, dict]:
-    """Verifies a state; gives what `loop.train` logs, by pair set."""
+  def __call__(
+    self, train_state: state.TrainState, names: Sequence[str]
+  ) -> dict[str, dict]:
+    """Verifies a state on some pair sets; gives what `loop.train` logs."""
     logged = {}
     for pairs in self._pair_sets:
+      if pairs.name not in names:
+        continue
       begin = time.perf_counter()
       embeddings = self._embed(
         train_state.params, train_state.batch_stats, pairs.images
       )
-      result = evaluation.verify(embeddings, pairs.same)
+      result = evaluation.verify(embeddings, pairs.same, self._folds)
       seconds = time.perf_counter() - begin
       self.results[pairs.name] = result
       logged[pairs.name] = result.as_dict() | {'seconds': seconds}

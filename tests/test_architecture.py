@@ -17,7 +17,14 @@ ALLOWED = {
   'models': {'missing'},
   'data': {'pickles', 'atomic', 'missing'},
   'evaluation': {'atomic'},
-  'training': {'exact', 'losses', 'atomic', 'config_rules'},
+  'training': {
+    'exact',
+    'losses',
+    'atomic',
+    'config_rules',
+    'terminal',
+    'runtime',
+  },
   'config_rules': set(),
   'recipes': {'config_rules', 'training'},
   'benchmark': {
@@ -43,6 +50,7 @@ ALLOWED = {
     'pair_sets',
     'runtime',
     'config_rules',
+    'terminal',
   },
   'commands': {
     'models',
@@ -58,6 +66,7 @@ ALLOWED = {
     'exit_codes',
     'missing',
     'atomic',
+    'terminal',
   },
   'cli': {'commands', 'runtime', 'exit_codes', 'missing'},
   '__main__': {'cli'},
@@ -66,6 +75,7 @@ ALLOWED = {
   'missing': set(),
   'runtime': set(),
   'pickles': set(),
+  'terminal': set(),
   'atomic': set(),
   '__init__': set(),
 }

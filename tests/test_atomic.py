@@ -18,11 +18,15 @@ PACKAGE = Path(importlib.util.find_spec('elasticface_jax').origin).parent
 
 # Functions that write without `atomic`, and why they may.
 EXCEPTIONS = {
-  'training/metrics.py: Writer.__init__': (
-    'metrics.jsonl and the events of TensorBoard are appended to'
+  'training/metrics.py: Writer.__init__': ('metrics.jsonl is appended to'),
+  'training/events.py: Events._open': (
+    'the events of TensorBoard are appended to'
   ),
   'training/checkpoint.py: Checkpoints.__init__': (
     'Orbax writes checkpoints under temporary names and renames them'
+  ),
+  'training/run_lock.py: _Lock._take': (
+    'the lock belongs to the file itself, which must stay where it is'
   ),
   'training/checkpoint.py: _opened': 'it opens Orbax checkpoints to read them',
   'data/tools/prepare.py: _Writer.__init__': (
@@ -38,6 +42,7 @@ EXCEPTIONS = {
 METHODS = ('touch', 'write_bytes', 'write_text')
 COPIES = ('copy', 'copyfile', 'copytree', 'move')  # To their second argument.
 WRITERS = {
+  'RecordWriter': ('record_writer',),
   'copy': ('gfile', 'shutil'),
   'save': ('np', 'numpy', 'jnp', 'onnx', 'torch'),
   'write_metadata': ('folder_dataset',),
@@ -47,7 +52,6 @@ WRITERS = {
     *COPIES[1:],
     'ArrayRecordWriter',
     'CheckpointManager',
-    'SummaryWriter',
     'TFRecordWriter',
     'open_memmap',
     'rename',
@@ -239,7 +243,7 @@ def safe_names(function):
         for f in calls
       ):
         safe |= {n.id for n in ast.walk(target) if isinstance(n, ast.Name)}
-  return safe
+  return safe - {'self'}  # As in `self.file = self.path.open('a')`.
 
 
 def direct_writes(path, text):

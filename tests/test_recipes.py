@@ -14,7 +14,7 @@ from elasticface_jax.data import order
 from elasticface_jax.errors import InputError
 from elasticface_jax.losses import _blocks, _margins, _targets
 from elasticface_jax.models import iresnet
-from elasticface_jax.training import checkpoint, loss
+from elasticface_jax.training import checkpoint, loss, run_folder
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 NAMES = recipes.names()
@@ -460,7 +460,7 @@ INTERVAL = (-1, 1.5, None)
 IMPOSSIBLE = {
   'seed': (-1, 0.5, 2**31),
   'total_steps': COUNT,
-  'group_size': COUNT,
+  'group_size': (*COUNT, 1),
   'data.source': ('', None),
   'data.batch_size': COUNT,
   'data.window': (-1, 1, 1_023),
@@ -497,9 +497,11 @@ IMPOSSIBLE = {
   'log_every': INTERVAL,
   'eval_every': INTERVAL,
   'checkpoint_every': INTERVAL,
+  'checkpoint_checksums': (1, 'True', None),
   'keep_checkpoints': COUNT,
   'eval.pairs': (5, 'a.bin', ('',), (None,)),
   'eval.synthetic_pairs': (0, 30, -20, 20.0),
+  'eval.folds': (0, 1, 2.0, '10'),
   'eval.rows': COUNT,
 }
 
@@ -544,8 +546,9 @@ def test_a_saved_config_is_the_config(tmp_path):
 
 
 def test_a_run_folder_takes_the_config_that_it_has(tmp_path):
-  claim = lambda config: checkpoint.claim(tmp_path, config.to_dict(), 'd')
+  claim = lambda config: run_folder.claim(tmp_path, config.to_dict(), 'd')
   claim(changed('loss.clip=(-1,1)'))
+  (tmp_path / 'checkpoints' / '1').mkdir(parents=True)
   claim(changed('loss.clip=[-1,1]', 'eval.pairs=()'))
   with pytest.raises(InputError, match=r'loss.clip was \[-1.0, 1.0\], is \[\]'):
     claim(changed())

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elasticface_jax import atomic
-from elasticface_jax.commands import _checkpoint
+from elasticface_jax import atomic, terminal
+from elasticface_jax.commands import _checkpoint, _progress
 
 if TYPE_CHECKING:
   from elasticface_jax.evaluation import Verification
@@ -30,6 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="pair set, .bin or .npz, or 'synthetic'; repeat for more",
   )
   parser.add_argument(
+    '--folds',
+    type=int,
+    default=10,
+    metavar='N',
+    help='folds of the cross-validation, 2 or more; default: 10, as published',
+  )
+  parser.add_argument(
     '--out',
     type=Path,
     metavar='DIR',
@@ -41,38 +49,61 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
   """Prints a table of the results, and writes them where ``--out`` says."""
   if args.out is not None:
     atomic.check_folder(args.out, '--out')
-  evaluate(_checkpoint.open_weights(args), args.pairs, out=args.out)
+  evaluate(
+    _checkpoint.open_weights(args), args.pairs, folds=args.folds, out=args.out
+  )
 
 
 def evaluate(
-  weights: Weights, pairs: Sequence[str], *, out: Path | None
+  weights: Weights, pairs: Sequence[str], *, folds: int, out: Path | None
 ) -> dict[str, Verification]:
   """Verifies pair sets with a trained backbone.
 
   Args:
     weights: the backbone.
     pairs: paths, or ``'synthetic'``.
+    folds: folds of the cross-validation, at least 2.
     out: folder for results and plots; None for none.
 
   Returns:
     The result of each pair set, by name.
 
   Raises:
-    InputError: if a pair set cannot be read.
+    InputError: if a pair set cannot be read, or has fewer pairs than folds.
   """
+  import jax
+  import numpy as np
+
   from elasticface_jax import evaluation, pair_sets
 
+  begin = time.perf_counter()
   config = weights.config
   opened = pair_sets.open_pair_sets(
-    pairs, num_pairs=config['eval']['synthetic_pairs'], seed=config['seed']
+    pairs,
+    num_pairs=config['eval']['synthetic_pairs'],
+    seed=config['seed'],
+    folds=folds,
   )
-  print(f'{weights.path}, step {weights.step}')
-  results = {
-    p.name: evaluation.verify(weights.embed(p.images), p.same) for p in opened
-  }
+  print(f'{weights.path}, step {weights.step}', flush=True)
+  # What the devices take at a time, so that the last one alone is not full.
+  chunk = weights.eval_rows * 8 * jax.device_count()
+  total = sum(len(p.images) for p in opened)
+  results, done = {}, 0
+  with _progress.bar('images') as progress:
+    progress(0, total)
+    for p in opened:
+      embeddings = []
+      for start in range(0, len(p.images), chunk):
+        embeddings.append(weights.embed(p.images[start : start + chunk]))
+        done += len(embeddings[-1])
+        progress(done, total)
+      results[p.name] = pair_sets.verify(p, np.concatenate(embeddings), folds)
   print(evaluation.table(results))
+  seconds = terminal.duration(time.perf_counter() - begin)
+  print(f'{total:,} images took {seconds}')
   if out is not None:
     out.mkdir(parents=True, exist_ok=True)
-    pair_sets.write_results(out, results)
+    title = f'{weights.path.resolve().name}, step {weights.step}'
+    pair_sets.write_results(out, results, title=title)
     print(f'results.json and plots are in {out}')
   return results

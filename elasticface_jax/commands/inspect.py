@@ -28,7 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--fix',
     type=Path,
     metavar='DIR',
-    help='new .rec folder for the intact images, each of them once',
+    help='new .rec folder for the intact images, each of them once; its '
+    'labels.tsv has old and new label of every person',
+  )
+  parser.add_argument(
+    '--renumber',
+    action='store_true',
+    help='labels 0, 1, ... without gaps in the new folder; default: the labels '
+    'as they are',
   )
 
 
@@ -36,17 +43,32 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
   """Prints the report.
 
   Raises:
-    InputError: if the data are damaged, and ``--fix`` is not given.
+    InputError: if the data are damaged and ``--fix`` is not given, or the clean
+      copy is not written.
   """
   from elasticface_jax import data
 
-  with _progress.bar('images') as progress:
-    report = data.inspect(args.data, progress, args.fix)
-  print(report)
+  if args.renumber and args.fix is None:
+    raise InputError('--renumber is for the clean copy: give --fix DIR, too')
   if args.out:
-    data.write_report(report, args.out)
+    data.check_folder(args.out, '--out')  # Hours before it is written.
+  try:
+    with _progress.bar('images') as progress:
+      report = data.inspect(args.data, progress, args.fix, args.renumber)
+  except data.NotFixed as error:
+    _show(error.report, args.out)
+    raise
+  _show(report, args.out)
   if not report.ok and args.fix is None:
     raise InputError(
       f'{args.data} is damaged, as reported above; --fix DIR writes the intact '
       'images'
     )
+
+
+def _show(report, out: Path | None) -> None:
+  from elasticface_jax import data
+
+  print(report)
+  if out:
+    data.write_report(report, out)

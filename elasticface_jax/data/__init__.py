@@ -40,19 +40,25 @@ from elasticface_jax.data.sources.synthetic import (
   synthetic_pairs,
 )
 from elasticface_jax.data.tools.inspection import (
+  NotFixed,
   inspect,
   inspect_images,
   inspect_pairs,
   inspect_rec,
 )
 from elasticface_jax.data.tools.prepare import Prepared, prepare_shards
-from elasticface_jax.data.tools.report import Report, write_report
+from elasticface_jax.data.tools.report import (
+  Report,
+  check_folder,
+  write_report,
+)
 
 __all__ = [
   'BadFace',
   'Batch',
   'EncodedSource',
   'FolderSource',
+  'NotFixed',
   'PairSet',
   'Prepared',
   'RecSource',
@@ -63,6 +69,7 @@ __all__ = [
   'all_in_order',
   'batch_indices',
   'batches',
+  'check_folder',
   'check_window',
   'inspect',
   'inspect_images',

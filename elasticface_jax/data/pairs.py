@@ -51,11 +51,14 @@ class PairSet:
     name: name of the file, without its suffix.
     images: RGB, uint8, ``[2N, 112, 112, 3]``; pair i is images 2i and 2i+1.
     same: True for pairs of one person, bool, ``[N]``.
+    num_resized: number of images that were not 112x112; they were resized and
+      cropped at the centre.
   """
 
   name: str
   images: np.ndarray
   same: np.ndarray
+  num_resized: int = 0
 
 
 def open_pairs(
@@ -109,17 +112,21 @@ def read_pairs(path: str | os.PathLike) -> PairSet:
       f'{path}: {counted(len(encoded), "image")} take '
       f'{np.prod(shape) / 1e9:,.0f} GB of memory; give a smaller pair set'
     ) from error
+  num_resized = 0
   for start in range(0, len(encoded), _CHUNK):
     chunk = encoded[start : start + _CHUNK]
     try:
       images[start : start + _CHUNK] = decode.decode_faces(chunk)
     except decode.BadImage:
       for row, one in enumerate(chunk, start):
-        images[row] = _decode_any_size(path, row, one)
-  return PairSet(path.stem, images, same)
+        images[row], resized = _decode_any_size(path, row, one)
+        num_resized += resized
+  return PairSet(path.stem, images, same, num_resized)
 
 
-def read_encoded(path: Path) -> tuple[list[bytes], np.ndarray]:
+def read_encoded(
+  path: str | os.PathLike,
+) -> tuple[list[bytes], np.ndarray]:
   """Reads a pair set of either format without decoding its images.
 
   Args:
@@ -131,6 +138,7 @@ def read_encoded(path: Path) -> tuple[list[bytes], np.ndarray]:
   Raises:
     InputError: as for `read_pairs`, except for images that do not decode.
   """
+  path = Path(path)
   try:
     data = path.read_bytes()
   except OSError as error:
@@ -196,14 +204,28 @@ def _read_bin(data: bytes) -> tuple[list[bytes], np.ndarray]:
 
 def _items(sequence) -> list:
   if isinstance(sequence, pickles.Array):
+    if sequence.dtype.kind == 'S':
+      return _padded(sequence)
     sequence = sequence.values
   if not isinstance(sequence, list | tuple | np.ndarray):
     raise TypeError(f'{type(sequence).__name__} in place of a list')
   return list(sequence)
 
 
+def _padded(array: pickles.Array) -> list[bytes]:
+  """Splits an array of strings; each is filled up with zeros to one length."""
+  size = array.dtype.itemsize
+  if len(array.data) % size:
+    raise ValueError('an array of strings that is cut off')
+  starts = range(0, len(array.data), size)
+  # As NumPy does. A PNG or JPEG does not end with a zero.
+  return [array.data[i : i + size].rstrip(b'\0') for i in starts]
+
+
 def _image(image) -> bytes:
-  if isinstance(image, pickles.Array) and image.dtype == np.uint8:
+  if isinstance(image, pickles.Array) and (
+    image.dtype == np.uint8 or image.dtype.kind == 'S'
+  ):
     image = image.data
   if not isinstance(image, bytes):
     raise TypeError(f'{type(image).__name__} in place of an image')
@@ -285,7 +307,10 @@ def _write_npz(file: BinaryIO, encoded: list[bytes], same: list[bool]):
   )
 
 
-def _decode_any_size(path: Path, row: int, encoded: bytes) -> np.ndarray:
+def _decode_any_size(
+  path: Path, row: int, encoded: bytes
+) -> tuple[np.ndarray, bool]:
+  """Returns the face at 112x112, and True if it had another size."""
   place = f'{path}: image {row} (pair {row // 2})'
   try:
     image = decode.decode_image(encoded)
@@ -296,7 +321,7 @@ def _decode_any_size(path: Path, row: int, encoded: bytes) -> np.ndarray:
   size = decode.SIZE
   height, width, _ = image.shape
   if (height, width) == (size, size):
-    return image
+    return image, False
   short, long = sorted((height, width))
   if long > _MAX_ASPECT * short:
     raise InputError(
@@ -308,4 +333,4 @@ def _decode_any_size(path: Path, row: int, encoded: bytes) -> np.ndarray:
   resized = tf.image.resize(image, target, method='bicubic').numpy()
   top, left = ((side - size) // 2 for side in target)
   crop = resized[top : top + size, left : left + size]
-  return np.clip(np.rint(crop), 0, 255).astype(np.uint8)
+  return np.clip(np.rint(crop), 0, 255).astype(np.uint8), True

@@ -24,6 +24,12 @@ from elasticface_jax.errors import InputError
 
 # Squared L2 distances of unit vectors lie in [0, 4].
 _DISTANCE_THRESHOLDS = np.arange(0, 4, 0.01)
+# Folds of the published protocol.
+_FOLDS = 10
+_HEADINGS = (
+  ('set', 'pairs', 'accuracy', 'accuracy', 'EER', *['FAR 1e-3'] * 3),
+  ('', '', '%', 'if cosine >', '%', 'TAR %', 'if cosine >=', 'FAR found %'),
+)
 # LFW-style sets have about 3,000 impostor pairs: 1e-3 is three of them, and a
 # lower FAR cannot be distinguished from zero.
 _FARS = (1e-2, 1e-3)
@@ -58,6 +64,14 @@ class OperatingPoint:
   num_genuine: int
   num_impostors: int
 
+  @property
+  def is_measurable(self) -> bool:
+    """True if a single false accept among these pairs is within the target.
+
+    Below it, ``far`` is 0 whatever the network does.
+    """
+    return 1 / self.num_impostors <= self.far_target
+
   def as_dict(self) -> dict[str, Any]:
     """Returns a dict for JSON: an infinite ``threshold`` becomes None."""
     point = dataclasses.asdict(self)
@@ -84,6 +98,8 @@ class Verification:
       This and the next two are None where all pairs are of one kind.
     auc: area under the curve of TAR over FAR.
     eer: equal error rate, where FAR = 1 - TAR on that curve.
+    num_resized: number of images that had another size than the network takes,
+      and so are no aligned faces of it.
   """
 
   accuracy: float
@@ -96,6 +112,12 @@ class Verification:
   tar_at_far: dict[float, OperatingPoint] | None
   auc: float | None
   eer: float | None
+  num_resized: int = 0
+
+  @property
+  def folds(self) -> int:
+    """Number of folds."""
+    return len(self.fold_accuracies)
 
   @property
   def num_pairs(self) -> int:
@@ -108,6 +130,8 @@ class Verification:
     return {
       'num_pairs': self.num_pairs,
       'num_genuine': int(self.same.sum()),
+      'num_resized': self.num_resized,
+      'folds': self.folds,
       'accuracy': self.accuracy,
       'accuracy_std': self.accuracy_std,
       'threshold': self.threshold,
@@ -121,7 +145,7 @@ class Verification:
 
 
 def verify(
-  embeddings: np.ndarray, same: np.ndarray, folds: int = 10
+  embeddings: np.ndarray, same: np.ndarray, folds: int = _FOLDS
 ) -> Verification:
   r"""Computes the cross-validated accuracy of the LFW protocol.
 
@@ -393,47 +417,92 @@ def table(results: Mapping[str, Verification]) -> str:
     results: results by name of the set.
 
   Returns:
-    Aligned lines without a final newline: the accuracy and its cosine
-    threshold, then TAR at FAR 1e-3, the threshold there and the FAR found, both
-    rates with their 95 % interval.
+    Aligned lines without a final newline: two of headings, then for each set
+    the accuracy and its cosine threshold, the equal error rate, and TAR at FAR
+    1e-3, the threshold there and the FAR found, both rates with their 95 %
+    interval. Below, a line for each thing that a reader must know besides: a
+    FAR that these pairs cannot measure, folds that are not the published 10,
+    images that were resized.
 
   Examples:
     >>> result = verify(np.eye(2)[[0, 0, 1, 1, 0, 1, 1, 0]], [1, 0, 1, 0],
     ...                 folds=2)
-    >>> print(table({'toy': result})[:41])
-    set  pairs    accuracy %  cosine >  EER %
+    >>> lines = table({'toy': result}).splitlines()
+    >>> for line in lines[:3]:
+    ...   print(line[:37].rstrip())
+    set  pairs      accuracy     accuracy
+                           %  if cosine >
+    toy      4  50.00 ± 0.00        1.000
+    >>> for line in lines[3:]:
+    ...   print(line)
+    toy: FAR 1e-3 cannot be measured with 2 impostor pairs; it takes 1,000
+    accuracy is over 2 folds, published ones are over 10: toy
   """
-  header = (
-    'set',
-    'pairs',
-    'accuracy %',
-    'cosine >',
-    'EER %',
-    'TAR % @ FAR 1e-3',
-    'cosine >=',
-    'FAR %',
-  )
-  rows = [header, *(_table_row(name, r) for name, r in results.items())]
+  rows = [*_HEADINGS, *(_table_row(name, r) for name, r in results.items())]
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return '\n'.join(
+  lines = [
     '  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
     for row in rows
-  )
+  ]
+  return '\n'.join([*lines, *_table_notes(results)])
 
 
 def _table_row(name: str, result: Verification) -> tuple[str, ...]:
-  accuracy = f'{100 * result.accuracy:.2f} ± {100 * result.accuracy_std:.2f}'
-  row = (name, str(result.num_pairs), accuracy, f'{result.threshold:.3f}')
+  row = (
+    name,
+    f'{result.num_pairs:,}',
+    f'{100 * result.accuracy:.2f} ± {100 * result.accuracy_std:.2f}',
+    f'{result.threshold:.3f}',
+  )
   if result.tar_at_far is None:
     return (*row, '-', '-', '-', '-')
+  row = (*row, f'{100 * result.eer:.2f}')
   point = result.tar_at_far[1e-3]
+  if not point.is_measurable:
+    return (*row, 'not measurable', '-', '-')
   return (
     *row,
-    f'{100 * result.eer:.2f}',
     _percent(point.tar, point.tar_interval, 2),
-    f'{point.threshold:.3f}',
+    # Infinite where the best score is an impostor's: no pair is accepted.
+    'none' if math.isinf(point.threshold) else f'{point.threshold:.3f}',
     _percent(point.far, point.far_interval, 3),
   )
+
+
+def _table_notes(results: Mapping[str, Verification]) -> list[str]:
+  """Returns a line for whatever a reader of the table must know besides."""
+  notes = []
+  for name, result in results.items():
+    notes += _notes_of_far(name, result)
+    if result.num_resized:
+      notes.append(
+        f'{name}: {result.num_resized:,} of {2 * result.num_pairs:,} images '
+        'had another size and were resized; they may not be aligned'
+      )
+  unusual = {r.folds for r in results.values()} - {_FOLDS}
+  for folds in sorted(unusual):
+    names = ', '.join(n for n, r in results.items() if r.folds == folds)
+    notes.append(
+      f'accuracy is over {folds} folds, published ones are over {_FOLDS}: '
+      f'{names}'
+    )
+  return notes
+
+
+def _notes_of_far(name: str, result: Verification) -> list[str]:
+  """Says where the table has no TAR, and gives that of a higher FAR."""
+  points = result.tar_at_far
+  if points is None:
+    kind = 'genuine' if result.same.all() else 'impostor'
+    return [f'{name}: all pairs are {kind} pairs; there is no FAR and TAR']
+  if points[1e-3].is_measurable:
+    return []
+  impostors = f'{points[1e-3].num_impostors:,} impostor pairs'
+  note = f'{name}: FAR 1e-3 cannot be measured with {impostors}'
+  if not points[1e-2].is_measurable:
+    return [f'{note}; it takes 1,000']
+  tar = _percent(points[1e-2].tar, points[1e-2].tar_interval, 2)
+  return [f'{note}; at FAR 1e-2 TAR is {tar} %']
 
 
 def _percent(rate: float, interval: tuple[float, float], digits: int) -> str:

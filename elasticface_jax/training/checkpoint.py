@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Config, manifest and checkpoints of a run folder W, and fingerprints.
+"""Checkpoints of a run folder W, and fingerprints.
 
-``W/config.json``: the config of the run; another one is refused.
-``W/manifest.json``: versions, device, seed and data of every start.
 ``W/checkpoints/<step>/``: the train state at a step, by Orbax, which writes to
 a temporary name and renames at the end: a checkpoint is complete or absent.
+Orbax keeps no checksums of values, casts to the dtypes that are asked for, and
+takes any folder with a number for a checkpoint; so a step is compared here with
+the checksums, dtypes and shapes that were saved with it.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
-import platform
 import shutil
-import time
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,37 +23,38 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from elasticface_jax import __version__, atomic
+from elasticface_jax import atomic
 from elasticface_jax.errors import InputError, first_line
-from elasticface_jax.training import processes
+from elasticface_jax.training import checksums, processes
 
 # Arrays are written in pieces of at most so many bytes: a process that restores
 # its share on another number of devices reads only the pieces that hold it.
 PIECE_BYTES = 2**22
 
-# Fields of the config that change no bit of the state: they may differ from
-# start to start. `data.source` may move; its fingerprint may not change.
-FREE_FIELDS = (
-  'total_steps',
-  'log_every',
-  'eval_every',
-  'checkpoint_every',
-  'keep_checkpoints',
-  'eval',
-  'data.source',
-)
+# Name of the checksums in a step's metadata. They are None if switched off.
+_CHECKSUMS = 'checksums'
 
 
 class Checkpoints:
   """The checkpoints of one run folder; use as a context manager."""
 
-  def __init__(self, workdir: Path, *, keep: int):
+  def __init__(self, workdir: Path, *, keep: int, compare: bool = True):
+    """Opens the folder, which is made if it is missing.
+
+    Args:
+      workdir: W.
+      keep: how many of the newest checkpoints stay.
+      compare: whether to save checksums, and to compare them when a state is
+        restored. Each takes a reading of the state on its devices.
+    """
     self.folder = Path(workdir).absolute() / 'checkpoints'
+    self._compare = compare
     self._manager = ocp.CheckpointManager(
       self.folder,
       options=ocp.CheckpointManagerOptions(
         max_to_keep=keep, cleanup_tmp_directories=True
       ),
+      item_handlers=ocp.PyTreeCheckpointHandler(),
     )
 
   def __enter__(self):
@@ -83,8 +84,11 @@ class Checkpoints:
       lambda _: ocp.SaveArgs(chunk_byte_size=PIECE_BYTES), state
     )
     arguments = ocp.args.PyTreeSave(state, save_args=pieces)
+    sums = checksums.of_devices(state) if self._compare else None
     try:
-      if not self._manager.save(step, args=arguments):
+      if not self._manager.save(
+        step, args=arguments, custom_metadata={_CHECKSUMS: sums}
+      ):
         raise InputError(
           f'{self.folder} holds step {self.latest_step}, so step {step} would '
           'be lost: if another run writes to this folder, give each its own'
@@ -143,9 +147,79 @@ class Checkpoints:
       like, restore_args=ocp.checkpoint_utils.construct_restore_args(like)
     )
     try:
-      return self._manager.restore(step, args=arguments)
+      kept = _Kept(self._manager, step)
+      kept.check_types(like)
+      state = self._manager.restore(step, args=arguments)
+      if self._compare:
+        kept.compare(checksums.of_devices(state))
+    except InputError:
+      raise
     except Exception as error:
-      raise InputError(_damaged(self.folder, step, error)) from error
+      raise _damaged(self._manager, step, error) from error
+    return state
+
+
+class _Kept:
+  """Record of a step about its arrays, besides their values.
+
+  Raises:
+    ValueError: if a part of the step is missing.
+  """
+
+  def __init__(self, manager: ocp.CheckpointManager, step: int):
+    record = manager.metadata(step)  # An error if there is no state at all.
+    self._path = Path(manager.directory) / str(step)
+    if record.init_timestamp_nsecs is None:
+      raise ValueError('its _CHECKPOINT_METADATA is missing or damaged')
+    if record.item_metadata is None:
+      raise ValueError('its default/_METADATA is missing or damaged')
+    self.tree = record.item_metadata.tree
+    self._more = record.custom_metadata
+
+  def check_types(self, like: Any) -> None:
+    """Raises an InputError if a state has other names, dtypes or shapes."""
+    kept = checksums.by_name(self.tree)
+    wanted = checksums.by_name(like)
+    for name in sorted(kept.keys() | wanted.keys()):
+      there, here = (
+        f'{np.dtype(leaves[name].dtype).name}{list(leaves[name].shape)}'
+        if name in leaves
+        else 'nothing'
+        for leaves in (kept, wanted)
+      )
+      if there != here:
+        raise InputError(
+          f'{self._path} has {there} for {name}, where this run has {here}: '
+          'it is of another version or was edited; give a new --workdir'
+        )
+
+  def compare(self, sums: dict[str, list[str]]) -> None:
+    """Raises a ValueError that names what is not as it was saved.
+
+    Args:
+      sums: of what was read, by name; not all need be there.
+    """
+    if _CHECKSUMS not in self._more:
+      _warn(f'{self._path} was saved without checksums; nothing is compared')
+      return
+    kept = self._more[_CHECKSUMS]
+    if kept is None:
+      return
+    differing = [
+      name + (f', block {block}' if len(found) > 1 else '')
+      for name, found in sums.items()
+      for block, one in enumerate(found)
+      if name not in kept or kept[name][block] != one
+    ]
+    if differing:
+      more = f' and {len(differing) - 1} more' if len(differing) > 1 else ''
+      raise ValueError(f'{differing[0]}{more} is not what was saved')
+
+
+@functools.cache  # Once each.
+def _warn(text: str) -> None:
+  if processes.is_first():
+    print(f'warning: {text}', file=sys.stderr)
 
 
 def is_disk_error(error: BaseException) -> bool:
@@ -159,11 +233,31 @@ def is_disk_error(error: BaseException) -> bool:
   return any(text in str(error) for text in reports)
 
 
-def _damaged(folder: Path, step: int, error: BaseException) -> str:
-  return (
-    f'{folder / str(step)} cannot be read ({first_line(error)}); remove that '
-    'folder to resume from the checkpoint before it'
-  )
+def _damaged(
+  manager: ocp.CheckpointManager, step: int, error: BaseException
+) -> InputError:
+  """Returns the error for a step that is damaged; offers the one before it."""
+  path = Path(manager.directory) / str(step)
+  others = _intact(manager, [s for s in manager.all_steps() if s != step])
+  if others:
+    remedy = (
+      f'remove it to resume from step {others[0]}, which is intact as far as '
+      f'its files go, or read that with --step {others[0]}'
+    )
+  else:
+    remedy = 'there is no other: remove it to start again'
+  return InputError(f'{path} is damaged ({first_line(error)}); {remedy}')
+
+
+def _intact(manager: ocp.CheckpointManager, steps: Sequence[int]) -> list[int]:
+  """Returns the steps whose files are all there, the newest first."""
+  intact = []
+  for step in sorted(steps, reverse=True):
+    # An empty folder with a number is a step to Orbax.
+    with contextlib.suppress(Exception):
+      _Kept(manager, step)
+      intact.append(step)
+  return intact
 
 
 @contextlib.contextmanager
@@ -190,40 +284,48 @@ def _opened(
     ),
     item_handlers=ocp.PyTreeCheckpointHandler(multiprocessing_options=alone),
   ) as manager:
-    steps = sorted(manager.all_steps())
-    if not steps:
+    steps = manager.all_steps()
+    intact = _intact(manager, steps)
+    for other in sorted(set(steps) - set(intact)):
+      _warn(f'{folder / str(other)} is not complete, and passed over')
+    if not intact:
       raise InputError(
         f'{workdir} holds no complete checkpoint; train until the first one'
       )
-    step = steps[-1] if step is None else step
-    if step not in steps:
+    step = intact[0] if step is None else step
+    if step not in intact:
       raise InputError(
         f'{workdir} holds no step {step}; it holds '
-        + ', '.join(str(s) for s in steps)
+        + ', '.join(str(s) for s in sorted(intact))
       )
     try:
       yield manager, step
     except InputError:
       raise
     except Exception as error:
-      raise InputError(_damaged(folder, step, error)) from error
+      raise _damaged(manager, step, error) from error
 
 
-def _read_fields(manager, step, fields):
-  tree = manager.item_metadata(step).tree
+def _read_fields(
+  manager: ocp.CheckpointManager, step: int, fields: Sequence[str]
+) -> dict[str, Any]:
+  """Reads parts of a state, all without `fields`, and compares checksums."""
+  kept = _Kept(manager, step)
   for field in fields:
-    if field not in tree:
+    if field not in kept.tree:
       raise InputError(f'{manager.directory / str(step)} holds no {field}')
-  wanted = {field: tree[field] for field in fields or tree}
+  wanted = {field: kept.tree[field] for field in fields or kept.tree}
   as_numpy = jax.tree.map(
     lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
   )
-  return manager.restore(
+  found = manager.restore(
     step,
     args=ocp.args.PyTreeRestore(
       wanted, restore_args=as_numpy, partial_restore=True
     ),
   )
+  kept.compare(checksums.of_arrays(found))
+  return found
 
 
 def read(
@@ -307,152 +409,3 @@ def read_json(path: Path) -> Any:
       f'{path} is not JSON ({error}); was it edited? Restore it, or start in a '
       'new --workdir'
     ) from error
-
-
-def _flat(config: Mapping, prefix: str = '') -> dict[str, Any]:
-  flat = {}
-  for key, value in config.items():
-    if isinstance(value, Mapping):
-      flat |= _flat(value, f'{prefix}{key}.')
-    else:
-      flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-  return flat
-
-
-def _is_free(field: str) -> bool:
-  return any(field == f or field.startswith(f + '.') for f in FREE_FIELDS)
-
-
-def is_begun(workdir: Path) -> bool:
-  """Tells whether a run folder holds a complete checkpoint to resume from."""
-  steps = (workdir / 'checkpoints').glob('*')
-  return any(step.name.isdigit() for step in steps)
-
-
-def claim(
-  workdir: Path,
-  config: Mapping,
-  data_fingerprint: str,
-  start_fingerprint: str | None = None,
-) -> None:
-  """Binds a run folder to a config, or checks that it belongs to it.
-
-  Args:
-    workdir: W; created if it does not exist.
-    config: nested, JSON-like.
-    data_fingerprint: of the training data.
-    start_fingerprint: of the weights that the run begins with; None if it draws
-      its own, or has begun already.
-
-  Raises:
-    InputError: names the fields in which the folder's config differs, or the
-      processes that were given another config, other data or other weights.
-  """
-  here = environment()
-  processes.check_agreement(
-    **{
-      'the config': json.dumps(_flat(config), sort_keys=True),
-      'data.source': data_fingerprint,
-      'start.checkpoint': start_fingerprint or '',
-      '--workdir': str(workdir),
-      'the software': json.dumps(here['versions']),
-      # Trip counts follow from config and devices, and loops with collectives
-      # need equal ones everywhere. On a CPU the number of threads changes bits.
-      'the kind or number of devices, or PJRT_NPROC,': json.dumps(
-        [
-          jax.local_devices()[0].device_kind,
-          here['devices'],
-          here['cpu_threads'],
-        ]
-      ),
-    }
-  )
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise InputError(
-      f'--workdir {workdir}: cannot make this folder ({error.strerror}); give '
-      'one that can be written'
-    ) from error
-  path = workdir / 'config.json'
-  manifest_path = workdir / 'manifest.json'
-  starts = []
-  if manifest_path.exists():
-    manifest = read_json(manifest_path)
-    if 'converted' in manifest:
-      raise InputError(
-        f'{workdir} holds converted weights and no run; give a new --workdir, '
-        f'and --config.start.checkpoint={workdir} to begin with them'
-      )
-    starts = manifest['starts']
-  if path.exists():
-    _check_config(workdir, _flat(read_json(path)), _flat(config))
-  if starts:
-    _check_origin(workdir, starts[0], data_fingerprint, start_fingerprint)
-  starts.append(
-    {
-      'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
-      'seed': config['seed'],
-      'data_fingerprint': data_fingerprint,
-      'start_fingerprint': start_fingerprint,
-      **here,
-    }
-  )
-  if processes.is_first():
-    write_json(manifest_path, {'starts': starts})
-    write_json(path, config)
-
-
-def _check_config(workdir: Path, before: Mapping, now: Mapping) -> None:
-  """Raises an InputError that names the fields in which configs differ."""
-  differing = [
-    f'{field} was {before.get(field)!r}, is {now.get(field)!r}'
-    for field in sorted(before.keys() | now.keys())
-    if before.get(field) != now.get(field) and not _is_free(field)
-  ]
-  if differing:
-    raise InputError(
-      f'{workdir} belongs to another config: {"; ".join(differing)}; use '
-      'that config, or a new --workdir'
-    )
-
-
-def _check_origin(
-  workdir: Path,
-  first_start: Mapping,
-  data_fingerprint: str,
-  start_fingerprint: str | None,
-) -> None:
-  """Raises an InputError if a run began with other data or weights."""
-  first = first_start['data_fingerprint']
-  if first != data_fingerprint:
-    raise InputError(
-      f'{workdir} was trained on other data: its fingerprint was {first}, '
-      f'that of data.source is {data_fingerprint}; give the data it was '
-      'trained on, or a new --workdir'
-    )
-  first = first_start['start_fingerprint']
-  if start_fingerprint not in (None, first):
-    raise InputError(
-      f'{workdir} began with other weights: their fingerprint was {first}, '
-      f'that of start.checkpoint is {start_fingerprint}; give a new --workdir'
-    )
-
-
-def environment() -> dict[str, Any]:
-  """Returns what the bits of a run depend on besides config and data."""
-  packages = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
-  device = jax.devices()[0]
-  return {
-    'versions': {
-      'elasticface_jax': __version__,
-      'python': platform.python_version(),
-    }
-    | {name: metadata.version(name) for name in packages},
-    'platform': device.platform,
-    'device_kind': device.device_kind,
-    'devices': jax.device_count(),
-    'processes': jax.process_count(),
-    # On a CPU the number of threads decides how sums are split.
-    'cpu_threads': os.environ.get('PJRT_NPROC'),
-  }

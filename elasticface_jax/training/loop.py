@@ -2,8 +2,9 @@
 """The training loop: batches in, checkpoints and metrics out."""
 
 import contextlib
+import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def train(
   keys: Mapping[str, jax.Array],
   batches: Callable[[int], Iterator],
   batch_indices: Callable[[int], np.ndarray],
-  evaluate: Callable[[TrainState], Mapping[str, Any]],
+  evaluate: Callable[[TrainState, Sequence[str]], Mapping[str, Any]],
+  pair_sets: Sequence[str],
   checkpoints: Checkpoints,
   layout: Layout,
   total_steps: int,
@@ -47,7 +49,8 @@ def train(
     batches: returns this process's part of the batches from a step on, in
       order: images uint8 ``[b, H, W, 3]``, labels int32 ``[b]``.
     batch_indices: returns the indices of all images in a step's batch, ``[B]``.
-    evaluate: returns one JSON-like result for each pair set.
+    evaluate: returns one JSON-like result for each of some pair sets.
+    pair_sets: the names of all.
     checkpoints: of the run folder.
     layout: of the step.
     total_steps: step to end at.
@@ -81,8 +84,19 @@ def train(
       log=due(step, log_every, total_steps) or step == 1,
     )
 
-  def verify(step):
-    for name, result in evaluate(state).items():
+  def verifies_at(step):
+    if step == 0:
+      return eval_every > 0
+    return due(step, eval_every, total_steps)
+
+  def verify(step, names):
+    try:
+      results = evaluate(state, names)
+    except InputError:
+      # All processes have it. A state that cannot be verified is saved first.
+      checkpoints.wait()
+      raise
+    for name, result in results.items():
       log.evaluation(step, name, result)
       log.line(
         f'step {step}  {name}: accuracy {100 * result["accuracy"]:.2f} % '
@@ -94,8 +108,12 @@ def train(
     _writer(workdir, first, total_steps) as log,
     contextlib.closing(batches(first)) as feed,
   ):
-    if first == 0 and eval_every:
-      verify(0)  # The untrained network: the first point of the curve.
+    # At step 0 the untrained network, the first point of the curve; later what
+    # an earlier start saved and did not come to verify.
+    if verifies_at(first):
+      verify(first, _unverified(workdir, first, pair_sets))
+    if first < total_steps:
+      log.compiling()
     for step, batch in enumerate(feed, first + 1):
       images, labels = layout.put(batch.images), layout.put(batch.labels)
       state, measured = step_fn(state, images, labels, keys)
@@ -106,21 +124,32 @@ def train(
       pending = step, measured
 
       stop = listener.heard(step)
-      evaluation = due(step, eval_every, total_steps)
       saving = due(step, checkpoint_every, total_steps) or stop
-      if evaluation or saving:
+      if verifies_at(step) or saving:
         # No state is saved or verified before its loss is known to be finite.
         log_pending(log)
         pending = None
-      if evaluation:
-        verify(step)
       if saving:
+        log.keep(step)
         checkpoints.save(step, state)
+      if verifies_at(step) and not (stop and step < total_steps):
+        verify(step, pair_sets)
       if stop and step < total_steps:
         checkpoints.wait()
         raise Stopped(stop, step)
     checkpoints.wait()
   return state
+
+
+def _unverified(
+  workdir: Path, step: int, pair_sets: Sequence[str]
+) -> list[str]:
+  """Returns the pair sets without a record of a step, in all processes."""
+  missing = []
+  if processes.is_first():
+    done = metrics.evaluated(workdir, step)
+    missing = [name for name in pair_sets if name not in done]
+  return json.loads(processes.from_first(json.dumps(missing)))
 
 
 def _writer(workdir: Path, first: int, total_steps: int):

@@ -2,22 +2,32 @@
 """Metrics of a run: JSON lines, TensorBoard events, a progress bar.
 
 ``W/metrics.jsonl`` has a record for every ``log_every`` steps and one for every
-evaluation of a pair set. A run that was stopped and resumed leaves the same
-file as an uninterrupted run, except for timings.
+evaluation of a pair set. The record of a step has the means over the steps
+since the record before it, since a single batch says little; its learning rate
+is that of the step. A run that was stopped and resumed leaves the same file as
+an uninterrupted run, except for timings: the sums of an interval that a
+checkpoint cuts are kept in ``W/metrics_partial.json``.
 """
 
+import collections
 import json
 import math
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import tqdm
-from tensorboardX import SummaryWriter
 
-from elasticface_jax import atomic
+from elasticface_jax import atomic, terminal
+from elasticface_jax.errors import InputError
+from elasticface_jax.training.events import Events
 
 FILE = 'metrics.jsonl'
+PARTIAL = 'metrics_partial.json'
+
+# A mean over a drop would be a rate that no step had.
+_NOT_AVERAGED = ('learning_rate',)
 
 
 def read(workdir: Path) -> list[dict]:
@@ -26,12 +36,37 @@ def read(workdir: Path) -> list[dict]:
   if not path.exists():
     return []
   records = []
-  for line in path.read_text().splitlines():
+  # A crash of the machine may leave any bytes at the end.
+  for line in path.read_text(errors='replace').splitlines():
     try:
       records.append(json.loads(line))
     except ValueError:
       break
   return records
+
+
+def evaluated(workdir: Path, step: int) -> set[str]:
+  """Returns the names of the pair sets with a record at a step.
+
+  Args:
+    workdir: the run folder.
+    step: the step.
+
+  Examples:
+    >>> import tempfile
+    >>> workdir = Path(tempfile.mkdtemp())
+    >>> with Writer(workdir, first_step=0, total_steps=8) as writer:
+    ...   writer.evaluation(8, 'lfw', {'accuracy': 0.75})
+    >>> evaluated(workdir, 8)
+    {'lfw'}
+    >>> evaluated(workdir, 4)
+    set()
+  """
+  return {
+    row['pairs']
+    for row in read(workdir)
+    if row['step'] == step and 'pairs' in row
+  }
 
 
 class Writer:
@@ -45,6 +80,9 @@ class Writer:
       first_step: steps done before; records of later steps are dropped, since
         these steps are done again, and all records where it is 0.
       total_steps: last step of the run, for the progress bar.
+
+    Raises:
+      InputError: if a file cannot be written.
     """
     self._path = workdir / FILE
     kept = [row for row in read(workdir) if row['step'] <= first_step > 0]
@@ -52,75 +90,125 @@ class Writer:
       part.write_text(''.join(json.dumps(row) + '\n' for row in kept))
     # Appended to from here on: `read` leaves out a line that a crash cuts off.
     self._file = self._path.open('a')
-    self._events = SummaryWriter(
-      str(workdir / 'tensorboard'), purge_step=first_step + 1
-    )
-    # Disabled where there is no terminal; `line` prints there instead.
+    self._events = Events(workdir / 'tensorboard', first_step=first_step)
+    self._interval = _Interval(workdir / PARTIAL, first_step)
+    self._clock = _Clock()
+    # Where a bar would not be seen, `step` prints lines instead.
     self._bar = tqdm.tqdm(
       initial=first_step,
       total=total_steps,
-      unit='step',
-      disable=None,
+      disable=not terminal.shows_bars(sys.stderr),
       dynamic_ncols=True,
+      # With our own time left: tqdm's counts the time of the compiler.
+      bar_format='{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} '
+      '[{elapsed}{postfix}]',
     )
-    self._step, self._time = first_step, time.perf_counter()
 
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, kind, *_):
     self._bar.close()
-    self._file.close()
-    self._events.close()
+    for file in (self._file, self._events):
+      try:
+        file.close()
+      except OSError as error:
+        if kind is None:  # Else the first error is the one to be seen.
+          raise self._not_written(error) from error
+
+  def compiling(self) -> None:
+    """Says that the training step is compiled now, which may take minutes."""
+    if self._bar.disable:
+      self.line('compiling the training step')
+    else:
+      self._bar.set_description_str('compiling: ')
 
   def step(
     self, step: int, measured: Mapping, *, batch_size: int, log: bool
   ) -> None:
-    """Logs one step.
+    """Logs one step, when it has ended.
+
+    The first step after a start has no ``images_per_second``: most of its time
+    is the compiler's.
 
     Args:
       step: its number, from 1.
       measured: floats by name, from the training step.
       batch_size: for images per second.
       log: whether to write a record of this step.
+
+    Raises:
+      InputError: if the record cannot be written.
     """
-    self._bar.update(1)
-    if not log:
-      return
-    now = time.perf_counter()
-    rate = (step - self._step) * batch_size / (now - self._time)
-    self._step, self._time = step, now
-    self._write(step, {**measured, 'images_per_second': rate}, prefix='train/')
-    shown = {
-      'loss': f'{measured["loss"]:.3f}',
-      'accuracy': f'{measured["accuracy"]:.3f}',
-      'images/s': f'{rate:.0f}',
-    }
-    self._bar.set_postfix(shown, refresh=False)
-    if self._bar.disable:
-      left = (self._bar.total - step) * batch_size / rate
-      self.line(
-        f'step {step}/{self._bar.total}  '
-        + '  '.join(f'{name} {value}' for name, value in shown.items())
-        + f'  {_clock(left)} left'
-      )
+    self._interval.add(measured)
+    self._clock.step(step)
+    if log:
+      means = self._interval.end(step)
+      speed = {}
+      if pace := self._clock.pace_since_record():
+        speed = {'images_per_second': batch_size / pace}
+      self._clock.record(step)
+      self._write(step, {**means, **speed}, prefix='train/')
+      measured = means
+    self._show(step, measured, batch_size, log)
+
+  def keep(self, step: int) -> None:
+    """Keeps what a run that resumes from this step needs.
+
+    To be called before the checkpoint of the step is saved, after its metrics
+    were given to `step`.
+
+    Raises:
+      InputError: if it cannot be written.
+    """
+    self._interval.keep(step)
 
   def evaluation(self, step: int, pairs: str, result: Mapping) -> None:
     """Logs the verification of one pair set, a JSON-like mapping."""
     self._write(step, {'pairs': pairs, **result}, prefix=f'verify/{pairs}/')
-    # Time spent on pairs is not time per step.
-    self._time += result.get('seconds', 0)
+    self._clock.leave_out(result.get('seconds', 0))
 
   def line(self, text: str) -> None:
     """Prints a line without breaking the progress bar."""
     self._bar.write(text)
+    sys.stdout.flush()  # A pipe would keep it for later.
+
+  def _show(
+    self, step: int, measured: Mapping, batch_size: int, log: bool
+  ) -> None:
+    """Shows a step in the bar, or in a line where it has a record."""
+    shown = [f'{name} {measured[name]:.3f}' for name in ('loss', 'accuracy')]
+    if pace := self._clock.pace():
+      left = terminal.duration((self._bar.total - step) * pace)
+      shown += [f'images/s {batch_size / pace:.0f}', f'{left} left']
+    if not self._bar.disable:
+      self._bar.set_description_str('', refresh=False)
+      self._bar.set_postfix_str(', '.join(shown), refresh=False)
+      self._bar.update(1)
+    elif log:
+      self.line('  '.join([f'step {step}/{self._bar.total}', *shown]))
 
   def _write(self, step: int, record: Mapping, *, prefix: str) -> None:
-    self._file.write(json.dumps({'step': step, **record}) + '\n')
-    self._file.flush()
-    for name, value in record.items():
-      if isinstance(value, float) and math.isfinite(value):
-        self._events.add_scalar(prefix + name, value, step)
+    try:
+      self._file.write(json.dumps({'step': step, **record}) + '\n')
+      self._file.flush()
+      self._events.add(
+        step,
+        {
+          prefix + name: value
+          for name, value in record.items()
+          if isinstance(value, float) and math.isfinite(value)
+        },
+      )
+    except OSError as error:
+      raise self._not_written(error) from error
+
+  def _not_written(self, error: OSError) -> InputError:
+    return InputError(
+      f'the metrics in {self._path.parent} cannot be written '
+      f'({error.strerror}); make room, and the same command resumes from the '
+      'newest checkpoint'
+    )
 
 
 class NullWriter:
@@ -132,8 +220,14 @@ class NullWriter:
   def __exit__(self, *_):
     pass
 
+  def compiling(self) -> None:
+    """Says nothing."""
+
   def step(self, *_, **__) -> None:
     """Ignores the step."""
+
+  def keep(self, step: int) -> None:
+    """Keeps nothing."""
 
   def evaluation(self, *_) -> None:
     """Ignores the verification."""
@@ -142,7 +236,86 @@ class NullWriter:
     """Ignores the text."""
 
 
-def _clock(seconds: float) -> str:
-  minutes, seconds = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f'{hours}:{minutes:02}:{seconds:02}'
+class _Interval:
+  """Means over the steps since the last record, also across a restart.
+
+  A run may resume from any of its checkpoints. For each that lies between two
+  records, the file has the sums up to there: a kilobyte. Sums are float64 in
+  the order of the steps, so that those of a resumed run have the same bits.
+  """
+
+  def __init__(self, path: Path, first_step: int):
+    self._path = path
+    self._kept = _read_kept(path, first_step)
+    cut = self._kept.get(str(first_step), {'steps': 0, 'sums': {}})
+    self._steps, self._sums = cut['steps'], dict(cut['sums'])
+    self._newest: dict[str, float] = {}
+
+  def add(self, measured: Mapping) -> None:
+    self._steps += 1
+    self._newest = dict(measured)
+    for name, value in measured.items():
+      self._sums[name] = self._sums.get(name, 0.0) + value
+
+  def end(self, step: int) -> dict[str, float]:
+    """Returns the means, and begins a new interval."""
+    means = {name: value / self._steps for name, value in self._sums.items()}
+    for name in _NOT_AVERAGED:
+      if name in means:
+        means[name] = self._newest[name]
+    self._steps, self._sums = 0, {}
+    return means
+
+  def keep(self, step: int) -> None:
+    if self._steps:
+      self._kept[str(step)] = {'steps': self._steps, 'sums': dict(self._sums)}
+      with atomic.file(self._path) as part:
+        part.write_text(json.dumps(self._kept))
+
+
+def _read_kept(path: Path, first_step: int) -> dict[str, dict]:
+  try:
+    kept = json.loads(path.read_text())
+  except (FileNotFoundError, ValueError):
+    # A crash of the machine may leave an empty file; the next record then has
+    # means over fewer steps.
+    return {}
+  return {step: sums for step, sums in kept.items() if int(step) <= first_step}
+
+
+class _Clock:
+  """Seconds per step, without those of the compiler and of evaluations.
+
+  It starts when the first step after a start has ended.
+  """
+
+  def __init__(self):
+    # The ends of the last two steps with a record: (step, time).
+    self._marks = collections.deque(maxlen=2)
+    self._last = None
+
+  def step(self, step: int) -> None:
+    self._last = step, time.perf_counter()
+    if not self._marks:
+      self._marks.append(self._last)
+
+  def record(self, step: int) -> None:
+    if self._marks[-1][0] < step:
+      self._marks.append(self._last)
+
+  def leave_out(self, seconds: float) -> None:
+    self._marks = collections.deque(
+      ((step, end + seconds) for step, end in self._marks), maxlen=2
+    )
+
+  def pace_since_record(self) -> float | None:
+    """Returns seconds per step; None before there are two ends of steps."""
+    return self._between(self._marks[-1])
+
+  def pace(self) -> float | None:
+    """Returns the same over up to two intervals, which is less noisy."""
+    return self._between(self._marks[0])
+
+  def _between(self, mark: tuple[int, float]) -> float | None:
+    step, end = self._last
+    return (end - mark[1]) / (step - mark[0]) if step > mark[0] else None

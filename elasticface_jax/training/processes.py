@@ -182,6 +182,23 @@ def check_agreement(**facts: str) -> None:
       )
 
 
+def from_first(text: str) -> str:
+  """Returns the text that process 0 has, in all processes.
+
+  Args:
+    text: of any length; not read in other processes.
+  """
+  if jax.process_count() == 1:
+    return text
+  sent = np.frombuffer(text.encode(), np.uint8)
+  length = multihost_utils.broadcast_one_to_all(np.array(len(sent), np.int32))
+  padded = np.zeros(int(length) + 1, np.uint8)  # Never empty.
+  if is_first():
+    padded[:-1] = sent
+  received = multihost_utils.broadcast_one_to_all(padded)
+  return np.asarray(received, np.uint8)[:-1].tobytes().decode()
+
+
 def leave(code: int) -> None:
   """Leaves the other processes; after an error, without waiting for them.
 

@@ -168,7 +168,7 @@ class Layout:
     """Returns the trip counts of the step.
 
     They are the same in all processes, which loops with collectives rely on:
-    `checkpoint.claim` compares the values that they follow from.
+    `run_folder.claim` compares the values that they follow from.
     """
     counts = (
       self.local_groups,
@@ -190,7 +190,8 @@ def make_mesh(count: int | None = None) -> jax.sharding.Mesh:
 
 def make_keys(seed: int) -> dict[str, jax.Array]:
   """Makes the random streams of a run, by name, from one root key."""
-  keys = jax.random.split(jax.random.key(seed), len(STREAMS))
+  root = jax.random.key(seed, impl='threefry2x32')
+  keys = jax.random.split(root, len(STREAMS))
   return dict(zip(STREAMS, keys, strict=True))
 
 

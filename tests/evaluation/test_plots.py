@@ -36,26 +36,85 @@ def drawn(monkeypatch):
   return figures
 
 
+def rows_of(total, every=10, evaluate_every=40, sets=('lfw', 'agedb_30')):
+  """Makes records of a run; the learning rate drops in the middle."""
+  rows = []
+  for step in sorted({1, *range(every, total + 1, every)}):
+    share = step / total
+    rows.append(
+      {
+        'step': step,
+        'loss': 30 * np.exp(-share),
+        'accuracy': share,
+        'target_angle': 1.5 - share,
+        'embedding_norm': 5 + share,
+        'head_gradient_norm': 3.0,
+        'backbone_gradient_norm': 0.3,
+        'learning_rate': 0.1 if share < 0.5 else 0.01,
+        'margin_mean': 0.5,
+        'margin_std': 0.0125,
+      }
+    )
+    if step % evaluate_every == 0:
+      rows += [
+        {'step': step, 'pairs': name, 'accuracy': share, 'accuracy_std': 0.01}
+        for name in sets
+      ]
+  return rows
+
+
+def panel(figure, label):
+  (axes,) = (axes for axes in figure.axes if axes.get_ylabel() == label)
+  return axes
+
+
+def legend_of(axes):
+  return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
 def test_roc_draws_tar_over_far(drawn):
-  results = {'a': result_of(200), 'b': result_of(60, seed=1)}
-  plots.plot_roc(results, 'roc.png')
+  results = {'a': result_of(400), 'b': result_of(60, seed=1)}
+  plots.plot_roc(results, 'roc.png', title='run, step 3')
   (axes,) = drawn[0].axes
+  assert axes.get_title() == 'run, step 3: ROC of a, b'
   assert axes.get_xscale() == 'log'
-  assert axes.get_xlim() == (0.01, 1)
-  for line, (name, result) in zip(axes.lines, results.items(), strict=True):
+  assert axes.get_xlim() == (0.005, 1)
+  curves = axes.lines[0], axes.lines[2]
+  for line, (name, result) in zip(curves, results.items(), strict=True):
     far, tar = line.get_data()
-    assert line.get_label() == name
-    assert far[0] == 1 / np.count_nonzero(~result.same)
+    num_impostors = np.count_nonzero(~result.same)
+    assert line.get_label().startswith(f'{name}, {num_impostors} impostors: ')
+    assert far[0] == 1 / num_impostors
     assert far[-1] == 1
     for k in (0, 400, 900, 999):
       rate = evaluation.tar_at_far(result.scores, result.same, far[k])
       assert tar[k] == 100 * rate
+  # Operating points that can be measured, and no others.
+  assert [len(axes.lines[k].get_xdata()) for k in (1, 3)] == [1, 0]
+  assert axes.lines[1].get_xdata() == [1e-2]
+  far, tar = axes.lines[4].get_data()
+  assert axes.lines[4].get_label() == 'chance'
+  np.testing.assert_allclose(tar, 100 * far)
+
+
+def test_roc_has_the_exact_band(drawn):
+  result = result_of(400)
+  plots.plot_roc({'a': result}, 'roc.png', title='run')
+  (axes,) = drawn[0].axes
+  (band,) = axes.collections
+  corners = band.get_paths()[0].vertices
+  for far in (1e-2, 0.1):
+    (point,) = evaluation.operating_points(result.scores, result.same, [far])
+    near = corners[np.abs(np.log(corners[:, 0] / far)) < 0.01, 1]
+    for limit in point.tar_interval:
+      assert np.abs(near - 100 * limit).min() < 1
 
 
 def test_scores_draw_shares_and_thresholds(drawn):
   result = result_of(3000)
-  plots.plot_scores(result, 'scores.png')
+  plots.plot_scores('lfw', result, 'scores.png', title='run, step 3')
   (axes,) = drawn[0].axes
+  assert axes.get_title() == 'run, step 3: lfw'
   genuine, impostor = (axes.patches[k].get_data().values for k in (0, 2))
   assert genuine.sum() == pytest.approx(100)
   assert impostor.sum() == pytest.approx(100)
@@ -66,72 +125,181 @@ def test_scores_draw_shares_and_thresholds(drawn):
   ]
 
 
-def test_training_draws_the_points(drawn):
-  plots.plot_training(([1, 2], [9.0, 8.0]), {'a': ([2], [0.75])}, 'a.png')
-  loss, accuracy = drawn[0].axes
-  np.testing.assert_array_equal(loss.lines[0].get_data(), [[1, 2], [9, 8]])
-  np.testing.assert_array_equal(accuracy.lines[0].get_data(), [[2], [75]])
-  assert loss.get_ylabel() == 'loss, nats'
-  assert accuracy.get_xlabel() == 'step'
+@pytest.mark.parametrize(
+  ('num_pairs', 'begins', 'ends'),
+  [
+    (40, 'none of 20 impostors at cosine ', ' (too few for FAR 1e-3)'),
+    (600, 'none of 300 impostors at cosine ', ' (too few for FAR 1e-3)'),
+    (6000, '3 of 3,000 impostors at cosine ', ' (FAR 1e-3)'),
+  ],
+)
+def test_scores_say_how_many_impostors_are_accepted(
+  drawn, num_pairs, begins, ends
+):
+  plots.plot_scores('a', result_of(num_pairs), 'scores.png', title='run')
+  label = drawn[0].axes[0].lines[1].get_label()
+  assert label.startswith(begins) and label.endswith(ends)
+  assert 'FAR 0' not in label
 
 
-def test_roc(tmp_path):
-  path = tmp_path / 'roc.png'
+@pytest.mark.parametrize('worst', [1, 2])
+def test_scores_without_a_threshold_say_so(drawn, worst):
+  # The best scores are impostors'.
+  embeddings = np.eye(2)[[0, 0] * worst + [0, 1] * 20]
+  same = np.repeat([False, True], [worst, 20])
+  result = evaluation.verify(embeddings, same)
+  plots.plot_scores('a', result, 'scores.png', title='run')
+  label = drawn[0].axes[0].lines[1].get_label()
+  assert label == (
+    f'none of {worst} impostors (too few for FAR 1e-3): no genuine pair either'
+  )
+
+
+def test_bins_are_wider_for_fewer_pairs(drawn):
+  for num_pairs in (40, 600, 60000):
+    plots.plot_scores('a', result_of(num_pairs), 'scores.png', title='run')
+  bins = [len(f.axes[0].patches[0].get_data().values) for f in drawn]
+  assert bins == [10, 40, 100]
+
+
+@pytest.mark.parametrize('few', [True, False])
+def test_training_draws_each_metric(drawn, few):
+  rows = rows_of(160 if few else 4000)
+  plots.plot_training(rows, 'a.png', title='run, step 9')
+  (figure,) = drawn
+  assert figure.get_suptitle() == 'run, step 9, verified on lfw, agedb_30'
+  trained = [row for row in rows if 'loss' in row]
+  steps = [row['step'] for row in trained]
+  for label, name, factor in (
+    ('loss, nats', 'loss', 1),
+    ('learning rate', 'learning_rate', 1),
+    ('accuracy in training, %', 'accuracy', 100),
+    ('angle to the own class, °', 'target_angle', 180 / np.pi),
+    ('margin, mean ± deviation', 'margin_mean', 1),
+    ('norm of embeddings', 'embedding_norm', 1),
+    ('norm of gradients', 'backbone_gradient_norm', 1),
+  ):
+    axes = panel(figure, label)
+    np.testing.assert_array_equal(axes.lines[0].get_xdata(), steps)
+    np.testing.assert_allclose(
+      axes.lines[0].get_ydata(), [factor * row[name] for row in trained]
+    )
+    assert axes.get_xlabel() == 'step'
+    # The same steps in all panels, at round ticks.
+    assert axes.get_xlim() == figure.axes[0].get_xlim()
+    ticks = axes.get_xticks()
+    assert set(np.diff(ticks)) <= {50, 1000}
+  assert legend_of(panel(figure, 'norm of gradients')) == ['backbone', 'head']
+  axes = panel(figure, 'verification accuracy, %')
+  assert legend_of(axes) == ['lfw', 'agedb_30']
+  assert len({line.get_color() for line in axes.lines}) == 2
+  # Accuracy comes with its deviation over the folds.
+  assert len(axes.collections) == 2
+  limits = axes.collections[0].get_paths()[0].vertices
+  assert {1.0, -1.0} <= set((limits[:, 1] - 25).round(9)) or not few
+
+
+@pytest.mark.parametrize(
+  ('margins', 'legend'),
+  [(['margin'], None), (['angle_margin', 'cosine_margin'], 2), ([], None)],
+)
+def test_training_draws_the_margins_of_the_loss(drawn, margins, legend):
+  rows = [
+    {'step': step, 'loss': 3.0}
+    | {f'{name}_mean': 0.5 for name in margins}
+    | {f'{name}_std': 0.1 for name in margins}
+    for step in (1, 2, 3)
+  ]
+  plots.plot_training(rows, 'a.png', title='run')
+  assert len(drawn[0].axes) == 1 + bool(margins)
+  if margins:
+    axes = panel(drawn[0], 'margin, mean ± deviation')
+    assert len(axes.lines) == len(margins)
+    if legend:
+      assert legend_of(axes) == margins
+
+
+@pytest.mark.parametrize(
+  ('rows', 'panels'),
+  [
+    ([], 1),
+    ([{'step': 1, 'loss': 7.0}], 1),
+    # A pair set of which a finished run has no record is not among the rows.
+    ([{'step': 1, 'loss': 7.0, 'accuracy': 0.5}], 2),
+    ([{'step': 1, 'pairs': 'a', 'accuracy': 0.5, 'accuracy_std': 0.1}], 2),
+    (
+      [
+        {'step': 2, 'loss': float('nan')},
+        {'step': 2, 'pairs': 'a', 'accuracy': float('nan'), 'accuracy_std': 0},
+      ],
+      2,
+    ),
+  ],
+)
+def test_training_with_missing_records(tmp_path, drawn, rows, panels):
+  plots.plot_training(rows, 'training.png', title='run')
+  assert len(drawn[0].axes) == panels
+  drawn[0].savefig(tmp_path / 'training.png')
+
+
+def test_training_draws_the_newest_record_of_a_step(drawn):
+  rows = rows_of(40)
+  rows += [dict(row, accuracy=0.125) for row in rows if 'pairs' in row]
+  plots.plot_training(rows, 'a.png', title='run')
+  axes = panel(drawn[0], 'verification accuracy, %')
+  for line in axes.lines:
+    np.testing.assert_array_equal(line.get_data(), [[40], [12.5]])
+
+
+def test_files(tmp_path):
   results = {f'set_{k}': result_of(200, seed=k) for k in range(9)}
-  plots.plot_roc(results, path)
-  assert png_size(path) == (960, 600)
-  few = tmp_path / 'few.png'
-  plots.plot_roc({'two': result_of(2)}, few)
-  assert png_size(few) == (960, 600)
-  assert path.read_bytes() != few.read_bytes()
+  plots.plot_roc(results, tmp_path / 'roc.png', title='run')
+  plots.plot_roc({'two': result_of(2)}, tmp_path / 'two.png', title='run')
+  plots.plot_training(rows_of(300), tmp_path / 'training.png', title='run')
+  assert png_size(tmp_path / 'roc.png') == (960, 720)
+  assert png_size(tmp_path / 'two.png') == (960, 720)
+  assert png_size(tmp_path / 'training.png') == (1200, 1056)
+
+
+@pytest.mark.parametrize('name', ['$a$b$', '_lfw', '人脸', r'a\b_c^d'])
+def test_any_name_is_drawn_as_it_is(tmp_path, recwarn, name):
+  result = result_of(200)
+  plots.plot_roc({name: result}, tmp_path / 'roc.png', title=name)
+  plots.plot_scores(name, result, tmp_path / 'scores.png', title=name)
+  rows = rows_of(80, sets=(name,))
+  plots.plot_training(rows, tmp_path / 'training.png', title=name)
+  assert not recwarn.list
+
+
+def test_a_name_that_begins_with_an_underscore_has_its_legend(drawn):
+  for name in ('_lfw', '__'):
+    plots.plot_roc({name: result_of(200)}, 'roc.png', title='run')
+    (legend,) = drawn[-1].legends
+    assert name in legend.get_texts()[0].get_text()
+    plots.plot_training(rows_of(80, sets=(name,)), 'a.png', title='run')
+    axes = panel(drawn[-1], 'verification accuracy, %')
+    assert name in legend_of(axes)[0]
 
 
 def test_roc_of_pairs_of_one_kind(tmp_path):
   result = evaluation.verify(np.eye(4), [True, True], folds=2)
   with pytest.raises(InputError, match='all_same has no ROC: its 2 pairs'):
-    plots.plot_roc({'all_same': result}, tmp_path / 'roc.png')
+    plots.plot_roc({'all_same': result}, tmp_path / 'roc.png', title='run')
 
 
 @pytest.mark.parametrize('num_pairs', [2, 500])
 def test_scores(tmp_path, num_pairs):
   path = tmp_path / 'scores.png'
-  plots.plot_scores(result_of(num_pairs), path)
-  assert png_size(path) == (960, 600)
+  plots.plot_scores('a', result_of(num_pairs), path, title='run')
+  assert png_size(path) == (960, 720)
 
 
-def test_scores_of_pairs_of_one_kind(tmp_path):
+@pytest.mark.parametrize('same', [[True, True], [False, False]])
+def test_scores_of_pairs_of_one_kind(tmp_path, same):
   path = tmp_path / 'scores.png'
-  result = evaluation.verify(np.eye(4), [True, True], folds=2)
-  plots.plot_scores(result, path)
-  assert png_size(path) == (960, 600)
-
-
-def test_training(tmp_path):
-  path = tmp_path / 'training.png'
-  steps = np.arange(0, 300_000, 1000)
-  losses = (steps, 30 * np.exp(-steps / 60_000))
-  accuracies = {
-    'lfw': (steps[::50], np.linspace(0.9, 0.998, 6)),
-    'agedb_30': (steps[100::50], np.linspace(0.8, 0.98, 4)),
-  }
-  plots.plot_training(losses, accuracies, path)
-  assert png_size(path) == (960, 900)
-  plots.plot_training(losses, {}, path)
-  assert png_size(path) == (960, 600)
-
-
-@pytest.mark.parametrize(
-  ('losses', 'accuracies'),
-  [
-    (([1], [7.0]), {'lfw': ([1], [0.5])}),
-    (([], []), {'lfw': ([], [])}),
-    (([1, 2, 3], [7.0, float('nan'), 6.0]), {'lfw': ([3], [float('nan')])}),
-  ],
-)
-def test_training_with_missing_points(tmp_path, losses, accuracies):
-  path = tmp_path / 'training.png'
-  plots.plot_training(losses, accuracies, path)
-  assert png_size(path) == (960, 900)
+  result = evaluation.verify(np.eye(4), same, folds=2)
+  plots.plot_scores('a', result, path, title='run')
+  assert png_size(path) == (960, 720)
 
 
 def test_only_the_plots_import_matplotlib_and_none_pyplot():

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import collections
 import hashlib
-import json
 import shutil
 
 import jax
@@ -11,8 +10,6 @@ import pytest
 
 from elasticface_jax.errors import InputError
 from elasticface_jax.training import checkpoint, metrics
-
-CONFIG = {'seed': 3, 'log_every': 10, 'loss': {'margin': 0.5, 'kept': (1, 2)}}
 
 
 @pytest.fixture
@@ -103,28 +100,6 @@ def test_reads_only_the_fields_asked_for(tmp_path, state):
   np.testing.assert_array_equal(part['params']['a'], state['params']['a'])
 
 
-def test_folder_belongs_to_one_config_and_one_data(tmp_path):
-  checkpoint.claim(tmp_path / 'w', CONFIG, 'f' * 64)
-  # As read from JSON, and with another value of a field that changes no bit.
-  again = json.loads(json.dumps(CONFIG)) | {'log_every': 20}
-  checkpoint.claim(tmp_path / 'w', again, 'f' * 64)
-  starts = json.loads((tmp_path / 'w' / 'manifest.json').read_text())['starts']
-  assert len(starts) == 2 and starts[0]['versions']['jax'] == jax.__version__
-
-  other = CONFIG | {'loss': {'margin': 0.4, 'kept': (1, 2)}, 'more': 1}
-  with pytest.raises(InputError) as error:
-    checkpoint.claim(tmp_path / 'w', other, 'f' * 64)
-  assert 'loss.margin was 0.5, is 0.4; more was None, is 1' in str(error.value)
-  with pytest.raises(InputError, match='other data'):
-    checkpoint.claim(tmp_path / 'w', CONFIG, 'e' * 64)
-
-
-def test_folder_that_cannot_be_made(tmp_path):
-  (tmp_path / 'file').write_text('')
-  with pytest.raises(InputError, match='cannot make this folder'):
-    checkpoint.claim(tmp_path / 'file' / 'w', CONFIG, 'f' * 64)
-
-
 def test_metrics_of_steps_that_are_done_again_are_dropped(tmp_path):
   lines = [f'{{"step": {n}}}' for n in (0, 1, 2, 3)] + ['{"step": 4, "lo']
   (tmp_path / metrics.FILE).write_text('\n'.join(lines))
@@ -133,3 +108,131 @@ def test_metrics_of_steps_that_are_done_again_are_dropped(tmp_path):
     assert [row['step'] for row in metrics.read(tmp_path)] == [0, 1, 2]
   with metrics.Writer(tmp_path, first_step=0, total_steps=9):
     assert metrics.read(tmp_path) == []
+
+
+def flip(path, byte, bit):
+  data = bytearray(path.read_bytes())
+  data[byte] ^= 1 << bit
+  path.write_bytes(data)
+
+
+def like(state):
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+  )
+
+
+@pytest.fixture
+def damaged(tmp_path):
+  """Steps 1 and 2 of incompressible values; a bit of step 2 is flipped."""
+  values = np.random.default_rng(0).normal(size=(2, 3, 512))
+  state = {'class_centers': jnp.asarray(values, jnp.float32)}
+  save(tmp_path, state, [1, 2])
+  files = (tmp_path / 'checkpoints' / '2').rglob('d/*')
+  flip(max(files, key=lambda path: path.stat().st_size), 5000, 6)
+  return tmp_path, state
+
+
+MESSAGE = (
+  r'/2 is damaged \(class_centers, block . is not what was saved\); '
+  'remove it to resume from step 1, which is intact .*--step 1$'
+)
+
+
+def test_flipped_bit_is_found_when_a_step_is_restored(damaged):
+  workdir, state = damaged
+  with checkpoint.Checkpoints(workdir, keep=2) as checkpoints:
+    with pytest.raises(InputError, match=MESSAGE):
+      checkpoints.restore(like(state))
+  with checkpoint.Checkpoints(workdir, keep=2, compare=False) as checkpoints:
+    found = checkpoints.restore(like(state))['class_centers']
+  assert (found != state['class_centers']).any()  # Without a word.
+
+
+def test_flipped_bit_is_found_when_a_step_is_read(damaged):
+  workdir, _ = damaged
+  for read in (checkpoint.read, checkpoint.fingerprint):
+    with pytest.raises(InputError, match=MESSAGE):
+      read(workdir)
+  assert checkpoint.read(workdir, 1)[0] == 1
+
+
+def lose_everything(step):
+  shutil.rmtree(step)
+  step.mkdir()
+
+
+def lose_markers(step):
+  (step / '_CHECKPOINT_METADATA').unlink()
+
+
+def cut_markers(step):
+  path = step / '_CHECKPOINT_METADATA'
+  path.write_text(path.read_text()[:40])
+
+
+def lose_names(step):
+  (step / 'default' / '_METADATA').unlink()
+
+
+def lose_values(step):
+  shutil.rmtree(step / 'default')
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [lose_everything, lose_markers, cut_markers, lose_names, lose_values],
+)
+def test_step_that_is_not_complete(tmp_path, state, damage, capsys):
+  save(tmp_path, state, [1, 2])
+  damage(tmp_path / 'checkpoints' / '2')
+  with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
+    with pytest.raises(InputError, match='2 is damaged .* resume from step 1,'):
+      checkpoints.restore(like(state))
+  assert checkpoint.read(tmp_path)[0] == 1
+  assert '/2 is not complete, and passed over' in capsys.readouterr().err
+  with pytest.raises(InputError, match='holds no step 2; it holds 1$'):
+    checkpoint.read(tmp_path, 2)
+  shutil.rmtree(tmp_path / 'checkpoints' / '2')
+  with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
+    assert checkpoints.restore(like(state))['step'] == 7
+
+
+def test_only_step_that_is_damaged(tmp_path, state):
+  save(tmp_path, state, [1])
+  lose_values(tmp_path / 'checkpoints' / '1')
+  with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
+    with pytest.raises(InputError, match='no other: remove it to start again'):
+      checkpoints.restore(like(state))
+  with pytest.raises(InputError, match='holds no complete checkpoint'):
+    checkpoint.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('name', 'leaf', 'message'),
+  [
+    ('b', jnp.zeros(4, jnp.bfloat16), r'float32\[4\] for params/b.*bfloat16'),
+    ('b', jnp.zeros(5), r'float32\[4\] for params/b, .*float32\[5\]'),
+    ('c', jnp.zeros(4), r'nothing for params/c, .*float32\[4\]'),
+  ],
+)
+def test_nothing_is_cast_or_left_out(tmp_path, state, name, leaf, message):
+  save(tmp_path, state, [1])
+  other = state | {'params': state['params'] | {name: leaf}}
+  with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
+    with pytest.raises(InputError, match=message):
+      checkpoints.restore(like(other))
+
+
+def test_step_without_checksums_is_read_with_a_warning(
+  tmp_path, state, capsys, monkeypatch
+):
+  with checkpoint.Checkpoints(tmp_path / 'off', keep=2, compare=False) as off:
+    off.save(1, state)
+  checkpoint.read(tmp_path / 'off')
+  assert not capsys.readouterr().err  # It was asked for.
+  monkeypatch.setattr(checkpoint, '_CHECKSUMS', 'another_name')
+  save(tmp_path / 'old', state, [1])
+  monkeypatch.undo()
+  checkpoint.read(tmp_path / 'old')
+  assert 'was saved without checksums' in capsys.readouterr().err

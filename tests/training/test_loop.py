@@ -6,7 +6,11 @@ import resource
 import shutil
 import signal
 
+import jax
 import pytest
+
+from elasticface_jax import evaluation
+from elasticface_jax.errors import InputError
 
 SHORT = {'eval__pairs': '()'}
 
@@ -71,8 +75,10 @@ def test_writes_all_files_and_verifies_again(done, train, train_here, run_here):
   # A finished run is not trained again; it reports the same.
   code, again, err = train_here(done, checkpoint_every=2)
   assert code == 0, err
-  assert fingerprint.strip() in again and 'resuming from step 4' in again
-  assert len(json.loads((done / 'manifest.json').read_text())['starts']) == 2
+  assert fingerprint.strip() in again
+  assert f'{done} is finished: it holds step 4 of 4; nothing is' in again
+  assert len(json.loads((done / 'manifest.json').read_text())['starts']) == 1
+  assert rows_of(done) == rows
 
   # The command that verifies a run has the same results as the run.
   arguments = ('--checkpoint', done, '--pairs', 'synthetic')
@@ -105,7 +111,7 @@ def test_refuses_another_config_and_damage(done, train_here):
   code, _, err = train_here(damaged, checkpoint_every=2)
   assert code == 2
   line = one_line(err)
-  assert str(newest) in line and 'remove that folder' in line
+  assert str(newest) in line and 'remove it to resume from step 2' in line
   shutil.rmtree(newest)
   code, out, err = train_here(damaged, checkpoint_every=2)
   assert code == 0, err
@@ -120,6 +126,10 @@ def test_signal_saves_and_the_next_start_resumes(
   long = SHORT | {'total_steps': 1000, 'checkpoint_every': 0}
   process = train(tmp_path, **long)
   wait_for_a_step(tmp_path, process)
+  # Another run in its folder is refused at once, and changes nothing.
+  code, _, err = train_here(tmp_path, **long)
+  assert code == 2
+  assert f'{tmp_path} is in use by process {process.pid} on' in one_line(err)
   process.send_signal(sent)
   code, _, err = end(process)
   assert code == 128 + sent
@@ -173,3 +183,89 @@ def test_failed_write_costs_no_checkpoint(tmp_path, train, train_here):
   code, out, err = train_here(tmp_path, **SHORT, total_steps=4)
   assert code == 0, err
   assert 'resuming from step 2' in out
+
+
+@pytest.mark.slow
+def test_state_is_saved_before_it_is_verified(
+  tmp_path, train_here, monkeypatch
+):
+  def verify(*_):
+    raise InputError('embedding row 0 is not finite')
+
+  monkeypatch.setattr(evaluation, 'verify', verify)
+  code, _, err = train_here(tmp_path)
+  assert code == 2 and 'row 0 is not finite' in one_line(err)
+  monkeypatch.undo()
+  # The next start has nothing to train, and records what is missing.
+  code, out, err = train_here(tmp_path)
+  assert code == 0, err
+  assert 'is finished: it holds step 4 of 4' in out
+  verified = [row for row in rows_of(tmp_path) if 'pairs' in row]
+  assert [(r['step'], r['pairs']) for r in verified] == [(4, 'synthetic')]
+
+
+def test_pair_set_that_cannot_be_verified_ends_before_the_run(
+  tmp_path, train_here
+):
+  code, _, err = train_here(tmp_path / 'w', eval__folds=21)
+  line = one_line(err)
+  assert code == 2 and '20 pairs' in line and 'eval.folds' in line
+  assert not (tmp_path / 'w').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('name', 'value'),
+  [
+    ('jax_default_prng_impl', 'rbg'),
+    ('jax_threefry_partitionable', False),
+    ('jax_random_seed_offset', 7),
+    ('jax_enable_x64', True),
+    ('jax_default_matmul_precision', 'bfloat16'),
+  ],
+)
+def test_settings_of_the_shell_move_no_bits(
+  tmp_path, train_here, expected_fingerprint, name, value
+):
+  before = getattr(jax.config, name)
+  jax.config.update(name, value)
+  try:
+    code, out, err = train_here(tmp_path, **SHORT)
+    assert getattr(jax.config, name) == value
+  finally:
+    jax.config.update(name, before)
+  assert code == 0, err
+  assert f'{name.upper()}={value} is not used' in one_line(err)
+  assert out.splitlines()[-1] == expected_fingerprint
+
+
+@pytest.fixture(scope='module')
+def short_run(tmp_path_factory):
+  return tmp_path_factory.mktemp('short') / 'run'
+
+
+@pytest.fixture
+def expected_fingerprint(short_run, train_here):
+  """The last line of a run; of a finished one from the second test on."""
+  code, out, err = train_here(short_run, **SHORT)
+  assert code == 0, err
+  return out.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_damaged_value_is_found_on_any_number_of_devices(
+  tmp_path, short_run, expected_fingerprint, train_here
+):
+  workdir = tmp_path / 'w'
+  shutil.copytree(short_run, workdir)
+  files = (workdir / 'checkpoints' / '4').rglob('d/*')
+  largest = max(files, key=lambda path: path.stat().st_size)
+  data = bytearray(largest.read_bytes())
+  data[len(data) // 2] ^= 64
+  largest.write_bytes(data)
+  for devices in (1, 4):
+    code, _, err = train_here(workdir, devices, **SHORT, total_steps=5)
+    assert code == 2
+    line = one_line(err)
+    assert 'checkpoints/4 is damaged (' in line
+    assert 'is not what was saved' in line and 'from step 2' in line

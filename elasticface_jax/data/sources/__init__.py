@@ -11,6 +11,7 @@
 - `files`: positioned reads, on a disk or in storage such as ``gs://``.
 - `index`: the cached index of the images' places.
 - `decode`: JPEG and PNG to pixels; imports TensorFlow when it is needed.
+- `jpeg`, `png`, `exif`: the parts of an image file around its pixels.
 
 Nothing here imports `data.tools`, or the files of `data` itself.
 """

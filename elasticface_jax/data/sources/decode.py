@@ -10,10 +10,12 @@ import functools
 import io
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from elasticface_jax import missing
+from elasticface_jax.data.sources import exif, jpeg, png
 from elasticface_jax.errors import first_line
 
 with missing.needs('elasticface_jax.data'):
@@ -30,7 +32,7 @@ _PILLOW_ERRORS = (
   Image.DecompressionBombError,
   Image.DecompressionBombWarning,
 )
-_JPEG, _PNG = b'\xff\xd8', b'\x89PNG\r\n\x1a\n'
+_JPEG = b'\xff\xd8'
 
 
 class BadImage(ValueError):
@@ -66,6 +68,55 @@ def tensorflow():
   return tf
 
 
+class Decoded(NamedTuple):
+  """A decoded image.
+
+  Attributes:
+    pixels: RGB, uint8, ``[H, W, 3]``, upright.
+    turned: True if EXIF's orientation asked to turn or mirror them.
+    mended: True if the file has damage outside of its pixels.
+  """
+
+  pixels: np.ndarray
+  turned: bool
+  mended: bool
+
+
+def decode(encoded: bytes) -> Decoded:
+  """Decodes one JPEG or PNG, and tells what was odd about it.
+
+  Pixels are those of OpenCV, which insightface and MXNet use: turned as EXIF
+  asks. Damage that leaves all pixels whole is passed over: bytes before the end
+  marker that belong to no pixel, and texts with a wrong checksum.
+
+  Args:
+    encoded: the file's bytes.
+
+  Returns:
+    The pixels, and what was done.
+
+  Raises:
+    BadImage: if the bytes are not a complete image.
+  """
+  if not encoded:
+    raise BadImage(0, 'there is no image, the body is empty')
+  try:
+    if encoded[:2] == _JPEG:
+      pixels, mended = _decode_jpeg(encoded)
+    elif encoded.startswith(png.SIGNATURE):
+      pixels, mended = _decode_png(encoded)
+    else:
+      raise BadImage(0, 'neither a JPEG nor a PNG')
+  except ValueError as error:
+    if isinstance(error, BadImage):
+      raise
+    raise BadImage(0, f'a damaged image ({first_line(error)})') from error
+  orientation = exif.orientation(encoded)
+  if orientation == exif.UPRIGHT:
+    return Decoded(pixels, False, mended)
+  return Decoded(exif.upright(pixels, orientation), True, mended)
+
+
 def decode_image(encoded: bytes) -> np.ndarray:
   """Decodes one JPEG or PNG.
 
@@ -78,19 +129,7 @@ def decode_image(encoded: bytes) -> np.ndarray:
   Raises:
     BadImage: if the bytes are not a complete image.
   """
-  if not encoded:
-    raise BadImage(0, 'there is no image, the body is empty')
-  try:
-    if encoded[:2] == _JPEG:
-      _check_size(*simplejpeg.decode_jpeg_header(encoded)[:2])
-      # By default it uses the slow, exact DCT and smooth upsampling, with the
-      # pixels of OpenCV, Pillow and MXNet, and makes libjpeg's warnings errors.
-      return simplejpeg.decode_jpeg(encoded, 'RGB')
-    if encoded[: len(_PNG)] == _PNG:
-      return _decode_png(encoded)
-  except ValueError as error:
-    raise BadImage(0, f'a damaged image ({first_line(error)})') from error
-  raise BadImage(0, 'neither a JPEG nor a PNG')
+  return decode(encoded).pixels
 
 
 def decode_faces(encoded: Sequence[bytes]) -> np.ndarray:
@@ -118,15 +157,45 @@ def decode_faces(encoded: Sequence[bytes]) -> np.ndarray:
   return faces
 
 
-def _decode_png(encoded: bytes) -> np.ndarray:
+def _decode_jpeg(encoded: bytes) -> tuple[np.ndarray, bool]:
   try:
-    with Image.open(io.BytesIO(encoded), formats=['PNG']) as image:
-      _check_size(image.height, image.width)
-      if image.mode not in _EIGHT_BITS:
-        raise ValueError(f'a PNG of mode {image.mode}; it must have 8 bits')
-      return np.asarray(image.convert('RGB'))
+    return _strict_jpeg(encoded), False
+  except ValueError as error:
+    # Of stray bytes; and of much damage to pixels, which must stay an error.
+    whole = None
+    if 'extraneous bytes' in str(error):
+      whole = jpeg.without_strays(encoded)
+    if whole is None:
+      raise
+  return _strict_jpeg(whole), True
+
+
+def _strict_jpeg(encoded: bytes) -> np.ndarray:
+  _check_size(*simplejpeg.decode_jpeg_header(encoded)[:2])
+  # By default it uses the slow, exact DCT and smooth upsampling, with the
+  # pixels of OpenCV, Pillow and MXNet, and makes libjpeg's warnings errors.
+  return simplejpeg.decode_jpeg(encoded, 'RGB')
+
+
+def _decode_png(encoded: bytes) -> tuple[np.ndarray, bool]:
+  try:
+    return _strict_png(encoded), False
+  except _PILLOW_ERRORS as error:
+    whole = png.without_broken_notes(encoded)
+    if whole is None:
+      raise ValueError('not a complete PNG') from error
+  try:
+    return _strict_png(whole), True
   except _PILLOW_ERRORS as error:
     raise ValueError('not a complete PNG') from error
+
+
+def _strict_png(encoded: bytes) -> np.ndarray:
+  with Image.open(io.BytesIO(encoded), formats=['PNG']) as image:
+    _check_size(image.height, image.width)
+    if image.mode not in _EIGHT_BITS:
+      raise ValueError(f'a PNG of mode {image.mode}; it must have 8 bits')
+    return np.asarray(image.convert('RGB'))
 
 
 def _check_size(height: int, width: int):

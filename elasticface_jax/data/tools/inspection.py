@@ -12,19 +12,29 @@ import numpy as np
 
 from elasticface_jax import atomic
 from elasticface_jax.data.pairs import read_encoded
-from elasticface_jax.data.sources.encoded import EncodedSource, valid_labels
+from elasticface_jax.data.sources.decode import SIZE
+from elasticface_jax.data.sources.encoded import EncodedSource, counted
 from elasticface_jax.data.sources.files import is_remote
 from elasticface_jax.data.sources.opening import open_encoded
 from elasticface_jax.data.sources.rec import check_rec, is_rec
-from elasticface_jax.data.sources.recordio import write_rec_folder
-from elasticface_jax.data.tools.report import MAX_LINES, Report
+from elasticface_jax.data.tools import clean_copy
+from elasticface_jax.data.tools.classes import (
+  Classes,
+  find_classes,
+  gaps,
+  people,
+)
+from elasticface_jax.data.tools.classes import lost as lost_note
+from elasticface_jax.data.tools.report import MAX_LINES, Report, check_folder
 from elasticface_jax.data.tools.walks import (
   AllFindings,
   Findings,
   ImageWalk,
+  Look,
   RecordWalk,
   Walk,
-  decode_sizes,
+  look_at,
+  notes_about,
   size_text,
 )
 from elasticface_jax.errors import InputError
@@ -34,10 +44,23 @@ _CHUNK = 256  # Entries that one thread examines at a time.
 Progress = Callable[[int, int], None]
 
 
+class NotFixed(InputError):
+  """Error for a clean copy that was not written; the inspection is complete.
+
+  Attributes:
+    report: the report of the inspection.
+  """
+
+  def __init__(self, message: str, report: Report):
+    super().__init__(message)
+    self.report = report
+
+
 def inspect(
   path: str | os.PathLike,
   progress: Progress = lambda done, total: None,
   fix: str | os.PathLike | None = None,
+  renumber: bool = False,
 ) -> Report:
   """Inspects a data set or a pair set; the path decides which it is.
 
@@ -45,6 +68,7 @@ def inspect(
     path: a data set as for `open_encoded`, or a file of pairs.
     progress: as for `inspect_rec`.
     fix: as for `inspect_rec`.
+    renumber: as for `inspect_rec`.
 
   Returns:
     The report of `inspect_rec`, `inspect_images` or `inspect_pairs`.
@@ -67,14 +91,15 @@ def inspect(
         )
       return inspect_pairs(path)
     if is_rec(path):
-      return inspect_rec(path, progress, fix)
-  return inspect_images(open_encoded(path), progress, fix)
+      return inspect_rec(path, progress, fix, renumber)
+  return inspect_images(open_encoded(path), progress, fix, renumber)
 
 
 def inspect_rec(
   folder: str | os.PathLike,
   progress: Progress = lambda done, total: None,
   fix: str | os.PathLike | None = None,
+  renumber: bool = False,
 ) -> Report:
   """Reads and decodes every record of a ``.rec`` folder, in file order.
 
@@ -85,25 +110,31 @@ def inspect_rec(
     fix: folder for a clean copy, in the same layout; must be missing or empty.
       Bad images are left out. So are copies of an image within its class, but
       for the first one, and all copies of an image that has several labels.
-      Classes keep their numbers.
+      Its ``labels.tsv`` has old label, new label, number of images and name
+      of every person.
+    renumber: False to keep the labels; then images with a label that is no
+      class stop the copy. True for labels 0, 1, ... without gaps, in the order
+      of the old ones.
 
   Returns:
     The report. It does not stop at the first problem.
 
   Raises:
     InputError: if there is nothing to inspect: no folder, ``train.rec`` or
-      ``train.idx``, or an unreadable index; or if the clean copy cannot be
-      written. Then nothing of it remains.
+      ``train.idx``, or an unreadable index.
+    NotFixed: if the clean copy would lose people, or cannot be written. Then
+      nothing of it remains.
   """
   folder = Path(folder)
   check_rec(folder)
-  return _inspect(RecordWalk(folder), progress, fix)
+  return _inspect(RecordWalk(folder), progress, fix, renumber)
 
 
 def inspect_images(
   source: EncodedSource,
   progress: Progress = lambda done, total: None,
   fix: str | os.PathLike | None = None,
+  renumber: bool = False,
 ) -> Report:
   """Reads and decodes every image of a folder of images, or of shards.
 
@@ -111,14 +142,15 @@ def inspect_images(
     source: the images.
     progress: as for `inspect_rec`.
     fix: as for `inspect_rec`.
+    renumber: as for `inspect_rec`.
 
   Returns:
     The report.
 
   Raises:
-    InputError: if the clean copy cannot be written.
+    NotFixed: as for `inspect_rec`.
   """
-  return _inspect(ImageWalk(source), progress, fix)
+  return _inspect(ImageWalk(source), progress, fix, renumber)
 
 
 def inspect_pairs(path: str | os.PathLike) -> Report:
@@ -136,13 +168,12 @@ def inspect_pairs(path: str | os.PathLike) -> Report:
   path = Path(path)
   encoded, same = read_encoded(path)
   sizes, problems = collections.Counter(), []
-  for start in range(0, len(encoded), _CHUNK):
-    chunk = encoded[start : start + _CHUNK]
-    for image, size in enumerate(decode_sizes(chunk), start):
-      if isinstance(size, str):
-        problems.append(f'image {image} (pair {image // 2}): {size}')
-      else:
-        sizes[size_text(size)] += 1
+  looks = _look_at_all(encoded)
+  for image, look in enumerate(looks):
+    if look.size is None:
+      problems.append(f'image {image} (pair {image // 2}): {look.problem}')
+    else:
+      sizes[size_text(look.size)] += 1
   sha = hashlib.sha256(same.tobytes())
   for one in encoded:
     sha.update(one)
@@ -152,25 +183,80 @@ def inspect_pairs(path: str | os.PathLike) -> Report:
     'sizes': _sizes_text(sizes),
     'contents': sha.hexdigest(),
   }
-  return Report(str(path), facts, problems[:MAX_LINES], len(problems))
+  notes = _note_on_sizes(sizes, len(encoded)) + notes_about(
+    sum(look.turned for look in looks), sum(look.mended for look in looks)
+  )
+  return Report(str(path), facts, problems[:MAX_LINES], len(problems), notes)
 
 
-def _inspect(walk: Walk, progress: Progress, fix) -> Report:
+def _look_at_all(encoded: list[bytes]) -> list[Look]:
+  with ThreadPoolExecutor(os.cpu_count()) as pool:
+    return list(pool.map(look_at, encoded))
+
+
+def _note_on_sizes(sizes: collections.Counter, total: int) -> list[str]:
+  """Returns a note about faces of a pair set that have to be resized."""
+  others = sizes.copy()
+  del others[size_text((SIZE, SIZE))]
+  if not others:
+    return []
+  number, largest = others.total(), others.most_common(1)[0][0]
+  which = largest if len(others) == 1 else f'most of them {largest}'
+  return [
+    f'{number:,} of {counted(total, "image")} {"is" if number == 1 else "are"} '
+    f'not {SIZE}x{SIZE} ({which}): resized and cropped at the centre; give '
+    'aligned faces'
+  ]
+
+
+def _inspect(walk: Walk, progress: Progress, fix, renumber: bool) -> Report:
   if fix is not None:
     atomic.check_unused(Path(fix), '--fix')  # Hours before it is written.
+    check_folder(Path(fix).parent, '--fix')
   seen = AllFindings(walk.total)
   for start, found in _examine_all(walk):
     progress(start, walk.total)
     seen.add(start, found)
   progress(walk.total, walk.total)
   source = walk.compare(seen)
-  num_classes = source.num_classes if source else 0
-  if num_classes:
-    _check_labels(walk, seen, num_classes)
-  labels = seen.labels[seen.is_image]
-  classes, images_per_class = np.unique(
-    labels[np.isfinite(labels)], return_counts=True
+  classes = find_classes(walk, seen, source.num_classes if source else 0)
+  images = walk.order[seen.is_image[walk.order]]
+  intact = images[seen.is_intact[images]]
+  copies = clean_copy.find_copies(walk, seen, intact)
+  single = intact[~copies.later & ~copies.shared]
+  lost = np.setdiff1d(classes.found, seen.labels[single])
+  labels, images_per_class = np.unique(
+    seen.labels[images][np.isfinite(seen.labels[images])], return_counts=True
   )
+  report = Report(
+    walk.title,
+    _facts(walk, seen, source, images, labels, images_per_class)
+    | {
+      'copies': f'{copies.later.sum():,} in their own class, '
+      f'{copies.shared.sum():,} images in several',
+      'contents': seen.contents(images),
+    },
+    seen.problems,
+    seen.num_problems,
+    notes_about(seen.num_turned, seen.num_mended)
+    + gaps(classes)
+    + lost_note(walk, lost)
+    + copies.notes,
+    images_per_class,
+  )
+  if fix is not None:
+    _fix(walk, seen, classes, single, report, Path(fix), renumber)
+  return report
+
+
+def _facts(
+  walk: Walk,
+  seen: AllFindings,
+  source: EncodedSource | None,
+  images: np.ndarray,
+  labels: np.ndarray,
+  images_per_class: np.ndarray,
+) -> dict[str, str]:
   facts = {'layout': 'none that can be trained on'}
   if source:
     facts = {
@@ -179,30 +265,37 @@ def _inspect(walk: Walk, progress: Progress, fix) -> Report:
       'fingerprint': source.fingerprint if not seen.num_problems else 'none',
     }
   facts |= walk.facts(seen) | {
-    'images': f'{len(labels):,}',
+    'images': f'{len(images):,}',
     'sizes': _sizes_text(seen.sizes),
-    'classes with images': f'{len(classes):,}',
+    'classes with images': f'{len(labels):,}',
   }
-  if len(classes):
+  if len(labels):
     facts |= {
-      'labels': f'{classes[0]:.0f} to {classes[-1]:.0f}',
+      'labels': f'{labels[0]:.0f} to {labels[-1]:.0f}',
       'images per class': f'{images_per_class.min():,} to '
       f'{images_per_class.max():,}, median {np.median(images_per_class):,g}',
     }
-  images = walk.order[seen.is_image[walk.order]]
-  intact = images[seen.is_intact[images]]
-  later, shared, notes = _copies(walk, seen, intact)
-  facts['copies'] = (
-    f'{later.sum():,} in their own class, {shared.sum():,} images in several'
-  )
-  facts['contents'] = seen.contents(images)
-  if fix is not None:
-    good = valid_labels(seen.labels[intact], num_classes or np.inf)
-    kept = intact[good & ~later & ~shared]
-    _write_clean(walk, seen, kept, num_classes, Path(fix))
-    facts['clean copy'] = f'{len(kept):,} of {len(images):,} images, in {fix}'
-  return Report(
-    walk.title, facts, seen.problems, seen.num_problems, notes, images_per_class
+  return facts
+
+
+def _fix(
+  walk: Walk,
+  seen: AllFindings,
+  classes: Classes,
+  entries: np.ndarray,
+  report: Report,
+  out: Path,
+  renumber: bool,
+) -> None:
+  """Writes the clean copy and adds it to the facts of the report."""
+  try:
+    copy = clean_copy.plan(walk, seen, classes, entries, renumber=renumber)
+    clean_copy.write(walk, copy, out)
+  except InputError as error:
+    raise NotFixed(f'--fix {out}: {error}', report) from error
+  report.facts['clean copy'] = (
+    f'{len(copy.entries):,} of {report.facts["images"]} images, '
+    f'{(copy.images > 0).sum():,} of {people(len(copy.old))}, in {out}'
   )
 
 
@@ -223,71 +316,6 @@ def _examine_all(walk: Walk) -> Iterator[tuple[int, Findings]]:
       yield first, future.result()
   finally:
     pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _check_labels(walk: Walk, seen: AllFindings, num_classes: int):
-  wrong = seen.is_image & ~valid_labels(seen.labels, num_classes)
-  for entry in np.flatnonzero(wrong):
-    seen.bad(
-      f'{walk.place(entry)}: label {seen.labels[entry]:g} is not an integer in '
-      f'[0, {num_classes})'
-    )
-
-
-def _copies(
-  walk: Walk, seen: AllFindings, images: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-  """Finds images that occur more than once, byte for byte.
-
-  Args:
-    walk: names their places.
-    seen: digests and labels.
-    images: entries that are intact images, in canonical order, ``[m]``.
-
-  Returns:
-    True for copies of an earlier image with the same label, bool ``[m]``; True
-    for images that have several labels, bool ``[m]``; and a line for some of
-    them.
-  """
-  later, shared = np.zeros((2, len(images)), bool)
-  words = seen.digests[images].view(np.uint64)
-  labels = seen.labels[images]
-  # Sorted by image, then by label, then by position.
-  order = np.lexsort((labels, words[:, 1], words[:, 0]))
-  words, labels = words[order], labels[order]
-  same, same_label = np.zeros((2, len(images)), bool)
-  same[1:] = (words[1:] == words[:-1]).all(axis=1)
-  same_label[1:] = same[1:] & (labels[1:] == labels[:-1])
-  later[order[same_label]] = True
-  group = np.cumsum(~same)
-  other_label = np.unique(group[same & ~same_label])
-  shared[order[np.isin(group, other_label)]] = True
-  notes = [
-    f'{walk.place(images[order[i]])} (label {labels[i]:g}) is the image of '
-    f'{walk.place(images[order[i - 1]])} (label {labels[i - 1]:g})'
-    for i in np.flatnonzero(same)[:MAX_LINES]
-  ]
-  return later, shared, notes
-
-
-def _write_clean(
-  walk: Walk, seen: AllFindings, kept: np.ndarray, num_classes: int, out: Path
-):
-  """Writes the entries `kept`, sorted by label, as a ``.rec`` folder."""
-  if not len(kept):
-    raise InputError(f'{walk.title}: no image is intact; nothing to write')
-  kept = kept[np.argsort(seen.labels[kept], kind='stable')]
-  labels = seen.labels[kept].astype(np.int64)
-
-  def images():
-    for start in range(0, len(kept), _CHUNK):
-      chunk = slice(start, start + _CHUNK)
-      yield from zip(
-        walk.encoded(kept[chunk]), labels[chunk].tolist(), strict=True
-      )
-
-  with atomic.folder(out, '--fix') as partial:
-    write_rec_folder(partial, images(), num_classes or int(labels.max()) + 1)
 
 
 def _sizes_text(sizes: collections.Counter) -> str:

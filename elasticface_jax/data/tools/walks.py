@@ -13,13 +13,19 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from elasticface_jax.data.sources import decode
-from elasticface_jax.data.sources.encoded import BadFace, EncodedSource
-from elasticface_jax.data.sources.rec import RecSource
+from elasticface_jax.data.sources.encoded import (
+  BadFace,
+  EncodedSource,
+  counted,
+  valid_labels,
+)
+from elasticface_jax.data.sources.rec import RecSource, read_property
 from elasticface_jax.data.sources.recordio import (
   RecordError,
   RecordFile,
   read_index,
 )
+from elasticface_jax.data.sources.shards import INFO, ShardSource
 from elasticface_jax.data.tools.report import MAX_LINES
 from elasticface_jax.errors import InputError
 
@@ -38,6 +44,8 @@ class Findings(NamedTuple):
     problems: one line each.
     num_identities: number of identity records.
     num_unindexed: number of intact records after them that no index names.
+    num_turned: number of images that EXIF's orientation turns.
+    num_mended: number of images with damage outside of their pixels.
   """
 
   is_image: np.ndarray
@@ -48,6 +56,8 @@ class Findings(NamedTuple):
   problems: list[str]
   num_identities: int = 0
   num_unindexed: int = 0
+  num_turned: int = 0
+  num_mended: int = 0
 
 
 class AllFindings:
@@ -64,6 +74,7 @@ class AllFindings:
     self.digests = np.zeros((total, 16), np.uint8)
     self.sizes = collections.Counter()
     self.num_identities = self.num_unindexed = 0
+    self.num_turned = self.num_mended = 0
     self.problems, self.num_problems = [], 0
 
   def bad(self, problem: str):
@@ -71,6 +82,11 @@ class AllFindings:
     self.num_problems += 1
     if len(self.problems) < MAX_LINES:
       self.problems.append(problem)
+
+  def headline(self, problem: str):
+    """Counts a problem that sums up others, and puts it before them."""
+    self.num_problems += 1
+    self.problems = [problem, *self.problems][:MAX_LINES]
 
   def add(self, start: int, found: Findings):
     """Adds the findings about the entries from `start` on."""
@@ -82,6 +98,8 @@ class AllFindings:
     self.sizes += found.sizes
     self.num_identities += found.num_identities
     self.num_unindexed += found.num_unindexed
+    self.num_turned += found.num_turned
+    self.num_mended += found.num_mended
     for problem in found.problems:
       self.bad(problem)
 
@@ -102,17 +120,24 @@ class Walk(Protocol):
     title: path of the data set.
     total: number of entries.
     order: entries in canonical order, int64.
+    stated_by: the file that states the number of classes.
+    property_path: path of ``property``; None for other data sets.
   """
 
   title: str
   total: int
   order: np.ndarray
+  stated_by: str
+  property_path: Path | None
 
   def examine(self, start: int, stop: int) -> Findings:
     """Reads and decodes some entries; called from several threads."""
 
   def place(self, entry: int) -> str:
     """Names the place of an entry, for a message."""
+
+  def class_name(self, label: int) -> str:
+    """Names a class."""
 
   def encoded(self, entries: np.ndarray) -> list[bytes]:
     """Reads the bytes of some entries that are images."""
@@ -131,8 +156,11 @@ class RecordWalk:
     folder: holds ``train.rec`` and ``train.idx``.
   """
 
+  stated_by = '`property`'
+
   def __init__(self, folder: Path):
     self.folder, self.title = folder, str(folder)
+    self.property_path = folder / 'property'
     self.file = RecordFile(folder / 'train.rec')
     keys, offsets = read_index(folder / 'train.idx')
     by_offset = np.argsort(offsets, kind='stable')
@@ -174,6 +202,10 @@ class RecordWalk:
     """Implements `Walk`."""
     return f'key {self.keys[entry]} at byte {self.offsets[entry]}'
 
+  def class_name(self, label: int) -> str:
+    """Implements `Walk`."""
+    return str(label)
+
   def encoded(self, entries: np.ndarray) -> list[bytes]:
     """Implements `Walk`."""
     return [
@@ -186,7 +218,10 @@ class RecordWalk:
     try:
       source = RecSource(self.folder)
     except InputError as error:
-      seen.bad(str(error))
+      if problem := self._about_property(seen):
+        seen.headline(problem)
+      else:
+        seen.bad(str(error))
       return None
     promised = np.isin(self.keys, source.keys)
     for entry in np.flatnonzero(promised & ~seen.is_image):
@@ -201,6 +236,22 @@ class RecordWalk:
       'records': f'{self.total:,} in the index, {seen.num_unindexed:,} not',
       'identity records': f'{seen.num_identities:,}',
     }
+
+  def _about_property(self, seen: AllFindings) -> str:
+    """Returns what is wrong with `property`, and the line to write; or ''."""
+    labels = seen.labels[seen.is_image & valid_labels(seen.labels, np.inf)]
+    found = np.unique(labels)
+    needed = max(seen.num_identities, int(labels.max(initial=-1)) + 1)
+    try:
+      read_property(self.folder, needed)
+    except InputError as error:
+      return (
+        f'{error} ({counted(len(found), "class")} with images, labels '
+        f'{found.min(initial=np.inf):g} to {found.max(initial=-np.inf):g})'
+        if len(found)
+        else str(error)
+      )
+    return ''
 
   def _end(self, entry: int) -> int:
     """Returns the byte at which the next record begins or the file ends."""
@@ -237,6 +288,8 @@ class ImageWalk:
 
   def __init__(self, source: EncodedSource):
     self.source, self.title = source, source.path
+    self.property_path = None
+    self.stated_by = INFO if isinstance(source, ShardSource) else source.path
     self.total = source.num_images
     self.order = np.arange(self.total)
 
@@ -259,6 +312,12 @@ class ImageWalk:
     """Implements `Walk`."""
     return self.source.place(entry)
 
+  def class_name(self, label: int) -> str:
+    """Implements `Walk`."""
+    if label >= self.source.num_classes:
+      return str(label)
+    return self.source.class_name(label)
+
   def encoded(self, entries: np.ndarray) -> list[bytes]:
     """Implements `Walk`."""
     return self.source.read(entries)[0]
@@ -272,13 +331,29 @@ class ImageWalk:
     return {}
 
 
-def decode_sizes(encoded: Sequence[bytes]) -> list[tuple[int, int] | str]:
-  """Decodes images; returns (height, width) or the problem of each."""
+class Look(NamedTuple):
+  """Findings about one image.
+
+  Attributes:
+    size: height and width; None if it does not decode.
+    problem: of an image that does not decode; otherwise ''.
+    turned: True if EXIF's orientation turns it.
+    mended: True if it has damage outside of its pixels.
+  """
+
+  size: tuple[int, int] | None
+  problem: str = ''
+  turned: bool = False
+  mended: bool = False
+
+
+def look_at(encoded: bytes) -> Look:
+  """Decodes an image and tells what is there to be said about it."""
   try:
-    decode.decode_faces(encoded)
-    return [_FACE] * len(encoded)
-  except decode.BadImage:
-    return [_decode_size(one) for one in encoded]
+    image = decode.decode(encoded)
+  except decode.BadImage as error:
+    return Look(None, error.problem)
+  return Look(image.pixels.shape[:2], '', image.turned, image.mended)
 
 
 def size_text(size: tuple[int, int]) -> str:
@@ -286,11 +361,20 @@ def size_text(size: tuple[int, int]) -> str:
   return f'{size[1]}x{size[0]}'
 
 
-def _decode_size(encoded: bytes) -> tuple[int, int] | str:
-  try:
-    return decode.decode_image(encoded).shape[:2]
-  except decode.BadImage as error:
-    return error.problem
+def notes_about(num_turned: int, num_mended: int) -> list[str]:
+  """Returns notes about images that are not stored as they are shown."""
+  notes = []
+  if num_turned:
+    notes.append(
+      f'{counted(num_turned, "image")} with an EXIF orientation: the pixels '
+      'are turned, as OpenCV does'
+    )
+  if num_mended:
+    notes.append(
+      f'{counted(num_mended, "image")} with damage outside of the pixels '
+      '(stray bytes in a JPEG, or a text of a PNG): all pixels are there'
+    )
+  return notes
 
 
 def _examine(
@@ -326,19 +410,21 @@ def _examine(
   slots = [entry - start for entry in images]
   found.is_image[slots] = True
   found.labels[slots] = labels
-  for slot, one, size in zip(
-    slots, encoded, decode_sizes(encoded), strict=True
-  ):
+  looks = [look_at(one) for one in encoded]
+  for slot, one, look in zip(slots, encoded, looks, strict=True):
     digest = hashlib.blake2b(one, digest_size=16).digest()
     found.digests[slot] = np.frombuffer(digest, np.uint8)
-    if isinstance(size, str):
-      found.problems.append(f'{place(start + slot)}: {size}')
+    if look.size is None:
+      found.problems.append(f'{place(start + slot)}: {look.problem}')
       continue
-    found.sizes[size_text(size)] += 1
-    if size == _FACE:
+    found.sizes[size_text(look.size)] += 1
+    if look.size == _FACE:
       found.is_intact[slot] = True
     else:
       found.problems.append(
-        f'{place(start + slot)}: the image is {size_text(size)}'
+        f'{place(start + slot)}: the image is {size_text(look.size)}'
       )
-  return found
+  return found._replace(
+    num_turned=sum(look.turned for look in looks),
+    num_mended=sum(look.mended for look in looks),
+  )

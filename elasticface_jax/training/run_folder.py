@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Config and manifest of a run folder W.
+
+``W/config.json``: the config of the run; another one is refused.
+``W/manifest.json``: versions, device, settings, seed and data of every start.
+"""
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from elasticface_jax import __version__, runtime
+from elasticface_jax.errors import InputError
+from elasticface_jax.training import processes
+from elasticface_jax.training.checkpoint import read_json, write_json
+
+# Fields of the config that change no bit of the state: they may differ from
+# start to start. `data.source` and `start.checkpoint` may move; the fingerprint
+# of what they hold may not change.
+FREE_FIELDS = (
+  'total_steps',
+  'log_every',
+  'eval_every',
+  'checkpoint_every',
+  'checkpoint_checksums',
+  'keep_checkpoints',
+  'eval',
+  'data.source',
+  'start.checkpoint',
+)
+
+
+def _flat(config: Mapping, prefix: str = '') -> dict[str, Any]:
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      flat |= _flat(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+  return flat
+
+
+def _differs(field: str, before: Any, now: Any) -> bool:
+  """Tells whether a field has another value that would move bits."""
+  if field == 'start.checkpoint':
+    return bool(before) != bool(now)
+  free = any(field == f or field.startswith(f + '.') for f in FREE_FIELDS)
+  return before != now and not free
+
+
+def is_begun(workdir: Path) -> bool:
+  """Tells whether a run folder holds a checkpoint to resume from."""
+  return bool(_steps(workdir))
+
+
+def _steps(workdir: Path) -> list[int]:
+  folders = (workdir / 'checkpoints').glob('*')
+  return [int(folder.name) for folder in folders if folder.name.isdigit()]
+
+
+def needs_initial_weights(workdir: Path, checkpoint: str) -> bool:
+  """Tells whether the weights that a run begins with must be opened.
+
+  Args:
+    workdir: W.
+    checkpoint: the config's ``start.checkpoint``.
+
+  Returns:
+    True for a new run that names weights. A run that has begun needs them no
+    more, but if they are said to be elsewhere and something is there, `claim`
+    has to compare it.
+  """
+  if not checkpoint:
+    return False
+  path = workdir / 'config.json'
+  if not is_begun(workdir) or not path.exists():
+    return True
+  before = _flat(read_json(path))
+  moved = before.get('start.checkpoint') != checkpoint
+  return moved and Path(checkpoint).exists()
+
+
+def claim(
+  workdir: Path,
+  config: Mapping,
+  data_fingerprint: str,
+  start_fingerprint: str | None = None,
+) -> None:
+  """Binds a run folder to a config, or checks that it belongs to it.
+
+  Args:
+    workdir: W, held by `run_lock`.
+    config: nested, JSON-like.
+    data_fingerprint: of the training data.
+    start_fingerprint: of the weights that the run begins with; None if it draws
+      its own, or has begun already.
+
+  Raises:
+    InputError: names the fields in which the folder's config differs, or the
+      processes that were given another config, other data or other weights.
+  """
+  here = environment()
+  processes.check_agreement(
+    **{
+      'the config': json.dumps(_flat(config), sort_keys=True),
+      'data.source': data_fingerprint,
+      'start.checkpoint': start_fingerprint or '',
+      '--workdir': str(workdir),
+      'the software': json.dumps(here['versions']),
+      'the environment (XLA_FLAGS and the like)': json.dumps(here['settings']),
+      # Trip counts follow from config and devices, and loops with collectives
+      # need equal ones everywhere. On a CPU the number of threads changes bits.
+      'the kind or number of devices, or PJRT_NPROC,': json.dumps(
+        [
+          jax.local_devices()[0].device_kind,
+          here['devices'],
+          here['cpu_threads'],
+        ]
+      ),
+    }
+  )
+  path = workdir / 'config.json'
+  manifest_path = workdir / 'manifest.json'
+  starts = []
+  if manifest_path.exists():
+    manifest = read_json(manifest_path)
+    if 'converted' in manifest:
+      raise InputError(
+        f'{workdir} holds converted weights and no run; give a new --workdir, '
+        f'and --config.start.checkpoint={workdir} to begin with them'
+      )
+    starts = manifest['starts']
+  # Without a checkpoint there is nothing that another config could spoil.
+  if not is_begun(workdir):
+    starts = []
+  elif path.exists():
+    _check_config(workdir, _flat(read_json(path)), _flat(config))
+  if starts:
+    _check_origin(workdir, starts[0], data_fingerprint, start_fingerprint)
+    _warn_of_change(workdir, starts[-1], here)
+  # A run that has ended starts nothing.
+  if max(_steps(workdir), default=-1) < config['total_steps']:
+    starts.append(
+      {
+        'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
+        'seed': config['seed'],
+        'data_fingerprint': data_fingerprint,
+        'start_fingerprint': start_fingerprint,
+        **here,
+      }
+    )
+  if processes.is_first():
+    write_json(manifest_path, {'starts': starts})
+    write_json(path, config)
+
+
+def _check_config(workdir: Path, before: Mapping, now: Mapping) -> None:
+  """Raises an InputError that names the fields in which configs differ."""
+  differing = {
+    field: f'{field} was {before.get(field)!r}, is {now.get(field)!r}'
+    for field in sorted(before.keys() | now.keys())
+    if _differs(field, before.get(field), now.get(field))
+  }
+  if differing:
+    remedy = 'use that config, or a new --workdir'
+    if all(field.startswith('optim.') for field in differing):
+      # Often asked for: a run that goes on at another rate is another run.
+      remedy += (
+        f' with --config.start.checkpoint={workdir} to begin with the weights '
+        'of this one'
+      )
+    raise InputError(
+      f'{workdir} belongs to another config: {"; ".join(differing.values())}; '
+      f'{remedy}'
+    )
+
+
+def _check_origin(
+  workdir: Path,
+  first_start: Mapping,
+  data_fingerprint: str,
+  start_fingerprint: str | None,
+) -> None:
+  """Raises an InputError if a run began with other data or weights."""
+  first = first_start['data_fingerprint']
+  if first != data_fingerprint:
+    raise InputError(
+      f'{workdir} was trained on other data: its fingerprint was {first}, '
+      f'that of data.source is {data_fingerprint}; give the data it was '
+      'trained on, or a new --workdir'
+    )
+  first = first_start['start_fingerprint']
+  if start_fingerprint not in (None, first):
+    raise InputError(
+      f'{workdir} began with other weights: their fingerprint was {first}, '
+      f'that of start.checkpoint is {start_fingerprint}; give a new --workdir'
+    )
+
+
+def _warn_of_change(workdir: Path, before: Mapping, here: Mapping) -> None:
+  """Prints a warning if what the bits depend on changed since the last start.
+
+  It is no error: a run must survive an update, and a move to other hardware.
+  """
+  names = ('versions', 'platform', 'device_kind', 'cpu_threads', 'settings')
+  changes = []
+  for name in names:
+    if name in before and before[name] != here[name]:
+      old, new = before[name], here[name]
+      if isinstance(new, Mapping):
+        keys = [k for k in sorted(old | new) if old.get(k) != new.get(k)]
+        changes += [f'{k} was {old.get(k)}, is {new.get(k)}' for k in keys]
+      else:
+        changes.append(f'{name} was {old}, is {new}')
+  if changes and processes.is_first():
+    print(
+      f'warning: {workdir}: {"; ".join(changes)}: the fingerprint may not be '
+      'that of an uninterrupted run',
+      file=sys.stderr,
+    )
+
+
+def environment() -> dict[str, Any]:
+  """Returns what the bits of a run depend on besides config and data."""
+  packages = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
+  device = jax.devices()[0]
+  return {
+    'versions': {
+      'elasticface_jax': __version__,
+      'python': platform.python_version(),
+    }
+    | {name: metadata.version(name) for name in packages},
+    'platform': device.platform,
+    'device_kind': device.device_kind,
+    'devices': jax.device_count(),
+    'processes': jax.process_count(),
+    # On a CPU the number of threads decides how sums are split.
+    'cpu_threads': os.environ.get('PJRT_NPROC'),
+    'settings': runtime.arithmetic_settings(),
+  }
