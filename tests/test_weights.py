@@ -181,7 +181,9 @@ def test_embeddings_of_data_and_of_pairs(
   assert output.startswith('embedding 24 images; the first take longer')
   names = ['embeddings.npy', 'images.tsv', 'labels.npy', 'metadata.json']
   assert files(out) == names
-  assert f'{", ".join(names[:3])} and {names[3]} are in {out}\n' in output
+  assert (
+    f'{", ".join(names[:3])} and {names[3]} are in {out}; it took ' in output
+  )
   np.testing.assert_array_equal(np.load(out / 'labels.npy'), labels)
   scaled = (images.astype(np.float32) - 127.5) / 127.5
   expected = embed(scaled) + embed(scaled[:, :, ::-1])

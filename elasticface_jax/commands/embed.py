@@ -6,11 +6,12 @@ from __future__ import annotations
 import argparse
 import mimetypes
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from elasticface_jax import atomic
+from elasticface_jax import atomic, terminal
 from elasticface_jax.commands import _checkpoint, _progress
 from elasticface_jax.errors import InputError
 
@@ -53,9 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
   """Writes the embeddings, and prints where they are."""
   atomic.check_unused(args.out, '--out')
+  begin = time.perf_counter()
   embed(_checkpoint.open_weights(args), args.data, args.out)
   *names, last = sorted(path.name for path in args.out.iterdir())
-  print(f'{", ".join(names)} and {last} are in {args.out}')
+  seconds = terminal.duration(time.perf_counter() - begin)
+  print(f'{", ".join(names)} and {last} are in {args.out}; it took {seconds}')
 
 
 class _Images(NamedTuple):
@@ -120,6 +123,7 @@ def embed(
       flush=True,
     )
     with _progress.bar('images') as progress:
+      progress(0, images.count)
       for places, batch in images.batches:
         embeddings[places] = weights.embed(batch)
         progress(places.stop, images.count)
