@@ -178,9 +178,12 @@ def test_embeddings_of_data_and_of_pairs(
   out = tmp_path / 'embedded'
   code, output = command('embed', folder, '--checkpoint', pth, '--out', out)
   assert code == 0, output
+  assert output.startswith('embedding 24 images; the first take longer')
   names = ['embeddings.npy', 'images.tsv', 'labels.npy', 'metadata.json']
   assert files(out) == names
-  assert f'{", ".join(names[:3])} and {names[3]} are in {out}\n' in output
+  assert (
+    f'{", ".join(names[:3])} and {names[3]} are in {out}; it took ' in output
+  )
   np.testing.assert_array_equal(np.load(out / 'labels.npy'), labels)
   scaled = (images.astype(np.float32) - 127.5) / 127.5
   expected = embed(scaled) + embed(scaled[:, :, ::-1])
@@ -264,6 +267,20 @@ def test_faces_that_are_not_aligned_are_refused(size, command, pth, tmp_path):
     assert code == 2 and len(output.splitlines()) == 1
     assert f'b.png: the image is {width}x{height}, not 112x112' in output
   assert not (tmp_path / 'out').exists()
+
+
+def test_images_of_other_formats_are_refused_by_their_name(
+  command, pth, tmp_path
+):
+  for name in ('a.webp', 'a.gif', 'a.bmp'):
+    folder = tmp_path / name[2:]
+    folder.mkdir()
+    (folder / name).write_bytes(b'an image')
+    for source in (folder, folder / name):
+      code, output = command(
+        'embed', source, '--checkpoint', pth, '--out', tmp_path / 'out'
+      )
+      assert code == 2 and 'give a .jpg, .jpeg or .png' in output, output
 
 
 def test_embed_of_an_array(pth, faces, embed, monkeypatch):

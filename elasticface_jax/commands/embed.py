@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import argparse
+import mimetypes
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from elasticface_jax import atomic
+from elasticface_jax import atomic, terminal
 from elasticface_jax.commands import _checkpoint, _progress
 from elasticface_jax.errors import InputError
 
@@ -52,9 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
   """Writes the embeddings, and prints where they are."""
   atomic.check_unused(args.out, '--out')
+  begin = time.perf_counter()
   embed(_checkpoint.open_weights(args), args.data, args.out)
   *names, last = sorted(path.name for path in args.out.iterdir())
-  print(f'{", ".join(names)} and {last} are in {args.out}')
+  seconds = terminal.duration(time.perf_counter() - begin)
+  print(f'{", ".join(names)} and {last} are in {args.out}; it took {seconds}')
 
 
 class _Images(NamedTuple):
@@ -101,6 +105,7 @@ def embed(
   import jax
   import numpy as np
 
+  from elasticface_jax.data.sources.encoded import counted
   from elasticface_jax.training import checkpoint
 
   size = max(_BATCHES, jax.device_count()) * weights.eval_rows
@@ -112,7 +117,13 @@ def embed(
       dtype=np.float32,
       shape=(images.count, weights.model['embedding_dim']),
     )
+    print(
+      f'embedding {counted(images.count, "image")}; the first take longer, '
+      f'since {weights.model["name"]} is compiled ...',
+      flush=True,
+    )
     with _progress.bar('images') as progress:
+      progress(0, images.count)
       for places, batch in images.batches:
         embeddings[places] = weights.embed(batch)
         progress(places.stop, images.count)
@@ -131,14 +142,12 @@ def embed(
 def _open(source: str, size: int) -> _Images:
   """Opens whatever holds images, to be read `size` images at a time."""
   from elasticface_jax import data
-  from elasticface_jax.data.sources import images
 
   path = Path(source)
   if data.is_remote(source):
     return _of_data_set(source, size)
   if path.is_file():
-    is_image = path.suffix.lower() in images.SUFFIXES
-    return (_of_files if is_image else _of_pairs)(path, size)
+    return (_of_files if _is_image(path) else _of_pairs)(path, size)
   if path.is_dir() and _is_flat(path):
     return _of_files(path, size)
   return _of_data_set(source, size)
@@ -146,14 +155,16 @@ def _open(source: str, size: int) -> _Images:
 
 def _is_flat(folder: Path) -> bool:
   """Tells whether a folder holds images and no folders, and is no data set."""
-  from elasticface_jax.data.sources import images
-
   if any((folder / name).exists() for name in _DATA_SETS):
     return False
   names = [path for path in folder.iterdir() if not path.name.startswith('.')]
-  return not any(path.is_dir() for path in names) and any(
-    path.suffix.lower() in images.SUFFIXES for path in names
-  )
+  return not any(path.is_dir() for path in names) and any(map(_is_image, names))
+
+
+def _is_image(path: Path) -> bool:
+  """Tells whether a name is that of an image, of any format."""
+  kind, _ = mimetypes.guess_type(path.name, strict=False)
+  return (kind or '').startswith('image/')
 
 
 def _of_data_set(source: str, size: int) -> _Images:

@@ -84,7 +84,7 @@ def write(
     comparison.compare(path, run, embed)
 
 
-def check_packages():
+def check_packages() -> tuple[Any, Any]:
   """Imports the packages that `write` needs.
 
   Returns:
