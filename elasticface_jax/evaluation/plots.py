@@ -156,7 +156,7 @@ def plot_scores(
 
 
 def plot_training(
-  rows: Sequence[Mapping], path: str | os.PathLike[str], *, title: str
+  rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], *, title: str
 ) -> None:
   """Draws the metrics of a run over its steps, each in a panel of its own.
 
@@ -265,7 +265,7 @@ def _bin_width(kinds: Sequence[np.ndarray]) -> float:
 
 def _draw_metrics(
   axes: Axes,
-  rows: Sequence[Mapping],
+  rows: Sequence[Mapping[str, Any]],
   names: Sequence[str],
   factor: float = 1,
 ) -> None:
@@ -280,7 +280,7 @@ def _draw_metrics(
 
 
 def _draw_margins(
-  axes: Axes, rows: Sequence[Mapping], names: Sequence[str]
+  axes: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence[str]
 ) -> None:
   """Draws the mean of each margin over the steps, and its spread."""
   for name in names:
