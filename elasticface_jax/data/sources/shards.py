@@ -56,9 +56,11 @@ class ShardSource(EncodedSource):
     info = _read_info(self.path)
     split = info.splits['train']
     lengths = list(split.shard_lengths)
-    self._label = info.features['label']
+    label = info.features['label']
     # A plain integer states no number.
-    self.num_classes = getattr(self._label, 'num_classes', None) or 0
+    self.num_classes = getattr(label, 'num_classes', None) or 0
+    # The file of names may have fewer, and a plain integer has none.
+    self._class_names = list(getattr(label, 'names', None) or ())
     self.num_images = sum(lengths)
     if not self.num_images or not self.num_classes:
       raise InputError(
@@ -118,7 +120,8 @@ class ShardSource(EncodedSource):
 
   def class_name(self, label: int) -> str:
     """Implements `EncodedSource.class_name`: TFDS's name of the label."""
-    return self._label.int2str(int(label))
+    names = self._class_names
+    return names[label] if label < len(names) else str(int(label))
 
 
 class _Damaged(Exception):

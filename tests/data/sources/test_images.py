@@ -119,3 +119,11 @@ def test_names_in_shards_are_their_places(written, form):
   assert names[3] == f'aligned_faces-train.{form}-00001-of-00003:0'
   assert len(set(names)) == len(names)
   assert source.class_name(np.int32(3)) == '3'
+
+
+def test_class_without_a_name_is_its_number(written):
+  folder = written('tfrecord')
+  path = folder / 'label.labels.txt'
+  path.write_text('anna\n')
+  source = data.open_encoded(folder)
+  assert [source.class_name(label) for label in (0, 3)] == ['anna', '3']
