@@ -135,12 +135,14 @@ def check_file(path: str | os.PathLike, argument: str) -> None:
     argument: the command's name for it, for the message.
 
   Raises:
-    InputError: if it is a folder, or its folder is missing or may not be
-      written to.
+    InputError: if it is a folder, a device or a pipe, or its folder is missing
+      or may not be written to.
   """
   path = Path(path)
-  if path.is_dir():
-    raise InputError(f'{argument} {path} is a folder; give the name of a file')
+  if path.exists() and not path.is_file():
+    # The rename at the end would replace a device, such as /dev/null.
+    what = 'a folder' if path.is_dir() else 'no regular file'
+    raise InputError(f'{argument} {path} is {what}; give the name of a file')
   _check_folder(path.absolute().parent, f'{argument} {path}')
 
 

@@ -387,8 +387,11 @@ def test_out_that_cannot_be_is_found_before_the_work(
 ):
   arguments = ['export', '--checkpoint', tmp_path, '--format', kind, '--out']
   (tmp_path / 'file').touch()
+  os.mkfifo(tmp_path / 'pipe')
   for out, words in (
     (tmp_path, f'{tmp_path} is a folder'),
+    (tmp_path / 'pipe', f'{tmp_path / "pipe"} is no regular file'),
+    (os.devnull, f'{os.devnull} is no regular file'),
     (tmp_path / 'a' / 'b', f'there is no folder {tmp_path / "a"}; make it'),
     (tmp_path / 'file' / 'b', f'there is no folder {tmp_path / "file"}'),
   ):
@@ -398,7 +401,7 @@ def test_out_that_cannot_be_is_found_before_the_work(
   monkeypatch.setattr('os.access', lambda path, mode: False)
   code, output = command(*arguments, tmp_path / 'new')
   assert code == 2 and f'{tmp_path} may not be written to' in output
-  assert files(tmp_path) == ['file']
+  assert files(tmp_path) == ['file', 'pipe']
 
 
 @pytest.mark.parametrize('name', ['file', 'file/deeper'])
