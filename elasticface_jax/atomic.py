@@ -42,6 +42,7 @@ def file(path: str | os.PathLike) -> Iterator[Path]:
     'complete'
   """
   path = Path(path)
+  _check_regular(path, str(path))
   writer = f'{platform.node()}.{os.getpid()}'
   part = path.with_name(f'{path.name}.{writer}.part{path.suffix}')
   try:
@@ -139,10 +140,7 @@ def check_file(path: str | os.PathLike, argument: str) -> None:
       or may not be written to.
   """
   path = Path(path)
-  if path.exists() and not path.is_file():
-    # The rename at the end would replace a device, such as /dev/null.
-    what = 'a folder' if path.is_dir() else 'no regular file'
-    raise InputError(f'{argument} {path} is {what}; give the name of a file')
+  _check_regular(path, f'{argument} {path}')
   _check_folder(path.absolute().parent, f'{argument} {path}')
 
 
@@ -164,6 +162,13 @@ def check_folder(path: str | os.PathLike, argument: str) -> None:
       f'{argument} {path}: {there} is a file; give the name of a folder'
     )
   _check_folder(there, f'{argument} {path}')
+
+
+def _check_regular(path: Path, what: str) -> None:
+  # The rename at the end would replace a device, such as /dev/null.
+  if path.exists() and not path.is_file():
+    kind = 'a folder' if path.is_dir() else 'no regular file'
+    raise InputError(f'{what} is {kind}; give the name of a file')
 
 
 def _check_folder(folder: Path, what: str) -> None:

@@ -251,6 +251,8 @@ def _new_or_restored(
     class_centers=centers,
   )
   processes.say(f'starting from {weights.path}, step {weights.step}')
+  if weights.note:
+    processes.say(weights.note)
   return train_state
 
 

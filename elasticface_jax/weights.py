@@ -74,6 +74,15 @@ class Weights:
     return self.config['model']
 
   @property
+  def note(self) -> str:
+    """One line that names what is left aside; empty if nothing is."""
+    if not self.left_aside:
+      return ''
+    first, *others = self.left_aside
+    more = f' and {len(others):,} more' if others else ''
+    return f'left aside from the backbone: {first!a}{more}'
+
+  @property
   def eval_rows(self) -> int:
     """Number of images in an evaluation batch.
 

@@ -98,6 +98,17 @@ def test_file_in_no_folder(tmp_path):
       part.write_text('text')
 
 
+@pytest.mark.parametrize('kind', ['folder', 'pipe'])
+def test_file_never_replaces_what_is_no_file(tmp_path, kind):
+  path = tmp_path / 'a.txt'
+  path.mkdir() if kind == 'folder' else os.mkfifo(path)
+  words = {'folder': 'a folder', 'pipe': 'no regular file'}[kind]
+  with pytest.raises(InputError, match=f'a.txt is {words}; give the name of'):
+    with atomic.file(path):
+      raise AssertionError
+  assert path.is_dir() or path.is_fifo()
+
+
 def test_folder_appears_at_the_end(tmp_path):
   out = tmp_path / 'sub' / 'out'
   for _ in range(2):

@@ -134,6 +134,9 @@ ROOMS = {
   'weights': 'models needs flax',
   'data': r'data needs \w+',
   'pair_sets': r'data needs \w+',
+  'training.step': 'training needs optax',
+  'training.checkpoint': 'training needs optax',
+  'evaluation.plots': 'evaluation.plots needs matplotlib',
 }
 
 
@@ -147,7 +150,7 @@ def test_commands_without_their_extra_name_it_in_one_line(tmp_path):
     'convert w --workdir out': 'flax',
     'inspect w': r'\w+',
     'prepare w out': r'\w+',
-    'fingerprint w': 'orbax-checkpoint',
+    'fingerprint w': 'optax',
     'benchmark step': 'flax',
     f'benchmark step --config {QUICKSTART}': 'ml-collections',
   }

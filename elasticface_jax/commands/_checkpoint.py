@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,12 +50,6 @@ def open_weights(args: argparse.Namespace) -> Weights:
 
   runtime.check_platform()
   opened = weights.open_weights(args.checkpoint, args.step, args.prefix)
-  print_left_aside(opened.left_aside)
+  if opened.note:
+    print(opened.note)
   return opened
-
-
-def print_left_aside(keys: Sequence[str]) -> None:
-  """Prints a line if a file holds tensors that are not of the backbone."""
-  if keys:
-    more = f' and {len(keys) - 1:,} more' if len(keys) > 1 else ''
-    print(f'left aside from the backbone: {keys[0]!a}{more}')

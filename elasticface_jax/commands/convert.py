@@ -41,5 +41,6 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
   made = weights.convert(
     args.file, args.workdir, heads=args.head, prefix=args.prefix
   )
-  _checkpoint.print_left_aside(made.left_aside)
+  if made.note:
+    print(made.note)
   print(f'{made.model["name"]} in {args.workdir}')

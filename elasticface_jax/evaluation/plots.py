@@ -12,13 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from cycler import cycler
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.gridspec import SubplotSpec
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from elasticface_jax import atomic
+from elasticface_jax import atomic, missing
 from elasticface_jax.errors import InputError
 from elasticface_jax.evaluation.verification import (
   OperatingPoint,
@@ -26,6 +21,13 @@ from elasticface_jax.evaluation.verification import (
   binomial_interval,
   tar_at_far,
 )
+
+with missing.needs(__name__):
+  from cycler import cycler
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
+  from matplotlib.gridspec import SubplotSpec
+  from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 # The palette of Okabe and Ito, which people of any colour vision can
 # distinguish; without its yellow, which is faint on white.

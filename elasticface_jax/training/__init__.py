@@ -1,2 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training step over groups and blocks, and the loop around it."""
+
+from elasticface_jax import missing
+
+with missing.needs(__name__):
+  for _module in ('optax', 'orbax', 'tensorboardX', 'tqdm'):
+    missing.check(_module)
