@@ -62,12 +62,14 @@ def train(config: Any, workdir: Path) -> dict[str, Any] | None:
   config_rules.check(c)
   with (
     runtime.fixed_arithmetic(x64=c.model.dtype == 'float64'),
-    run_lock.hold(workdir),
+    run_lock.hold(workdir) as check_held,
   ):
-    return _train(c, workdir)
+    return _train(c, workdir, check_held)
 
 
-def _train(c: Any, workdir: Path) -> dict[str, Any] | None:
+def _train(
+  c: Any, workdir: Path, check_held: Callable[[], None]
+) -> dict[str, Any] | None:
   """Trains in a folder that this run holds; see `train`."""
   begin = time.perf_counter()
   # What to train. All that the run will read is opened before it begins.
@@ -91,7 +93,7 @@ def _train(c: Any, workdir: Path) -> dict[str, Any] | None:
     workdir, c.to_dict(), source.fingerprint, initial and initial.fingerprint
   )
   _announce(c, source, task)
-  _run(c, workdir, source, task, verifier, (initial, centers))
+  _run(c, workdir, check_held, source, task, verifier, (initial, centers))
   # The report reads what it needs from the disk. A finished save of Orbax's is
   # in a reference cycle, and holds the state until that is collected.
   gc.collect()
@@ -103,6 +105,7 @@ def _train(c: Any, workdir: Path) -> dict[str, Any] | None:
 def _run(
   c: Any,
   workdir: Path,
+  check_held: Callable[[], None],
   source: data.Source,
   task: Task,
   verifier: '_Verifier',
@@ -139,6 +142,7 @@ def _run(
       evaluate=verifier,
       pair_sets=verifier.names,
       checkpoints=checkpoints,
+      check_held=check_held,
       layout=task.layout,
       total_steps=c.total_steps,
       log_every=c.log_every,

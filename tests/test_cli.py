@@ -135,7 +135,6 @@ ROOMS = {
   'data': r'data needs \w+',
   'pair_sets': r'data needs \w+',
   'training.step': 'training needs optax',
-  'training.checkpoint': 'training needs optax',
   'evaluation.plots': 'evaluation.plots needs matplotlib',
 }
 

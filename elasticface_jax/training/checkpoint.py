@@ -11,6 +11,7 @@ the checksums, dtypes and shapes that were saved with it.
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -21,11 +22,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
-from elasticface_jax import atomic
+from elasticface_jax import atomic, missing
 from elasticface_jax.errors import InputError, first_line
 from elasticface_jax.training import checksums, processes
+
+with missing.needs(__name__):
+  import orbax.checkpoint as ocp
 
 # Arrays are written in pieces of at most so many bytes: a process that restores
 # its share on another number of devices reads only the pieces that hold it.
@@ -193,27 +196,46 @@ class _Kept:
           'it is of another version or was edited; give a new --workdir'
         )
 
-  def compare(self, sums: dict[str, list[str]]) -> None:
+  def compare(
+    self, sums: dict[str, list[str]], fields: Sequence[str] = ()
+  ) -> None:
     """Raises a ValueError that names what is not as it was saved.
 
     Args:
-      sums: of what was read, by name; not all need be there.
+      sums: of what was read, by name.
+      fields: parts of the state that were read; empty for all.
     """
     if _CHECKSUMS not in self._more:
       _warn(f'{self._path} was saved without checksums; nothing is compared')
       return
-    kept = self._more[_CHECKSUMS]
-    if kept is None:
+    saved = self._more[_CHECKSUMS]
+    if saved is None:
       return
+    # Both ways: a damaged name may hide a leaf behind another of that name.
+    expected = {
+      name: blocks
+      for name, blocks in saved.items()
+      if not fields or name.split('/')[0] in fields
+    }
+    if lacking := sorted(expected.keys() ^ sums.keys()):
+      raise ValueError(f'{lacking[0]} is not what was saved')
     differing = [
       name + (f', block {block}' if len(found) > 1 else '')
       for name, found in sums.items()
-      for block, one in enumerate(found)
-      if name not in kept or kept[name][block] != one
+      for block, (one, other) in enumerate(
+        itertools.zip_longest(found, expected[name])
+      )
+      if one != other
     ]
     if differing:
       more = f' and {len(differing) - 1} more' if len(differing) > 1 else ''
       raise ValueError(f'{differing[0]}{more} is not what was saved')
+
+  def fields(self) -> list[str]:
+    """Returns the parts of the state, those included that a damage hides."""
+    saved = self._more[_CHECKSUMS] if _CHECKSUMS in self._more else None
+    hidden = {name.split('/')[0] for name in saved or ()}
+    return sorted(self.tree.keys() | hidden)
 
 
 @functools.cache  # Once each.
@@ -324,7 +346,7 @@ def _read_fields(
       wanted, restore_args=as_numpy, partial_restore=True
     ),
   )
-  kept.compare(checksums.of_arrays(found))
+  kept.compare(checksums.of_arrays(found), fields)
   return found
 
 
@@ -371,7 +393,7 @@ def fingerprint(
   """
   digest = hashlib.sha256()
   with _opened(workdir, step) as (manager, step):
-    for field in sorted(manager.item_metadata(step).tree):
+    for field in _Kept(manager, step).fields():
       _digest(digest, _read_fields(manager, step, [field]))
   return step, digest.hexdigest()
 

@@ -78,7 +78,7 @@ def of_arrays(state: Any) -> dict[str, list[str]]:
 
   Examples:
     >>> of_arrays({'step': np.int32(3)})
-    {'step': ['91b3afd6ea2dd9c8']}
+    {'step': ['85f0b427354e1af2']}
   """
   sums = {}
   for name, leaf in by_name(state).items():

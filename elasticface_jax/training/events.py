@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import record_writer
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
+from elasticface_jax import missing
+
+with missing.needs(__name__):
+  from tensorboardX import record_writer
+  from tensorboardX.proto.event_pb2 import Event, SessionLog
+  from tensorboardX.summary import scalar
 
 # A flush waits for the disk; TensorBoard looks every 30 seconds.
 _SECONDS = 30

@@ -33,6 +33,7 @@ def train(
   evaluate: Callable[[TrainState, Sequence[str]], Mapping[str, Any]],
   pair_sets: Sequence[str],
   checkpoints: Checkpoints,
+  check_held: Callable[[], None],
   layout: Layout,
   total_steps: int,
   log_every: int,
@@ -52,6 +53,7 @@ def train(
     evaluate: returns one JSON-like result for each of some pair sets.
     pair_sets: the names of all.
     checkpoints: of the run folder.
+    check_held: raises if another run has taken the folder.
     layout: of the step.
     total_steps: step to end at.
     log_every: steps between records of metrics.
@@ -123,6 +125,7 @@ def train(
         log_pending(log)
       pending = step, measured
 
+      check_held()
       stop = listener.heard(step)
       saving = due(step, checkpoint_every, total_steps) or stop
       if verifies_at(step) or saving:
@@ -149,7 +152,7 @@ def _unverified(
   if processes.is_first():
     done = metrics.evaluated(workdir, step)
     missing = [name for name in pair_sets if name not in done]
-  return json.loads(processes.from_first(json.dumps(missing)))
+  return json.loads(processes.everywhere(json.dumps(missing))[0])
 
 
 def _writer(workdir: Path, first: int, total_steps: int):

@@ -17,11 +17,12 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import tqdm
-
-from elasticface_jax import atomic, terminal
+from elasticface_jax import atomic, missing, terminal
 from elasticface_jax.errors import InputError
 from elasticface_jax.training.events import Events
+
+with missing.needs(__name__):
+  import tqdm
 
 FILE = 'metrics.jsonl'
 PARTIAL = 'metrics_partial.json'

@@ -182,21 +182,23 @@ def check_agreement(**facts: str) -> None:
       )
 
 
-def from_first(text: str) -> str:
-  """Returns the text that process 0 has, in all processes.
+def everywhere(text: str) -> list[str]:
+  """Returns the texts of all processes, in all of them.
 
   Args:
-    text: of any length; not read in other processes.
+    text: of this process, of any length.
   """
   if jax.process_count() == 1:
-    return text
+    return [text]
   sent = np.frombuffer(text.encode(), np.uint8)
-  length = multihost_utils.broadcast_one_to_all(np.array(len(sent), np.int32))
-  padded = np.zeros(int(length) + 1, np.uint8)  # Never empty.
-  if is_first():
-    padded[:-1] = sent
-  received = multihost_utils.broadcast_one_to_all(padded)
-  return np.asarray(received, np.uint8)[:-1].tobytes().decode()
+  lengths = multihost_utils.process_allgather(np.array(len(sent), np.int32))
+  padded = np.zeros(int(lengths.max()) + 1, np.uint8)  # Never empty.
+  padded[: len(sent)] = sent
+  received = np.asarray(multihost_utils.process_allgather(padded), np.uint8)
+  return [
+    row[:length].tobytes().decode()
+    for row, length in zip(received, lengths.tolist(), strict=True)
+  ]
 
 
 def leave(code: int) -> None:

@@ -4,8 +4,9 @@
 ``W/.lock`` is locked with flock, which the system gives back however a process
 ends. Disks that several machines share may not pass such locks on (Lustre
 without ``-o flock``, buckets mounted by FUSE), or have none. So the file also
-names its holder, who counts in it every few seconds; whoever finds the name of
-another machine, or no locks, waits to see whether that count still rises.
+names its holder, who counts in it every few seconds. Whoever finds the name of
+another machine, or no locks, waits to see whether that count still rises; and a
+holder who finds another name than its own, or no file, ends at its next step.
 """
 
 import contextlib
@@ -13,9 +14,10 @@ import fcntl
 import json
 import os
 import platform
+import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ WATCH_SECONDS = 3 * BEAT_SECONDS
 
 
 @contextlib.contextmanager
-def hold(workdir: Path) -> Iterator[None]:
+def hold(workdir: Path) -> Iterator[Callable[[], None]]:
   """Holds a run folder for this run, and makes it if it is missing.
 
   In a run of several processes, all of them call it; the first one holds.
@@ -39,28 +41,23 @@ def hold(workdir: Path) -> Iterator[None]:
   Args:
     workdir: W.
 
+  Yields:
+    A function that raises an InputError if the folder is held no more.
+
   Raises:
-    InputError: in all processes, if another run holds the folder; says which.
+    InputError: in all processes, if another run holds the folder, or it cannot
+      be made or written to.
   """
-  made = not workdir.exists()
+  lock = _Lock(workdir)
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise InputError(
-      f'--workdir {workdir}: cannot make this folder ({error.strerror}); give '
-      'one that can be written'
-    ) from error
-  lock = _Lock(workdir) if processes.is_first() else None
-  refusal = processes.from_first(lock.take() if lock else '')
-  if refusal:
-    raise InputError(refusal)
-  try:
-    if lock:
+    refusals = processes.everywhere(lock.take(hold=processes.is_first()))
+    for refusal in filter(None, refusals):
+      raise InputError(refusal)
+    if processes.is_first():
       atomic.remove_parts(workdir)
-    yield
+    yield lock.check
   finally:
-    if lock:
-      lock.release(made)
+    lock.release()
 
 
 class _Lock:
@@ -68,22 +65,69 @@ class _Lock:
 
   def __init__(self, workdir: Path):
     self._workdir, self._path = workdir, workdir / FILE
+    self._descriptor: int | None = None
+    self._new = self._lost = False
     self._ended = threading.Event()
     self._beating = threading.Thread(target=self._beat, daemon=True)
     self._holder = {
       'host': platform.node(),
-      'machine': _machine(),
       'process': os.getpid(),
       'since': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
+      'token': secrets.token_hex(8),  # Containers share names and numbers.
       'count': 0,
     }
 
-  def take(self) -> str:
-    """Takes the lock; returns the message of a refusal, or nothing."""
+  def take(self, *, hold: bool) -> str:
+    """Makes the folder and takes the lock.
+
+    Args:
+      hold: False to make the folder alone.
+
+    Returns:
+      The message of a refusal, or nothing.
+    """
+    self._new = hold and not self._workdir.exists()
     try:
-      return self._take()
+      self._workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      return (
+        f'--workdir {self._workdir}: cannot make this folder '
+        f'({error.strerror}); give one that can be written'
+      )
+    try:
+      return self._take() if hold else ''
     except OSError as error:
       return f'{self._path}: {error.strerror}; a run has to write there'
+
+  def check(self) -> None:
+    """Raises an InputError if another run has the folder, or it is gone."""
+    if self._lost:
+      raise InputError(
+        f'{self._workdir} was taken by another run, or its {FILE} was removed: '
+        'this run ends, and what it saved before is intact'
+      )
+
+  def release(self) -> None:
+    """Gives back what is held, if anything is.
+
+    A folder that is new goes if nothing is in it, as after a mistake in the
+    config; otherwise the lock file stays, empty.
+    """
+    self._ended.set()
+    if self._descriptor is None:
+      return
+    if self._beating.ident is not None:
+      self._beating.join()
+    try:
+      # The folder may be gone, or the disk full: that has no say any more.
+      with contextlib.suppress(OSError):
+        if self._is_there() and self._read() == self._holder:
+          os.ftruncate(self._descriptor, 0)
+          if self._new and os.listdir(self._workdir) == [FILE]:
+            self._path.unlink()
+            self._workdir.rmdir()
+    finally:
+      os.close(self._descriptor)
 
   def _take(self) -> str:
     self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -91,38 +135,25 @@ class _Lock:
     try:
       fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      return self._refuse(self._read())
+      return self._refused_by(self._read())
     except OSError:
       locked = False
-    if not os.fstat(self._descriptor).st_nlink:  # Removed in between.
+    if not self._is_there():  # Removed in between.
       os.close(self._descriptor)
       return self._take()
+    # Of a folder in containers of one machine, each mount has its own locks.
+    device = os.fstat(self._descriptor).st_dev
+    self._holder['machine'] = f'{_machine()} {device}'
     found = self._read()
     # A lock of this machine would have been seen: its holder is gone.
     if found and not (locked and found['machine'] == self._holder['machine']):
       if found := self._watch(found):
-        return self._refuse(found)
+        return self._refused_by(found)
     self._write()
     self._beating.start()
     return ''
 
-  def release(self, made: bool) -> None:
-    """Gives the lock back.
-
-    Args:
-      made: whether the folder is new. It goes if a mistake in the config left
-        nothing in it; otherwise the file stays.
-    """
-    self._ended.set()
-    self._beating.join()
-    os.ftruncate(self._descriptor, 0)
-    if made and os.listdir(self._workdir) == [FILE]:
-      self._path.unlink()
-      self._workdir.rmdir()
-    os.close(self._descriptor)
-
-  def _refuse(self, holder: dict[str, Any] | None) -> str:
-    os.close(self._descriptor)
+  def _refused_by(self, holder: dict[str, Any] | None) -> str:
     who = 'another run'
     if holder:
       who = (
@@ -151,10 +182,22 @@ class _Lock:
 
   def _beat(self) -> None:
     while not self._ended.wait(BEAT_SECONDS):
-      self._holder['count'] += 1
       # A full disk must not end the run.
       with contextlib.suppress(OSError):
+        found = self._read()
+        if not self._is_there() or (found and found != self._holder):
+          self._lost = True
+          return
+        self._holder['count'] += 1
         self._write()
+
+  def _is_there(self) -> bool:
+    """Returns whether the file of this name is still the one that is open."""
+    try:
+      there = os.stat(self._path)
+    except FileNotFoundError:
+      return False
+    return os.path.samestat(there, os.fstat(self._descriptor))
 
   def _write(self) -> None:
     # In place, since a renamed file would leave the locked one behind; padded,
@@ -169,7 +212,9 @@ class _Lock:
       holder = json.loads(self._path.read_text())
     except (OSError, ValueError):
       return None
-    return holder if self._holder.keys() == holder.keys() else None
+    fields = self._holder.keys() | {'machine'}
+    is_ours = isinstance(holder, dict) and holder.keys() == fields
+    return holder if is_ours else None
 
 
 def _machine() -> str:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import collections
 import hashlib
+import json
 import shutil
 
 import jax
@@ -206,6 +207,29 @@ def test_only_step_that_is_damaged(tmp_path, state):
       checkpoints.restore(like(state))
   with pytest.raises(InputError, match='holds no complete checkpoint'):
     checkpoint.read(tmp_path)
+
+
+def hide_a_leaf(step):
+  path = step / 'default' / '_METADATA'
+  path.write_text(path.read_text().replace('"b"', '"a"'))
+
+
+def lose_a_leaf(step):
+  path = step / 'default' / '_METADATA'
+  content = json.loads(path.read_text())
+  for tree in (content['tree_metadata'],):
+    for name in [name for name in tree if "'step'" in name]:
+      del tree[name]
+  path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize('damage', [hide_a_leaf, lose_a_leaf])
+def test_leaf_that_is_hidden_is_missed(tmp_path, state, damage):
+  save(tmp_path, state, [1, 2])
+  damage(tmp_path / 'checkpoints' / '2')
+  for read in (checkpoint.read, checkpoint.fingerprint):
+    with pytest.raises(InputError, match='checkpoints/2 (is damaged|holds no)'):
+      read(tmp_path)
 
 
 @pytest.mark.parametrize(
