@@ -79,6 +79,11 @@ def _is_clip(values: tuple[float, ...]) -> bool:
   return len(values) in (0, 2) and finite and _rise(values)
 
 
+def _is_path(path: str) -> bool:
+  return not path.startswith('~')
+
+
+_HOME = '; write $HOME for a ~, which the shell leaves there'
 _TRUTH = Rule(bool, lambda x: True, 'True or False')
 _FINITE = _number(lambda x: True, 'a finite number')
 _POSITIVE = _number(lambda x: x > 0, 'a positive and finite number')
@@ -92,7 +97,9 @@ RULES = {
   'seed': _integer(0),
   'total_steps': _integer(1),
   'group_size': _integer(1),
-  'data.source': Rule(str, bool, "a folder or 'synthetic'"),
+  'data.source': Rule(
+    str, lambda x: x and _is_path(x), f"a folder or 'synthetic'{_HOME}"
+  ),
   'data.batch_size': _integer(1),
   'data.window': Rule(
     int,
@@ -119,7 +126,7 @@ RULES = {
   ),
   'head.precision': _one_of('highest', 'high', 'default'),
   'start.checkpoint': Rule(
-    str, lambda x: True, "a run folder, a .pth file, or '' for none"
+    str, _is_path, f"a run folder, a .pth file, or '' for none{_HOME}"
   ),
   'start.head': _TRUTH,
   'start.freeze': _TRUTH,
@@ -143,7 +150,12 @@ RULES = {
   'checkpoint_every': _INTERVAL,
   'checkpoint_checksums': _TRUTH,
   'keep_checkpoints': _integer(1),
-  'eval.pairs': Rule(tuple, all, _PAIRS, items=str),
+  'eval.pairs': Rule(
+    tuple,
+    lambda x: all(path and _is_path(path) for path in x),
+    f'{_PAIRS}{_HOME}',
+    items=str,
+  ),
   'eval.synthetic_pairs': Rule(
     int,
     lambda x: 0 < x < 2**31 and x % 20 == 0,

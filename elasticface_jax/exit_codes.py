@@ -2,6 +2,7 @@
 """Exit codes of commands, and the one line that explains a failure."""
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -9,10 +10,12 @@ import types
 import warnings
 from collections.abc import Callable, Iterator
 
+from elasticface_jax import terminal
 from elasticface_jax.errors import InputError, Stopped
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it.
+NO_READER = 141  # 128 + SIGPIPE, as of programs that end by it, without a word.
 
 
 def run(command: Callable[[], None], who: str = '') -> int:
@@ -35,10 +38,16 @@ def run(command: Callable[[], None], who: str = '') -> int:
     return fail(error, error.exit_code, who)
   except KeyboardInterrupt:
     return fail('interrupted', INTERRUPTED, who)
+  except BrokenPipeError:
+    terminal.discard(sys.stdout)
+    return NO_READER
   except OSError as error:
-    if not error.filename:
+    if error.filename:
+      return fail(f'{error.filename}: {error.strerror}', who=who)
+    if error.errno not in (errno.ENOSPC, errno.EIO):
       raise
-    return fail(f'{error.filename}: {error.strerror}', who=who)
+    terminal.discard(sys.stdout)
+    return fail(f'the output cannot be written: {error.strerror}', who=who)
 
 
 @contextlib.contextmanager

@@ -93,7 +93,11 @@ def verify(
 
 
 def write_results(
-  folder: Path, results: Mapping[str, Verification], *, title: str
+  folder: Path,
+  results: Mapping[str, Verification],
+  *,
+  title: str,
+  earlier: Mapping[str, Mapping] | None = None,
 ) -> None:
   """Writes ``results.json``, and ROC and score plots, into a folder.
 
@@ -101,13 +105,15 @@ def write_results(
     folder: the folder.
     results: by the name of the pair set.
     title: name of the network, for the plots.
+    earlier: results of the same weights on other pair sets, as for JSON.
 
   Raises:
     InputError: if a file cannot be written.
   """
   checkpoint.write_json(
     folder / 'results.json',
-    {name: result.as_dict() for name, result in results.items()},
+    {**(earlier or {})}
+    | {name: result.as_dict() for name, result in results.items()},
   )
   both_kinds = {n: r for n, r in results.items() if r.tar_at_far is not None}
   if both_kinds:

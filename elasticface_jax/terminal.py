@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The terminal: what can be seen on it, and times as people read them."""
 
+import contextlib
 import os
-from typing import TextIO
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 
 def shows_bars(stream: TextIO) -> bool:
@@ -40,3 +43,57 @@ def duration(seconds: float) -> str:
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f'{hours}:{minutes:02}:{seconds:02}'
+
+
+def discard(stream: TextIO) -> None:
+  """Lets a stream that is broken write to nowhere.
+
+  Python writes what is left in its buffer when the process ends, and would fail
+  then.
+
+  Args:
+    stream: such as `sys.stdout`.
+  """
+  with contextlib.suppress(OSError, ValueError):
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+class _Lasting:
+  """A stream that drops what cannot be written any more."""
+
+  def __init__(self, stream: TextIO):
+    self._stream, self._broken = stream, False
+
+  def write(self, text: str) -> int:
+    self._try(lambda: self._stream.write(text))
+    return len(text)
+
+  def flush(self) -> None:
+    self._try(self._stream.flush)
+
+  def _try(self, call: Any) -> None:
+    if not self._broken:
+      try:
+        call()
+      except (OSError, ValueError):  # No reader, no room; or closed.
+        self._broken = True
+        discard(self._stream)
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def lasting_output() -> Iterator[None]:
+  """Lets the body outlive its output: a closed pipe, a lost terminal.
+
+  Hours of training shall not end because nobody reads on, as after ``| head``,
+  or when the ``tee`` behind a pipe goes with its connection.
+  """
+  with (
+    contextlib.redirect_stdout(_Lasting(sys.stdout)),
+    contextlib.redirect_stderr(_Lasting(sys.stderr)),
+  ):
+    yield

@@ -19,6 +19,7 @@ runtime.set_cpu_threads()
 import jax
 
 from elasticface_jax import config_rules, data, evaluation, models, terminal
+from elasticface_jax.errors import InputError
 from elasticface_jax.evaluation import plots
 from elasticface_jax.pair_sets import (
   open_pair_sets,
@@ -60,11 +61,22 @@ def train(config: Any, workdir: Path) -> dict[str, Any] | None:
   runtime.check_platform()
   runtime.warn_of_cpu_threads()
   config_rules.check(c)
+  _check_place(workdir, c.data.source)
   with (
     runtime.fixed_arithmetic(x64=c.model.dtype == 'float64'),
     run_lock.hold(workdir) as check_held,
   ):
     return _train(c, workdir, check_held)
+
+
+def _check_place(workdir: Path, source: str) -> None:
+  """Raises an InputError if a run would write into a folder of images."""
+  images = Path(source).resolve()
+  if images.is_dir() and images in (path := workdir.resolve(), *path.parents):
+    raise InputError(
+      f'--workdir {workdir} is inside data.source={source}, where its folders '
+      'would be taken for people; give a folder outside of it'
+    )
 
 
 def _train(
@@ -114,7 +126,10 @@ def _run(
   """Runs the loop of a run, or finds that it has ended."""
   keys = task.make_keys(c.seed)
   with checkpoint.Checkpoints(
-    workdir, keep=c.keep_checkpoints, compare=c.checkpoint_checksums
+    workdir,
+    keep=c.keep_checkpoints,
+    run=run_folder.identity(c.to_dict(), source.fingerprint),
+    compare=c.checkpoint_checksums,
   ) as checkpoints:
     train_state = _new_or_restored(
       task, keys, checkpoints, initial, c.total_steps
@@ -167,12 +182,20 @@ def report(workdir: Path, results: Mapping, seconds: float) -> dict[str, Any]:
   """
   done, fingerprint = checkpoint.fingerprint(workdir)
   title = f'{workdir.resolve().name}, step {done:,}'
+  rows = metrics.read(workdir)
   if results:
     print(evaluation.table(results))
-    write_results(workdir, results, title=title)
-  plots.plot_training(
-    metrics.read(workdir), workdir / 'training.png', title=title
-  )
+    earlier = {
+      row['pairs']: {
+        name: value
+        for name, value in row.items()
+        if name not in ('step', 'pairs', 'seconds')
+      }
+      for row in rows
+      if row['step'] == done and 'pairs' in row
+    }
+    write_results(workdir, results, title=title, earlier=earlier)
+  plots.plot_training(rows, workdir / 'training.png', title=title)
   written = 'results.json, plots' if results else 'training.png'
   print(
     f'{written} and checkpoints are in {workdir}; this start took '
@@ -235,6 +258,11 @@ def _new_or_restored(
   latest, workdir = checkpoints.latest_step, checkpoints.folder.parent
   if latest is not None:
     train_state = checkpoints.restore(task.abstract_state())
+    if int(train_state.step) != latest:
+      raise InputError(
+        f'{checkpoints.folder / str(latest)} holds step '
+        f'{int(train_state.step)}: was it renamed? Give it back its number'
+      )
     if latest < total_steps:
       processes.say(f'resuming from step {latest} in {workdir}')
     else:

@@ -43,13 +43,6 @@ class _NoCheckpoints:
     """Waits for nothing."""
 
 
-class _Terminal(io.StringIO):
-  """A stream that looks like a terminal to the progress bar."""
-
-  def isatty(self):
-    return True
-
-
 def check() -> None:
   """Checks that the packages of the loop are there.
 
@@ -135,7 +128,9 @@ def _looped(run: Run, count: int, workdir: Path) -> float:
       yield batch
     moments.append(time.perf_counter())
 
-  with contextlib.redirect_stderr(_Terminal()):
+  # Lines as into a file; those of a terminal are a bar on stderr.
+  text = io.StringIO()
+  with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
     run.state = loop.train(
       workdir=workdir,
       state=run.state,

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from elasticface_jax.commands import _paths
 
 if TYPE_CHECKING:
   from elasticface_jax.weights import Weights
@@ -16,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--checkpoint',
     required=True,
-    type=Path,
+    type=_paths.path,
     metavar='W|FILE.pth',
     help='run folder, or a backbone trained with PyTorch',
   )

@@ -7,10 +7,10 @@ import gc
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from elasticface_jax import atomic, missing, recipes
+from elasticface_jax.commands import _paths
 from elasticface_jax.errors import InputError
 
 PARTS = 'step', 'head', 'loop', 'input'
@@ -147,7 +147,7 @@ def _add_measurement(parser: argparse.ArgumentParser) -> None:
     'that of the step if it is measured too, else 462',
   )
   how.add_argument(
-    '--out', type=Path, metavar='FILE.json', help='file for the results'
+    '--out', type=_paths.path, metavar='FILE.json', help='file for the results'
   )
 
 

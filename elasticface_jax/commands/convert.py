@@ -3,9 +3,8 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from elasticface_jax.commands import _checkpoint
+from elasticface_jax.commands import _checkpoint, _paths
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,18 +14,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     'file',
-    type=Path,
+    type=_paths.path,
     metavar='FILE.pth',
     help='backbone of ElasticFace or arcface_torch',
   )
   parser.add_argument(
-    '--workdir', required=True, type=Path, metavar='W', help='folder to make'
+    '--workdir',
+    required=True,
+    type=_paths.path,
+    metavar='W',
+    help='folder to make',
   )
   parser.add_argument(
     '--head',
     action='append',
     default=[],
-    type=Path,
+    type=_paths.path,
     metavar='FILE.pth',
     help='class centres too; repeat for the files of further ranks',
   )

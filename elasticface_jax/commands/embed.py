@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elasticface_jax import atomic, terminal
-from elasticface_jax.commands import _checkpoint, _progress
+from elasticface_jax.commands import _checkpoint, _paths, _progress
 from elasticface_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     'data',
+    type=_paths.text,
     metavar='DATA',
     help='data set, as for inspect; pair set, .bin or .npz; folder of images; '
     'or one image. Faces are aligned, 112x112',
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--out',
     required=True,
-    type=Path,
+    type=_paths.path,
     metavar='DIR',
     help='folder to make, for embeddings.npy (float32; the sum of the '
     'embeddings of an image and of its mirror image, not normalised), '

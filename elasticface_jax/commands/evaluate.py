@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elasticface_jax import atomic, terminal
-from elasticface_jax.commands import _checkpoint, _progress
+from elasticface_jax.commands import _checkpoint, _paths, _progress
+from elasticface_jax.errors import InputError
 
 if TYPE_CHECKING:
   from elasticface_jax.evaluation import Verification
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   _checkpoint.add_arguments(parser)
   parser.add_argument(
     '--pairs',
+    type=_paths.text,
     required=True,
     action='append',
     metavar='FILE',
@@ -39,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     '--out',
-    type=Path,
+    type=_paths.path,
     metavar='DIR',
     help='folder for results.json and plots',
   )
@@ -49,6 +51,11 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
   """Prints a table of the results, and writes them where ``--out`` says."""
   if args.out is not None:
     atomic.check_folder(args.out, '--out')
+    if (args.out / 'config.json').exists():
+      raise InputError(
+        f'--out {args.out} is a run folder, whose own results.json would be '
+        'replaced; give another folder'
+      )
   evaluate(
     _checkpoint.open_weights(args), args.pairs, folds=args.folds, out=args.out
   )

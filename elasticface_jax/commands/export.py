@@ -3,9 +3,9 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from elasticface_jax.commands import _checkpoint
+from elasticface_jax.commands import _checkpoint, _paths
+from elasticface_jax.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="PyTorch's state_dict, or a network with its weights",
   )
   parser.add_argument(
-    '--out', required=True, type=Path, metavar='FILE', help='file to write'
+    '--out',
+    required=True,
+    type=_paths.path,
+    metavar='FILE',
+    help='file to write',
   )
 
 
@@ -31,6 +35,10 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
   from elasticface_jax import weights
 
   weights.check_export(args.out, args.format)
+  if args.out.exists():
+    raise InputError(
+      f'--out {args.out} exists; give another name, or remove it'
+    )
   opened = _checkpoint.open_weights(args)
   if args.format != 'torch':
     print(

@@ -4,15 +4,17 @@
 import argparse
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
-from elasticface_jax.commands import _checkpoint
+from elasticface_jax.commands import _checkpoint, _paths
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the command's arguments."""
   parser.add_argument(
-    'workdir', type=Path, metavar='W', help='run folder of train or convert'
+    'workdir',
+    type=_paths.path,
+    metavar='W',
+    help='run folder of train or convert',
   )
   _checkpoint.add_step(parser)
 

@@ -5,7 +5,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from elasticface_jax.commands import _progress
+from elasticface_jax.commands import _paths, _progress
 from elasticface_jax.errors import InputError
 
 
@@ -14,19 +14,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.epilog = 'example: elasticface inspect DATA --fix CLEAN'
   parser.add_argument(
     'data',
+    type=_paths.text,
     metavar='DATA',
     help='folder with train.rec, shards, or a folder of images for each '
     'person; or a pair set, .bin or .npz',
   )
   parser.add_argument(
     '--out',
-    type=Path,
+    type=_paths.path,
     metavar='DIR',
     help='folder for the report as JSON and a histogram',
   )
   parser.add_argument(
     '--fix',
-    type=Path,
+    type=_paths.path,
     metavar='DIR',
     help='new .rec folder for the intact images, each of them once; its '
     'labels.tsv has old and new label of every person',

@@ -3,9 +3,8 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from elasticface_jax.commands import _progress
+from elasticface_jax.commands import _paths, _progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,13 +12,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.epilog = 'example: elasticface prepare DATA shards'
   parser.add_argument(
     'source',
+    type=_paths.text,
     metavar='SOURCE',
     help='data set, as for inspect; or a pair set, .bin or .npz; or, with '
     '--list, a folder with the images of each person',
   )
   parser.add_argument(
     'out',
-    type=Path,
+    type=_paths.path,
     metavar='OUT',
     help='folder to make; or file, .npz or .bin',
   )
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     '--list',
-    type=Path,
+    type=_paths.path,
     metavar='PAIRS.TXT',
     help="pairs to make, in the format of LFW's pairs.txt",
   )

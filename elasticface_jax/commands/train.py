@@ -3,9 +3,9 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from elasticface_jax import exit_codes, missing
+from elasticface_jax.commands import _paths
 from elasticface_jax.errors import InputError
 
 
@@ -17,12 +17,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     '--config',
+    type=_paths.text,
     required=True,
     metavar='RECIPE[:ARG]',
     help='a recipe, by name or file; --config.FIELD=VALUE changes a field',
   )
   parser.add_argument(
-    '--workdir', type=Path, metavar='W', help='run folder; made if needed'
+    '--workdir',
+    type=_paths.path,
+    metavar='W',
+    help='run folder; made if needed',
   )
   parser.add_argument(
     '--print',
@@ -69,8 +73,13 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
     return
   # Imported by the first batch; too late, as the run folder is made before.
   missing.check('tensorflow')
-  from elasticface_jax.train import train
+  from elasticface_jax import terminal
+  from elasticface_jax.train import train as run_training
   from elasticface_jax.training import processes
+
+  def train(config, workdir):
+    with terminal.lasting_output():
+      run_training(config, workdir)
 
   if not processes.start(args.coordinator, args.processes, args.process):
     train(config, args.workdir)

@@ -181,6 +181,11 @@ def _parse(place: str, line: str) -> ListedPair:
   if len(fields) == 4 and all(fields):
     name, first, other, second = fields
     if _is_number(first) and _is_number(second) and same == (name == other):
+      if same and int(first) == int(second):
+        raise InputError(
+          f'{place}: {line.strip()[:100]!r} pairs an image with itself; remove '
+          'the line, or name another image'
+        )
       return ListedPair(place, (name, int(first)), (other, int(second)), same)
   raise InputError(
     f'{place}: {line.strip()[:100]!r} is neither `name n1 n2` nor `name1 n1 '

@@ -34,24 +34,28 @@ with missing.needs(__name__):
 # its share on another number of devices reads only the pieces that hold it.
 PIECE_BYTES = 2**22
 
-# Name of the checksums in a step's metadata. They are None if switched off.
-_CHECKSUMS = 'checksums'
+# Names in a step's metadata: its checksums, which are None if switched off, and
+# the run that it belongs to.
+_CHECKSUMS, _RUN = 'checksums', 'run'
 
 
 class Checkpoints:
   """The checkpoints of one run folder; use as a context manager."""
 
-  def __init__(self, workdir: Path, *, keep: int, compare: bool = True):
+  def __init__(
+    self, workdir: Path, *, keep: int, run: str = '', compare: bool = True
+  ):
     """Opens the folder, which is made if it is missing.
 
     Args:
       workdir: W.
       keep: how many of the newest checkpoints stay.
+      run: identity of the run; checkpoints of another one are refused.
       compare: whether to save checksums, and to compare them when a state is
         restored. Each takes a reading of the state on its devices.
     """
     self.folder = Path(workdir).absolute() / 'checkpoints'
-    self._compare = compare
+    self._run, self._compare = run, compare
     self._manager = ocp.CheckpointManager(
       self.folder,
       options=ocp.CheckpointManagerOptions(
@@ -90,7 +94,9 @@ class Checkpoints:
     sums = checksums.of_devices(state) if self._compare else None
     try:
       if not self._manager.save(
-        step, args=arguments, custom_metadata={_CHECKSUMS: sums}
+        step,
+        args=arguments,
+        custom_metadata={_CHECKSUMS: sums, _RUN: self._run},
       ):
         raise InputError(
           f'{self.folder} holds step {self.latest_step}, so step {step} would '
@@ -151,6 +157,7 @@ class Checkpoints:
     )
     try:
       kept = _Kept(self._manager, step)
+      kept.check_run(self._run)
       kept.check_types(like)
       state = self._manager.restore(step, args=arguments)
       if self._compare:
@@ -178,6 +185,14 @@ class _Kept:
       raise ValueError('its default/_METADATA is missing or damaged')
     self.tree = record.item_metadata.tree
     self._more = record.custom_metadata
+
+  def check_run(self, run: str) -> None:
+    """Raises an InputError if the step was saved by another run."""
+    if _RUN in self._more and self._more[_RUN] != run:
+      raise InputError(
+        f'{self._path} was saved by a run with another config or other data: '
+        'was it copied here? Remove it, or restore config.json'
+      )
 
   def check_types(self, like: Any) -> None:
     """Raises an InputError if a state has other names, dtypes or shapes."""

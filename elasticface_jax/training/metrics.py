@@ -12,6 +12,7 @@ checkpoint cuts are kept in ``W/metrics_partial.json``.
 import collections
 import json
 import math
+import operator
 import sys
 import time
 from collections.abc import Mapping
@@ -32,17 +33,31 @@ _NOT_AVERAGED = ('learning_rate',)
 
 
 def read(workdir: Path) -> list[dict]:
-  """Reads all records of a run, without a last one cut off by a crash."""
+  """Reads all records of a run, without a last one cut off by a crash.
+
+  Args:
+    workdir: the run folder.
+
+  Raises:
+    InputError: names the first line before it that is no record.
+  """
   path = workdir / FILE
   if not path.exists():
     return []
   records = []
   # A crash of the machine may leave any bytes at the end.
-  for line in path.read_text(errors='replace').splitlines():
+  lines = path.read_text(errors='replace').splitlines()
+  for number, line in enumerate(lines, start=1):
     try:
-      records.append(json.loads(line))
-    except ValueError:
-      break
+      record = json.loads(line)
+      records.append({**record, 'step': operator.index(record['step'])})
+    except (KeyError, TypeError, ValueError) as error:
+      if number < len(lines):
+        # Left out, it would be lost when the file is written anew.
+        raise InputError(
+          f'{path}: line {number} is no record; was it edited? Restore it, or '
+          'remove that line'
+        ) from error
   return records
 
 
@@ -247,7 +262,13 @@ class _Interval:
 
   def __init__(self, path: Path, first_step: int):
     self._path = path
-    self._kept = _read_kept(path, first_step)
+    found = _read_kept(path)
+    # Later ones are of steps that are done again, maybe at other intervals.
+    self._kept = {
+      step: sums for step, sums in found.items() if int(step) <= first_step
+    }
+    if self._kept != found:
+      self._write()
     cut = self._kept.get(str(first_step), {'steps': 0, 'sums': {}})
     self._steps, self._sums = cut['steps'], dict(cut['sums'])
     self._newest: dict[str, float] = {}
@@ -268,20 +289,36 @@ class _Interval:
     return means
 
   def keep(self, step: int) -> None:
+    number, before = str(step), dict(self._kept)
     if self._steps:
-      self._kept[str(step)] = {'steps': self._steps, 'sums': dict(self._sums)}
-      with atomic.file(self._path) as part:
-        part.write_text(json.dumps(self._kept))
+      self._kept[number] = {'steps': self._steps, 'sums': dict(self._sums)}
+    else:
+      self._kept.pop(number, None)
+    if self._kept != before:
+      self._write()
+
+  def _write(self) -> None:
+    # Of checkpoints that are gone, nobody resumes. The newest is not there yet,
+    # and the one before it may still be written.
+    folder = self._path.parent / 'checkpoints'
+    newest = sorted(self._kept, key=int)[-2:]
+    self._kept = {
+      step: sums
+      for step, sums in self._kept.items()
+      if step in newest or (folder / step).exists()
+    }
+    with atomic.file(self._path) as part:
+      part.write_text(json.dumps(self._kept))
 
 
-def _read_kept(path: Path, first_step: int) -> dict[str, dict]:
+def _read_kept(path: Path) -> dict[str, dict]:
   try:
     kept = json.loads(path.read_text())
   except (FileNotFoundError, ValueError):
     # A crash of the machine may leave an empty file; the next record then has
     # means over fewer steps.
     return {}
-  return {step: sums for step, sums in kept.items() if int(step) <= first_step}
+  return kept if isinstance(kept, dict) else {}
 
 
 class _Clock:

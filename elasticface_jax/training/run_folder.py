@@ -5,6 +5,7 @@
 ``W/manifest.json``: versions, device, settings, seed and data of every start.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -52,8 +53,11 @@ def _differs(field: str, before: Any, now: Any) -> bool:
   """Tells whether a field has another value that would move bits."""
   if field == 'start.checkpoint':
     return bool(before) != bool(now)
-  free = any(field == f or field.startswith(f + '.') for f in FREE_FIELDS)
-  return before != now and not free
+  return before != now and not _is_free(field)
+
+
+def _is_free(field: str) -> bool:
+  return any(field == f or field.startswith(f + '.') for f in FREE_FIELDS)
 
 
 def is_begun(workdir: Path) -> bool:
@@ -83,7 +87,7 @@ def needs_initial_weights(workdir: Path, checkpoint: str) -> bool:
   path = workdir / 'config.json'
   if not is_begun(workdir) or not path.exists():
     return True
-  before = _flat(read_json(path))
+  before = _flat(_read_object(path))
   moved = before.get('start.checkpoint') != checkpoint
   return moved and Path(checkpoint).exists()
 
@@ -129,20 +133,18 @@ def claim(
   )
   path = workdir / 'config.json'
   manifest_path = workdir / 'manifest.json'
-  starts = []
-  if manifest_path.exists():
-    manifest = read_json(manifest_path)
-    if 'converted' in manifest:
-      raise InputError(
-        f'{workdir} holds converted weights and no run; give a new --workdir, '
-        f'and --config.start.checkpoint={workdir} to begin with them'
-      )
-    starts = manifest['starts']
+  starts = _read_starts(workdir, manifest_path)
   # Without a checkpoint there is nothing that another config could spoil.
   if not is_begun(workdir):
     starts = []
-  elif path.exists():
-    _check_config(workdir, _flat(read_json(path)), _flat(config))
+  else:
+    for needed in (path, manifest_path):
+      if not needed.exists():
+        raise InputError(
+          f'{workdir} holds checkpoints but no {needed.name}, which says what '
+          'they are of: restore it, or give a new --workdir'
+        )
+    _check_config(workdir, _flat(_read_object(path)), _flat(config))
   if starts:
     _check_origin(workdir, starts[0], data_fingerprint, start_fingerprint)
     _warn_of_change(workdir, starts[-1], here)
@@ -160,6 +162,54 @@ def claim(
   if processes.is_first():
     write_json(manifest_path, {'starts': starts})
     write_json(path, config)
+
+
+def identity(config: Mapping, data_fingerprint: str) -> str:
+  """Returns a hash of all that a run may not change, for its checkpoints.
+
+  Args:
+    config: nested.
+    data_fingerprint: of the training data.
+  """
+  fixed = {
+    field: bool(value) if field == 'start.checkpoint' else value
+    for field, value in _flat(config).items()
+    if field == 'start.checkpoint' or not _is_free(field)
+  }
+  text = json.dumps([fixed, data_fingerprint], sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+  content = read_json(path)
+  if not isinstance(content, dict):
+    raise InputError(
+      f'{path} is not what a run wrote; was it edited? Restore it, or start in '
+      'a new --workdir'
+    )
+  return content
+
+
+def _read_starts(workdir: Path, path: Path) -> list[dict[str, Any]]:
+  """Reads the starts of a run from its manifest; none if it is new."""
+  if not path.exists():
+    return []
+  manifest = _read_object(path)
+  if 'converted' in manifest:
+    raise InputError(
+      f'{workdir} holds converted weights and no run; give a new --workdir, '
+      f'and --config.start.checkpoint={workdir} to begin with them'
+    )
+  needed = {'data_fingerprint', 'start_fingerprint'}
+  starts = manifest['starts'] if 'starts' in manifest else None
+  if not isinstance(starts, list) or not all(
+    isinstance(start, dict) and needed <= start.keys() for start in starts
+  ):
+    raise InputError(
+      f'{path} has no list of starts as a run writes it; was it edited? '
+      'Restore it, or start in a new --workdir'
+    )
+  return starts
 
 
 def _check_config(workdir: Path, before: Mapping, now: Mapping) -> None:

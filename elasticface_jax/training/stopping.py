@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Orderly stops: SIGTERM and Ctrl-C end a run after a complete step.
+"""Orderly stops: SIGTERM, SIGHUP and Ctrl-C end a run after a complete step.
 
 Where `jax.distributed` runs, its own notice is used: it catches SIGTERM in any
 process, notifies all of them, and finds a step that none has passed. A handler
@@ -12,11 +12,15 @@ import signal
 import jax
 from jax.experimental import multihost_utils
 
+# SIGHUP comes when a terminal closes or its connection is lost.
+_SIGNALS = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+
 
 class Listener:
   """Remembers a signal until the loop asks; use as a context manager.
 
-  A second signal of the same kind acts at once, as without this class.
+  A second signal of the same kind acts at once, as without this class. One that
+  is ignored, as SIGHUP under nohup, stays so.
   """
 
   def __init__(self):
@@ -24,8 +28,9 @@ class Listener:
     self._before = {}
 
   def __enter__(self):
-    for number in (signal.SIGTERM, signal.SIGINT):
-      self._before[number] = signal.signal(number, self._receive)
+    for number in _SIGNALS:
+      if signal.getsignal(number) != signal.SIG_IGN:
+        self._before[number] = signal.signal(number, self._receive)
     return self
 
   def __exit__(self, *_):
@@ -44,18 +49,22 @@ class Listener:
 class DistributedListener:
   """Listener of a run of `jax.distributed`: all processes stop together.
 
-  Ctrl-C in one process stops all of them.
+  Ctrl-C or a hangup of one process stops all of them.
   """
 
   def __enter__(self):
-    self._before = signal.signal(signal.SIGINT, self._pass_on)
+    self._before = {}
+    for number in (signal.SIGINT, signal.SIGHUP):
+      if signal.getsignal(number) != signal.SIG_IGN:
+        self._before[number] = signal.signal(number, self._pass_on)
     return self
 
   def __exit__(self, *_):
-    signal.signal(signal.SIGINT, self._before)
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
 
   def _pass_on(self, number, frame):
-    signal.signal(number, self._before)
+    signal.signal(number, self._before[number])
     os.kill(os.getpid(), signal.SIGTERM)
 
   def heard(self, step: int) -> int | None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs in processes of their own: stopped, resumed, and refused."""
 
+import io
 import json
 import resource
 import shutil
@@ -8,8 +9,9 @@ import signal
 
 import jax
 import pytest
+from PIL import Image
 
-from elasticface_jax import evaluation
+from elasticface_jax import data, evaluation
 from elasticface_jax.errors import InputError
 
 SHORT = {'eval__pairs': '()'}
@@ -119,7 +121,7 @@ def test_refuses_another_config_and_damage(done, train_here):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('sent', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('sent', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_saves_and_the_next_start_resumes(
   tmp_path, train, train_here, wait_for_a_step, sent
 ):
@@ -269,3 +271,61 @@ def test_damaged_value_is_found_on_any_number_of_devices(
     line = one_line(err)
     assert 'checkpoints/4 is damaged (' in line
     assert 'is not what was saved' in line and 'from step 2' in line
+
+
+@pytest.mark.slow
+def test_checkpoint_that_is_not_the_run_s_own(
+  tmp_path, short_run, expected_fingerprint, train_here
+):
+  for name, change in (('copied', {'optim__lr': 0.9}), ('renamed', {})):
+    workdir = tmp_path / name
+    shutil.copytree(short_run, workdir)
+    steps = workdir / 'checkpoints'
+    if name == 'copied':
+      code, _, err = train_here(tmp_path / 'other', **SHORT, **change)
+      assert code == 0, err
+      shutil.rmtree(steps / '4')
+      shutil.copytree(tmp_path / 'other' / 'checkpoints' / '4', steps / '4')
+      message = 'checkpoints/4 was saved by a run with another config'
+    else:
+      (steps / '4').rename(steps / '40')
+      message = 'checkpoints/40 holds step 4: was it renamed'
+    code, _, err = train_here(workdir, **SHORT, total_steps=50)
+    assert code == 2 and message in one_line(err)
+
+
+def test_run_inside_of_its_images_is_refused(tmp_path, train_here):
+  (tmp_path / 'person').mkdir()
+  for workdir in (tmp_path, tmp_path / 'run'):
+    code, _, err = train_here(workdir, data__source=tmp_path)
+    assert code == 2 and 'is inside data.source' in one_line(err)
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+def test_output_that_nobody_reads_ends_no_run(tmp_path, training, elasticface):
+  process = elasticface(*training(tmp_path, **SHORT))
+  process.stdout.close()
+  process.stderr.close()
+  assert process.wait(timeout=300) == 0
+  assert (tmp_path / 'checkpoints' / '4').exists()
+
+
+@pytest.mark.slow
+def test_other_pair_sets_of_a_finished_run_are_added(tmp_path, train_here):
+  path = tmp_path / 'more.npz'
+  images = [png(shade) for shade in range(40)]
+  data.write_pairs(path, images, [True, False] * 10)
+  workdir = tmp_path / 'w'
+  for pairs in ("('synthetic',)", f"('{path}',)"):
+    code, _, err = train_here(workdir, eval__pairs=pairs)
+    assert code == 0, err
+  results = json.loads((workdir / 'results.json').read_text())
+  assert results.keys() == {'synthetic', 'more'}
+  assert results['synthetic'].keys() == results['more'].keys()
+
+
+def png(shade):
+  file = io.BytesIO()
+  Image.new('RGB', (112, 112), (6 * shade, 9, 200)).save(file, 'PNG')
+  return file.getvalue()

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import select
+import shutil
 import signal
 import struct
 import subprocess
@@ -60,6 +61,7 @@ def train(workdir, first, last, *, every=4, total=12, save=(), clock=None):
       writer.step(step, measured(step), batch_size=8, log=log)
       if step in save:
         writer.keep(step)
+        (workdir / 'checkpoints' / str(step)).mkdir(parents=True, exist_ok=True)
 
 
 def rows_without_timings(workdir):
@@ -286,3 +288,43 @@ def test_sums_on_a_full_disk_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(json, 'dumps', full)
     with pytest.raises(InputError, match=f'{metrics.PARTIAL}: No space left'):
       writer.keep(1)
+
+
+def kept_sums(workdir):
+  path = workdir / metrics.PARTIAL
+  return sorted(map(int, json.loads(path.read_text()))) if path.exists() else []
+
+
+def test_sums_of_steps_that_are_done_again_are_dropped(tmp_path):
+  train(tmp_path, 0, 11, save=(2, 6, 10))
+  assert kept_sums(tmp_path) == [2, 6, 10]
+  # At other intervals, step 6 ends one: its old sums must not be in the next.
+  train(tmp_path, 2, 7, every=3, save=(6,))
+  assert kept_sums(tmp_path) == [2]
+  train(tmp_path, 6, 9, every=3)
+  (row,) = [row for row in metrics.read(tmp_path) if row['step'] == 9]
+  mean = sum(measured(step)['loss'] for step in (7, 8, 9)) / 3
+  assert row['loss'] == pytest.approx(mean, abs=1e-15)
+  train(tmp_path, 0, 3)
+  assert kept_sums(tmp_path) == []
+
+
+def test_sums_of_checkpoints_that_are_gone_are_dropped(tmp_path):
+  train(tmp_path, 0, 11, save=(2, 5, 6, 7))
+  shutil.rmtree(tmp_path / 'checkpoints' / '2')
+  train(tmp_path, 7, 11, save=(9, 10))
+  assert kept_sums(tmp_path) == [5, 6, 7, 9, 10]
+
+
+@pytest.mark.parametrize(
+  'line', ['# note', 'null', '5', '[]', '{}', '{"step": "two"}']
+)
+def test_line_that_is_no_record_is_named_and_not_dropped(tmp_path, line):
+  lines = ['{"step": 1}', line, '{"step": 2}']
+  path = tmp_path / metrics.FILE
+  path.write_text('\n'.join(lines))
+  with pytest.raises(InputError, match=f'{metrics.FILE}: line 2 is no record'):
+    metrics.Writer(tmp_path, first_step=2, total_steps=3)
+  assert path.read_text() == '\n'.join(lines)
+  path.write_text('\n'.join(lines[:2]))  # Cut off by a crash.
+  assert metrics.read(tmp_path) == [{'step': 1}]

@@ -116,3 +116,44 @@ def test_flags_without_influence_are_not_settings(monkeypatch):
   )
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
   assert runtime.arithmetic_settings() == {}
+
+
+@pytest.mark.parametrize('name', ['config.json', 'manifest.json'])
+def test_begun_run_that_lost_a_file_is_refused(tmp_path, name):
+  begin(tmp_path)
+  (tmp_path / name).unlink()
+  with pytest.raises(InputError, match=f'holds checkpoints but no {name}, whi'):
+    claim(tmp_path)
+  assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize(
+  ('name', 'content', 'message'),
+  [
+    ('config.json', '[1, 2]', 'config.json is not what a run wrote'),
+    ('config.json', '{', 'config.json is not JSON'),
+    ('manifest.json', '[]', 'manifest.json is not what a run wrote'),
+    ('manifest.json', '{}', 'manifest.json has no list of starts'),
+    ('manifest.json', '{"starts": null}', 'has no list of starts'),
+    ('manifest.json', '{"starts": [{}]}', 'has no list of starts'),
+  ],
+)
+def test_files_that_were_edited(tmp_path, name, content, message):
+  begin(tmp_path)
+  (tmp_path / name).write_text(content)
+  with pytest.raises(InputError, match=f'{message}.*; was it edited|{message}'):
+    claim(tmp_path)
+  assert (tmp_path / name).read_text() == content
+
+
+def test_identity_is_that_of_what_may_not_change():
+  first = run_folder.identity(CONFIG, 'd')
+  assert first == run_folder.identity(CONFIG | {'total_steps': 99}, 'd')
+  moved = CONFIG | {'start': {'checkpoint': 'elsewhere'}}
+  assert first == run_folder.identity(moved, 'd')
+  others = [
+    (CONFIG, 'e'),
+    (CONFIG | {'optim': {'lr': 0.2}}, 'd'),
+    (CONFIG | {'start': {'checkpoint': ''}}, 'd'),
+  ]
+  assert all(run_folder.identity(*other) != first for other in others)

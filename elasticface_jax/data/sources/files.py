@@ -47,7 +47,9 @@ class LocalFile:
     try:
       self._fd = os.open(self.path, os.O_RDONLY)
     except OSError as error:
-      raise InputError(f'{self.path}: {error.strerror}') from error
+      raise InputError(
+        f'{self.path}: {error.strerror}; copy the data again, or restore it'
+      ) from error
     self.close = weakref.finalize(self, os.close, self._fd)
     self.size = os.fstat(self._fd).st_size
 
