@@ -2,6 +2,7 @@
 """Commands and their mistakes: one line, exit code 2, no traceback."""
 
 import configparser
+import errno
 import importlib
 import io
 import json
@@ -27,7 +28,9 @@ from elasticface_jax import (
   exit_codes,
   missing,
   runtime,
+  terminal,
 )
+from elasticface_jax.commands import inspect as inspect_command
 from elasticface_jax.errors import InputError, Stopped
 from elasticface_jax.training import checkpoint
 
@@ -101,6 +104,62 @@ def test_print_shows_the_config_and_trains_nothing(run):
   )
   assert code == 0
   assert 'optim.lr = 0.25' in output and 'optim.momentum = 0.9' in output
+
+
+@pytest.mark.parametrize(
+  'arguments',
+  [
+    ('train', '--config', QUICKSTART, '--workdir=~/run'),
+    ('train', '--config=~/own.py', '--workdir', 'w'),
+    ('evaluate', '--checkpoint=~/run', '--pairs', 'a.bin'),
+    ('evaluate', '--checkpoint', 'w', '--pairs=~/a.bin'),
+    ('inspect', '~/faces'),
+    ('prepare', 'faces', '~/shards'),
+    ('fingerprint', '~/run'),
+  ],
+)
+def test_home_that_the_shell_left_is_no_folder(fails, arguments):
+  line = fails(*arguments)
+  assert 'the shell has not replaced the ~ of ~/' in line and '$HOME' in line
+
+
+@pytest.mark.parametrize(
+  'field', ['data.source', 'start.checkpoint', 'eval.pairs']
+)
+def test_home_in_a_field(train_fails, field):
+  line = train_fails(f'--config.{field}=~/faces')
+  assert field in line and 'write $HOME for a ~' in line
+
+
+def test_results_of_a_run_are_not_replaced(fails, tmp_path):
+  (tmp_path / 'config.json').write_text('{}')
+  line = fails(
+    'evaluate', '--checkpoint', 'w', '--pairs', 'a', '--out', tmp_path
+  )
+  assert f'--out {tmp_path} is a run folder, whose own results.json' in line
+
+
+def test_exported_file_is_not_replaced(fails, tmp_path):
+  out = tmp_path / 'a.pth'
+  out.write_text('mine')
+  line = fails('export', '--checkpoint', out, '--format', 'torch', '--out', out)
+  assert f'--out {out} exists; give another name' in line
+  assert out.read_text() == 'mine'
+
+
+@pytest.mark.parametrize('error', [BrokenPipeError(32, 'Broken pipe'), None])
+def test_output_that_cannot_be_written(capsys, monkeypatch, error):
+  def run(args, rest):
+    raise error or OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(inspect_command, 'run', run)
+  monkeypatch.setattr(terminal, 'discard', lambda _: None)
+  code = cli.main(['inspect', 'faces'])
+  err = capsys.readouterr().err
+  if error:
+    assert (code, err) == (141, '')
+  else:
+    assert code == 2 and 'output cannot be written: No space left' in err
 
 
 LACKING = """

@@ -172,6 +172,8 @@ def read_encoded(
     raise InputError(
       f'{path}: {error.strerror}; give a pair set like lfw.bin or lfw.npz'
     ) from error
+  if not data:
+    raise InputError(f'{path}: it is empty; copy the file again')
   if data.startswith(b'PK'):
     read, form = _read_npz, 'the .npz format of a pair set'
   else:
@@ -180,7 +182,10 @@ def read_encoded(
   try:
     encoded, same = read(data)
   except (TypeError, ValueError) as error:
-    raise InputError(f'{path}: not {form}: {error}') from error
+    remedy = '; give a pair set like lfw.bin or lfw.npz'
+    if ';' in str(error):  # It says what to do.
+      remedy = ''
+    raise InputError(f'{path}: not {form}: {error}{remedy}') from error
   _check_lengths(path, encoded, same)
   return encoded, same
 

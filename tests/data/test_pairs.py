@@ -227,7 +227,7 @@ LAUGHS = functools.reduce(lambda laughs, _: [laughs, laughs], range(50), 'ha')
 
 
 @pytest.mark.parametrize('content, problem', [
-  (b'', 'not a pickle of .* does not begin as a pickle'),
+  (b'', 'a.bin: it is empty; copy the file again'),
   (b'path,label\n', 'not a pickle of .* does not begin as a pickle'),
   (b'\xff\xd8\xff\xe0', 'not a pickle of .* does not begin as a pickle'),
   (pickle.dumps({'a': 1}), 'not a pickle of'),
@@ -463,7 +463,7 @@ def test_every_cut_is_noticed(tmp_path):
   path, data = tmp_path / 'a.npz', npz()
   for length in range(0, len(data), 5):
     path.write_bytes(data[:length])
-    with pytest.raises(InputError, match='cut off|not a pickle'):
+    with pytest.raises(InputError, match='cut off|not a pickle|is empty'):
       read_pairs(path)
 
 
