@@ -32,9 +32,11 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_debug_key_reuse', True)
 jax.config.update('jax_legacy_prng_key', 'error')
 
-# A shell's background job ignores SIGINT, and so would the processes that tests
-# start. With a handler here they get the default.
+# A shell's background job ignores SIGINT, one under nohup SIGHUP, and so would
+# the processes that tests start. With a handler here they get the default.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+  signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def pytest_unconfigure():
