@@ -105,7 +105,8 @@ def _end(*, say: bool) -> None:
   with contextlib.suppress(Exception):
     sys.stdout.flush()
   if say:
-    os.write(2, b'elasticface: interrupted\n')
+    with contextlib.suppress(OSError):
+      os.write(2, b'elasticface: interrupted\n')
   os._exit(INTERRUPTED)
 
 
@@ -121,5 +122,8 @@ def fail(message: object, code: int = USER_ERROR, who: str = '') -> int:
     The exit code.
   """
   line = ' '.join(str(message).split())
-  print(f'elasticface{who}: {line}', file=sys.stderr)
+  try:
+    print(f'elasticface{who}: {line}', file=sys.stderr)
+  except (OSError, ValueError):  # The exit code says it, if nothing else can.
+    terminal.discard(sys.stderr)
   return code

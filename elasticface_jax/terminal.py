@@ -2,6 +2,7 @@
 """The terminal: what can be seen on it, and times as people read them."""
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -77,9 +78,12 @@ class _Lasting:
     if not self._broken:
       try:
         call()
-      except (OSError, ValueError):  # No reader, no room; or closed.
+      except (OSError, ValueError) as error:  # No reader, no room; or closed.
         self._broken = True
         discard(self._stream)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+          with contextlib.suppress(OSError):
+            os.write(2, b'elasticface: no space for its output; it goes on\n')
 
   def __getattr__(self, name: str) -> Any:
     return getattr(self._stream, name)

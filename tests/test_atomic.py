@@ -22,14 +22,13 @@ EXCEPTIONS = {
   'training/events.py: Events._open': (
     'the events of TensorBoard are appended to'
   ),
-  'training/checkpoint.py: Checkpoints.__init__': (
+  'training/checkpoint.py: _manager': (
     'Orbax writes checkpoints under temporary names and renames them'
   ),
   'terminal.py: discard': 'it opens the device that drops everything',
   'training/run_lock.py: _Lock._take': (
     'the lock belongs to the file itself, which must stay where it is'
   ),
-  'training/checkpoint.py: _opened': 'it opens Orbax checkpoints to read them',
   'data/tools/prepare.py: _Writer.__init__': (
     'its path is the temporary name that _Work.add has from atomic.file'
   ),

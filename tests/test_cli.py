@@ -162,6 +162,15 @@ def test_output_that_cannot_be_written(capsys, monkeypatch, error):
     assert code == 2 and 'output cannot be written: No space left' in err
 
 
+def test_exit_code_is_kept_where_nothing_can_be_said(monkeypatch):
+  class Full(io.StringIO):
+    def write(self, text):
+      raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(sys, 'stderr', Full())
+  assert cli.main(['inspect', 'no/such/folder']) == 2
+
+
 LACKING = """
 import contextlib, importlib, io, json, sys
 from elasticface_jax import cli

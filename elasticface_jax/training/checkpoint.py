@@ -56,7 +56,7 @@ class Checkpoints:
     """
     self.folder = Path(workdir).absolute() / 'checkpoints'
     self._run, self._compare = run, compare
-    self._manager = ocp.CheckpointManager(
+    self._manager = _manager(
       self.folder,
       options=ocp.CheckpointManagerOptions(
         max_to_keep=keep, cleanup_tmp_directories=True
@@ -169,6 +169,41 @@ class Checkpoints:
     return state
 
 
+# Keys of a step's _CHECKPOINT_METADATA.
+_KEYS = {
+  'item_handlers',
+  'metrics',
+  'performance_metrics',
+  'init_timestamp_nsecs',
+  'commit_timestamp_nsecs',
+  'custom_metadata',
+}
+
+
+def _manager(folder: Path, **arguments: Any) -> ocp.CheckpointManager:
+  """Opens the checkpoints of a folder.
+
+  Raises:
+    InputError: names the step whose metadata let Orbax refuse all steps.
+  """
+  try:
+    return ocp.CheckpointManager(folder, **arguments)
+  except Exception as error:
+    steps = sorted(int(p.name) for p in folder.glob('*') if p.name.isdigit())
+    for step in steps:
+      path = folder / str(step) / '_CHECKPOINT_METADATA'
+      try:
+        known = json.loads(path.read_text()).keys() <= _KEYS
+      except (AttributeError, OSError, ValueError):
+        continue  # Orbax passes over these.
+      if not known:
+        raise InputError(
+          f'{path} is damaged ({first_line(error)}); remove {path.parent} to '
+          f'use the other steps: {[s for s in steps if s != step]}'
+        ) from error
+    raise
+
+
 class _Kept:
   """Record of a step about its arrays, besides their values.
 
@@ -181,10 +216,13 @@ class _Kept:
     self._path = Path(manager.directory) / str(step)
     if record.init_timestamp_nsecs is None:
       raise ValueError('its _CHECKPOINT_METADATA is missing or damaged')
+    more = record.custom_metadata
+    if more and not {_CHECKSUMS, _RUN} <= more.keys():
+      raise ValueError('its _CHECKPOINT_METADATA is damaged')
     if record.item_metadata is None:
       raise ValueError('its default/_METADATA is missing or damaged')
     self.tree = record.item_metadata.tree
-    self._more = record.custom_metadata
+    self._more = more
 
   def check_run(self, run: str) -> None:
     """Raises an InputError if the step was saved by another run."""
@@ -314,7 +352,7 @@ def _opened(
     active_processes={me},
     barrier_sync_key_prefix=f'reader_{me}',
   )
-  with ocp.CheckpointManager(
+  with _manager(
     folder,
     options=ocp.CheckpointManagerOptions(
       create=False, multiprocessing_options=alone
@@ -324,7 +362,10 @@ def _opened(
     steps = manager.all_steps()
     intact = _intact(manager, steps)
     for other in sorted(set(steps) - set(intact)):
-      _warn(f'{folder / str(other)} is not complete, and passed over')
+      _warn(
+        f'{folder / str(other)} is not complete, and passed over'
+        + (f': step {intact[0]} is the newest' if intact else '')
+      )
     if not intact:
       raise InputError(
         f'{workdir} holds no complete checkpoint; train until the first one'

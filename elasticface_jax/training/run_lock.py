@@ -104,7 +104,8 @@ class _Lock:
     if self._lost:
       raise InputError(
         f'{self._workdir} was taken by another run, or its {FILE} was removed: '
-        'this run ends, and what it saved before is intact'
+        'this run ends, and what it saved is intact; once no other run has the '
+        'folder, the same command resumes'
       )
 
   def release(self) -> None:

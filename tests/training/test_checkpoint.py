@@ -2,6 +2,7 @@
 import collections
 import hashlib
 import json
+import re
 import shutil
 
 import jax
@@ -209,6 +210,24 @@ def test_only_step_that_is_damaged(tmp_path, state):
     checkpoint.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+  'key', ['init_timestamp_nsecs', 'custom_metadata', 'checksums', 'run']
+)
+def test_damaged_key_that_closes_the_folder_is_named(tmp_path, state, key):
+  save(tmp_path, state, [1, 2])
+  path = tmp_path / 'checkpoints' / '2' / '_CHECKPOINT_METADATA'
+  path.write_text(path.read_text().replace(f'"{key}"', f'"x{key[1:]}"'))
+  message = r'2.* damaged .*remove .*checkpoints/2 to |/2 is not complete'
+  for read in (checkpoint.read, checkpoint.fingerprint):
+    try:
+      assert read(tmp_path)[0] == 1  # Passed over, with a warning.
+    except InputError as error:
+      assert re.search(message, str(error)), error
+  with pytest.raises(InputError, match=r'2(/_CHECK\w+)? is damaged'):
+    with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
+      checkpoints.restore(like(state))
+
+
 def hide_a_leaf(step):
   path = step / 'default' / '_METADATA'
   path.write_text(path.read_text().replace('"b"', '"a"'))
@@ -248,15 +267,14 @@ def test_nothing_is_cast_or_left_out(tmp_path, state, name, leaf, message):
       checkpoints.restore(like(other))
 
 
-def test_step_without_checksums_is_read_with_a_warning(
-  tmp_path, state, capsys, monkeypatch
-):
+def test_step_without_checksums_is_read_with_a_warning(tmp_path, state, capsys):
   with checkpoint.Checkpoints(tmp_path / 'off', keep=2, compare=False) as off:
     off.save(1, state)
   checkpoint.read(tmp_path / 'off')
   assert not capsys.readouterr().err  # It was asked for.
-  monkeypatch.setattr(checkpoint, '_CHECKSUMS', 'another_name')
   save(tmp_path / 'old', state, [1])
-  monkeypatch.undo()
+  path = tmp_path / 'old' / 'checkpoints' / '1' / '_CHECKPOINT_METADATA'
+  content = json.loads(path.read_text())
+  path.write_text(json.dumps(content | {'custom_metadata': {}}))
   checkpoint.read(tmp_path / 'old')
   assert 'was saved without checksums' in capsys.readouterr().err
