@@ -158,9 +158,7 @@ def check_folder(path: str | os.PathLike, argument: str) -> None:
   while not os.path.lexists(there):
     there = there.parent
   if not there.is_dir():
-    raise InputError(
-      f'{argument} {path}: {there} is a file; give the name of a folder'
-    )
+    raise InputError(f'{argument} {path}: {there} is a file; give a folder')
   _check_folder(there, f'{argument} {path}')
 
 
@@ -180,6 +178,22 @@ def _check_folder(folder: Path, what: str) -> None:
     raise InputError(
       f'{what}: {folder} may not be written to; give another folder'
     )
+
+
+def make_folder(path: Path, remedy: str = 'nothing is written') -> None:
+  """Makes a folder, and those above it, if it is missing.
+
+  Args:
+    path: the folder.
+    remedy: the end of the message.
+
+  Raises:
+    InputError: if it cannot be made.
+  """
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(f'{path}: {error.strerror}; {remedy}') from error
 
 
 def flush(path: Path) -> None:

@@ -26,7 +26,7 @@ _ARITHMETIC = {
   'jax_disable_jit': False,
 }
 # Environment variables that change what a compiler does, or the arithmetic of
-# a device, and that nothing here can set. The last starts of names.
+# a device, and that nothing here can set; starts of names.
 _RECORDED = (
   'JAX_COMPILER_',
   'JAX_DISABLE_MOST_OPTIMIZATIONS',

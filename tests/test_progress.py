@@ -6,7 +6,7 @@ import pytest
 from elasticface_jax import terminal
 from elasticface_jax.commands import _progress
 
-from . import terminals
+from . import clocks, terminals
 
 WORK = """
 import time
@@ -20,16 +20,9 @@ with _progress.bar('images') as progress:
 """
 
 
-class Clock:
-  now = 100.0
-
-  def __call__(self):
-    return self.now
-
-
 @pytest.fixture
 def clock(monkeypatch):
-  clock = Clock()
+  clock = clocks.Clock()
   monkeypatch.setattr(_progress.time, 'monotonic', clock)
   return clock
 

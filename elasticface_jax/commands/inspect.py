@@ -5,6 +5,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from elasticface_jax import atomic
 from elasticface_jax.commands import _paths, _progress
 from elasticface_jax.errors import InputError
 
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
   if args.renumber and args.fix is None:
     raise InputError('--renumber is for the clean copy: give --fix DIR, too')
   if args.out:
-    data.check_folder(args.out, '--out')  # Hours before it is written.
+    atomic.check_folder(args.out, '--out')  # Hours before it is written.
   try:
     with _progress.bar('images') as progress:
       report = data.inspect(args.data, progress, args.fix, args.renumber)

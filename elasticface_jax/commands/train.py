@@ -74,22 +74,19 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
   # Imported by the first batch; too late, as the run folder is made before.
   missing.check('tensorflow')
   from elasticface_jax import terminal
-  from elasticface_jax.train import train as run_training
+  from elasticface_jax.train import train
   from elasticface_jax.training import processes
 
-  def train(config, workdir):
-    with terminal.lasting_output():
-      run_training(config, workdir)
-
-  if not processes.start(args.coordinator, args.processes, args.process):
-    train(config, args.workdir)
-    return
-  code = 1
-  try:
-    code = exit_codes.run(
-      lambda: train(config, args.workdir), who=processes.name()
-    )
-  except Exception as error:
-    exit_codes.fail(processes.lost(error), who=processes.name())
-  finally:
-    processes.leave(code)
+  with terminal.lasting_output():
+    if not processes.start(args.coordinator, args.processes, args.process):
+      train(config, args.workdir)
+      return
+    code = 1
+    try:
+      code = exit_codes.run(
+        lambda: train(config, args.workdir), who=processes.name()
+      )
+    except Exception as error:
+      exit_codes.fail(processes.lost(error), who=processes.name())
+    finally:
+      processes.leave(code)

@@ -50,7 +50,6 @@ from elasticface_jax.data.tools.inspection import (
 from elasticface_jax.data.tools.prepare import Prepared, prepare_shards
 from elasticface_jax.data.tools.report import (
   Report,
-  check_folder,
   write_report,
 )
 
@@ -70,7 +69,6 @@ __all__ = [
   'all_in_order',
   'batch_indices',
   'batches',
-  'check_folder',
   'check_window',
   'inspect',
   'inspect_images',

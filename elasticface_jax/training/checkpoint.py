@@ -169,6 +169,16 @@ class Checkpoints:
     return state
 
 
+def steps_in(folder: Path) -> list[int]:
+  """Returns the numbers of the folders in a folder, ascending.
+
+  Args:
+    folder: that of the checkpoints; may be missing. A step in it need not be
+      complete.
+  """
+  return sorted(int(p.name) for p in folder.glob('*') if p.name.isdigit())
+
+
 # Keys of a step's _CHECKPOINT_METADATA.
 _KEYS = {
   'item_handlers',
@@ -189,7 +199,7 @@ def _manager(folder: Path, **arguments: Any) -> ocp.CheckpointManager:
   try:
     return ocp.CheckpointManager(folder, **arguments)
   except Exception as error:
-    steps = sorted(int(p.name) for p in folder.glob('*') if p.name.isdigit())
+    steps = steps_in(folder)
     for step in steps:
       path = folder / str(step) / '_CHECKPOINT_METADATA'
       try:
@@ -222,11 +232,15 @@ class _Kept:
     if record.item_metadata is None:
       raise ValueError('its default/_METADATA is missing or damaged')
     self.tree = record.item_metadata.tree
-    self._more = more
+    # Older versions kept neither; without --config.checkpoint_checksums, the
+    # first is None.
+    self._is_older = not more
+    self._sums = more[_CHECKSUMS] if more else None
+    self._run = more[_RUN] if more else None
 
   def check_run(self, run: str) -> None:
     """Raises an InputError if the step was saved by another run."""
-    if _RUN in self._more and self._more[_RUN] != run:
+    if not self._is_older and self._run != run:
       raise InputError(
         f'{self._path} was saved by a run with another config or other data: '
         'was it copied here? Remove it, or restore config.json'
@@ -258,16 +272,14 @@ class _Kept:
       sums: of what was read, by name.
       fields: parts of the state that were read; empty for all.
     """
-    if _CHECKSUMS not in self._more:
+    if self._is_older:
       _warn(f'{self._path} was saved without checksums; nothing is compared')
-      return
-    saved = self._more[_CHECKSUMS]
-    if saved is None:
+    if self._sums is None:
       return
     # Both ways: a damaged name may hide a leaf behind another of that name.
     expected = {
       name: blocks
-      for name, blocks in saved.items()
+      for name, blocks in self._sums.items()
       if not fields or name.split('/')[0] in fields
     }
     if lacking := sorted(expected.keys() ^ sums.keys()):
@@ -286,8 +298,7 @@ class _Kept:
 
   def fields(self) -> list[str]:
     """Returns the parts of the state, those included that a damage hides."""
-    saved = self._more[_CHECKSUMS] if _CHECKSUMS in self._more else None
-    hidden = {name.split('/')[0] for name in saved or ()}
+    hidden = {name.split('/')[0] for name in self._sums or ()}
     return sorted(self.tree.keys() | hidden)
 
 
@@ -313,32 +324,31 @@ def _damaged(
 ) -> InputError:
   """Returns the error for a step that is damaged; offers the one before it."""
   path = Path(manager.directory) / str(step)
-  others = _intact(manager, [s for s in manager.all_steps() if s != step])
-  if others:
+  before = next((s for s in _intact(manager) if s != step), None)
+  if before is not None:
     remedy = (
-      f'remove it to resume from step {others[0]}, which is intact as far as '
-      f'its files go, or read that with --step {others[0]}'
+      f'remove it to resume from step {before}, which is intact as far as '
+      f'its files go, or read that with --step {before}'
     )
   else:
     remedy = 'there is no other: remove it to start again'
   return InputError(f'{path} is damaged ({first_line(error)}); {remedy}')
 
 
-def _intact(manager: ocp.CheckpointManager, steps: Sequence[int]) -> list[int]:
+def _intact(manager: ocp.CheckpointManager) -> dict[int, _Kept]:
   """Returns the steps whose files are all there, the newest first."""
-  intact = []
-  for step in sorted(steps, reverse=True):
+  intact = {}
+  for step in sorted(manager.all_steps(), reverse=True):
     # An empty folder with a number is a step to Orbax.
     with contextlib.suppress(Exception):
-      _Kept(manager, step)
-      intact.append(step)
+      intact[step] = _Kept(manager, step)
   return intact
 
 
 @contextlib.contextmanager
 def _opened(
   workdir: str | os.PathLike, step: int | None
-) -> Iterator[tuple[ocp.CheckpointManager, int]]:
+) -> Iterator[tuple[ocp.CheckpointManager, int, _Kept]]:
   """Opens a checkpoint for reading; reports any error inside as damage."""
   folder = Path(workdir).absolute() / 'checkpoints'
   if not folder.is_dir():
@@ -359,25 +369,25 @@ def _opened(
     ),
     item_handlers=ocp.PyTreeCheckpointHandler(multiprocessing_options=alone),
   ) as manager:
-    steps = manager.all_steps()
-    intact = _intact(manager, steps)
-    for other in sorted(set(steps) - set(intact)):
+    intact = _intact(manager)
+    newest = next(iter(intact), None)
+    for other in sorted({*manager.all_steps()} - intact.keys()):
       _warn(
         f'{folder / str(other)} is not complete, and passed over'
-        + (f': step {intact[0]} is the newest' if intact else '')
+        + (f': step {newest} is the newest' if intact else '')
       )
     if not intact:
       raise InputError(
         f'{workdir} holds no complete checkpoint; train until the first one'
       )
-    step = intact[0] if step is None else step
+    step = newest if step is None else step
     if step not in intact:
       raise InputError(
         f'{workdir} holds no step {step}; it holds '
         + ', '.join(str(s) for s in sorted(intact))
       )
     try:
-      yield manager, step
+      yield manager, step, intact[step]
     except InputError:
       raise
     except Exception as error:
@@ -385,10 +395,12 @@ def _opened(
 
 
 def _read_fields(
-  manager: ocp.CheckpointManager, step: int, fields: Sequence[str]
+  manager: ocp.CheckpointManager,
+  step: int,
+  kept: _Kept,
+  fields: Sequence[str],
 ) -> dict[str, Any]:
   """Reads parts of a state, all without `fields`, and compares checksums."""
-  kept = _Kept(manager, step)
   for field in fields:
     if field not in kept.tree:
       raise InputError(f'{manager.directory / str(step)} holds no {field}')
@@ -424,8 +436,8 @@ def read(
   Raises:
     InputError: if the checkpoint is not there or cannot be read.
   """
-  with _opened(workdir, step) as (manager, step):
-    return step, _read_fields(manager, step, fields)
+  with _opened(workdir, step) as (manager, step, kept):
+    return step, _read_fields(manager, step, kept, fields)
 
 
 def fingerprint(
@@ -448,9 +460,9 @@ def fingerprint(
     InputError: if the checkpoint is not there or cannot be read.
   """
   digest = hashlib.sha256()
-  with _opened(workdir, step) as (manager, step):
-    for field in _Kept(manager, step).fields():
-      _digest(digest, _read_fields(manager, step, [field]))
+  with _opened(workdir, step) as (manager, step, kept):
+    for field in kept.fields():
+      _digest(digest, _read_fields(manager, step, kept, [field]))
   return step, digest.hexdigest()
 
 
@@ -478,12 +490,22 @@ def write_json(path: Path, content: Any) -> None:
     part.write_text(text)
 
 
-def read_json(path: Path) -> Any:
-  """Reads JSON that a run wrote."""
+def read_json(path: Path) -> dict[str, Any]:
+  """Reads JSON that a run wrote.
+
+  Raises:
+    InputError: if it is no JSON, or no object.
+  """
   try:
-    return json.loads(path.read_text())
+    content = json.loads(path.read_text())
   except ValueError as error:
     raise InputError(
       f'{path} is not JSON ({error}); was it edited? Restore it, or start in a '
       'new --workdir'
     ) from error
+  if not isinstance(content, dict):
+    raise InputError(
+      f'{path} is not what a run wrote; was it edited? Restore it, or start in '
+      'a new --workdir'
+    )
+  return content

@@ -21,7 +21,11 @@ import jax
 from elasticface_jax import __version__, runtime
 from elasticface_jax.errors import InputError
 from elasticface_jax.training import processes
-from elasticface_jax.training.checkpoint import read_json, write_json
+from elasticface_jax.training.checkpoint import (
+  read_json,
+  steps_in,
+  write_json,
+)
 
 # Fields of the config that change no bit of the state: they may differ from
 # start to start. `data.source` and `start.checkpoint` may move; the fingerprint
@@ -62,12 +66,7 @@ def _is_free(field: str) -> bool:
 
 def is_begun(workdir: Path) -> bool:
   """Tells whether a run folder holds a checkpoint to resume from."""
-  return bool(_steps(workdir))
-
-
-def _steps(workdir: Path) -> list[int]:
-  folders = (workdir / 'checkpoints').glob('*')
-  return [int(folder.name) for folder in folders if folder.name.isdigit()]
+  return bool(steps_in(workdir / 'checkpoints'))
 
 
 def needs_initial_weights(workdir: Path, checkpoint: str) -> bool:
@@ -87,7 +86,7 @@ def needs_initial_weights(workdir: Path, checkpoint: str) -> bool:
   path = workdir / 'config.json'
   if not is_begun(workdir) or not path.exists():
     return True
-  before = _flat(_read_object(path))
+  before = _flat(read_json(path))
   moved = before.get('start.checkpoint') != checkpoint
   return moved and Path(checkpoint).exists()
 
@@ -144,12 +143,13 @@ def claim(
           f'{workdir} holds checkpoints but no {needed.name}, which says what '
           'they are of: restore it, or give a new --workdir'
         )
-    _check_config(workdir, _flat(_read_object(path)), _flat(config))
+    _check_config(workdir, _flat(read_json(path)), _flat(config))
   if starts:
     _check_origin(workdir, starts[0], data_fingerprint, start_fingerprint)
     _warn_of_change(workdir, starts[-1], here)
   # A run that has ended starts nothing.
-  if max(_steps(workdir), default=-1) < config['total_steps']:
+  done = max(steps_in(workdir / 'checkpoints'), default=-1)
+  if done < config['total_steps']:
     starts.append(
       {
         'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
@@ -180,21 +180,11 @@ def identity(config: Mapping, data_fingerprint: str) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-  content = read_json(path)
-  if not isinstance(content, dict):
-    raise InputError(
-      f'{path} is not what a run wrote; was it edited? Restore it, or start in '
-      'a new --workdir'
-    )
-  return content
-
-
 def _read_starts(workdir: Path, path: Path) -> list[dict[str, Any]]:
   """Reads the starts of a run from its manifest; none if it is new."""
   if not path.exists():
     return []
-  manifest = _read_object(path)
+  manifest = read_json(path)
   if 'converted' in manifest:
     raise InputError(
       f'{workdir} holds converted weights and no run; give a new --workdir, '

@@ -48,7 +48,6 @@ CALLS = {
   'write_report': lambda p: data.write_report(
     data.inspect(p('rec'), fix=p('clean')), p('report')
   ),
-  'check_folder': lambda p: data.check_folder(p('report'), '--out'),
   'prepare_shards': lambda p: data.prepare_shards(
     data.open_encoded(p('rec')), p('shards')
   ),

@@ -18,25 +18,12 @@ from tensorboardX.record_writer import masked_crc32c
 from elasticface_jax.errors import InputError
 from elasticface_jax.training import events, metrics
 
-from .. import terminals
-
-
-class Clock:
-  """A clock that stands still but for `pass_`."""
-
-  def __init__(self):
-    self.now = 100.0
-
-  def pass_(self, seconds):
-    self.now += seconds
-
-  def __call__(self):
-    return self.now
+from .. import clocks, terminals
 
 
 @pytest.fixture
 def clock(monkeypatch):
-  clock = Clock()
+  clock = clocks.Clock()
   monkeypatch.setattr(metrics.time, 'perf_counter', clock)
   return clock
 

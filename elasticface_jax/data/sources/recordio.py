@@ -364,7 +364,9 @@ def write_rec_folder(
       f'{folder}: {num_classes:,} classes; labels of a .rec are float32, which '
       f'distinguish only {MAX_EXACT:,}: use a folder or shards'
     )
-  _make_folder(folder)
+  atomic.make_folder(folder)
+  if (folder / 'train.rec').exists():
+    raise InputError(f'{folder}/train.rec exists; give another folder')
   ranges = np.zeros((num_classes, 2), np.int64)
   key, last = 0, None
   with (
@@ -393,14 +395,3 @@ def write_rec_folder(
       out.write(key, pack(pair, b'', record_id=key))
     end = first_identity + num_classes
     out.write(0, pack([first_identity, end], b'', record_id=0, id2=1))
-
-
-def _make_folder(folder: Path) -> None:
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise InputError(
-      f'{folder}: {error.strerror}; nothing is written'
-    ) from error
-  if (folder / 'train.rec').exists():
-    raise InputError(f'{folder}/train.rec exists; give another folder')

@@ -25,7 +25,7 @@ from elasticface_jax.data.tools.classes import (
   people,
 )
 from elasticface_jax.data.tools.classes import lost as lost_note
-from elasticface_jax.data.tools.report import MAX_LINES, Report, check_folder
+from elasticface_jax.data.tools.report import MAX_LINES, Report
 from elasticface_jax.data.tools.walks import (
   AllFindings,
   Findings,
@@ -207,7 +207,7 @@ def _inspect(walk: Walk, progress: Progress, fix, renumber: bool) -> Report:
     raise InputError('renumber is for the clean copy: give fix, too')
   if fix is not None:
     atomic.check_unused(Path(fix), '--fix')  # Hours before it is written.
-    check_folder(Path(fix).parent, '--fix')
+    atomic.check_folder(Path(fix).parent, '--fix')
   seen = AllFindings(walk.total)
   for start, found in _examine_all(walk):
     progress(start, walk.total)

@@ -33,7 +33,6 @@ from elasticface_jax.data.sources.encoded import (
   counted,
 )
 from elasticface_jax.data.sources.shards import INFO, ShardSource
-from elasticface_jax.data.tools.report import check_folder
 from elasticface_jax.errors import InputError, first_line
 
 NAME = 'aligned_faces'
@@ -160,7 +159,7 @@ def _check_arguments(out: Path, file_format: str) -> None:
     )
   if out.exists():
     raise InputError(f'{out} exists; remove it, or give another folder')
-  check_folder(out.parent, 'OUT')
+  atomic.check_folder(out.parent, 'OUT')
 
 
 def features(names: Iterable[str] | None):

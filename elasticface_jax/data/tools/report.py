@@ -10,7 +10,6 @@ import numpy as np
 
 from elasticface_jax import atomic
 from elasticface_jax.data.sources.encoded import counted
-from elasticface_jax.errors import InputError
 
 MAX_LINES = 20  # Problems and notes that are printed; all are counted.
 
@@ -70,25 +69,6 @@ class Report:
     return '\n'.join(lines)
 
 
-def check_folder(folder: str | os.PathLike, argument: str) -> None:
-  """Checks that files can be written into a folder that may be missing.
-
-  Args:
-    folder: the folder.
-    argument: the command's name for it, for the message.
-
-  Raises:
-    InputError: if it or a folder above it is a file, or cannot be written.
-  """
-  folder = Path(folder)
-  # `resolve` makes a relative name such as `.` one with folders above it.
-  above = next(p for p in (folder, *folder.resolve().parents) if p.exists())
-  if not above.is_dir():
-    raise InputError(f'{argument}: {above} is a file; give a folder')
-  if not os.access(above, os.W_OK | os.X_OK):
-    raise InputError(f'{argument}: {above} cannot be written; give another')
-
-
 def write_report(report: Report, folder: str | os.PathLike) -> None:
   """Writes ``inspection.json`` and ``images_per_class.png`` into a folder.
 
@@ -102,12 +82,7 @@ def write_report(report: Report, folder: str | os.PathLike) -> None:
   from elasticface_jax.data.tools import plots  # Matplotlib takes a second.
 
   folder = Path(folder)
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise InputError(
-      f'{folder}: {error.strerror}; give a folder for the report'
-    ) from error
+  atomic.make_folder(folder, 'give a folder for the report')
   text = json.dumps(report.as_dict(), indent=1)
   with atomic.file(folder / 'inspection.json') as part:
     part.write_text(text)
