@@ -104,12 +104,15 @@ class End(NamedTuple):
       all that it started are gone.
     after_save: from the last byte of the checkpoint that a signal makes; None
       where none is made.
+    cpu: seconds of a core that the process took in this time; far below
+      `seconds` on an idle machine, it waited for something.
     code: exit code; None if it had to be killed.
     faults: what is wrong with it but for time and code, in words.
   """
 
   seconds: float
   after_save: float | None
+  cpu: float
   code: int | None
   faults: tuple[str, ...]
 
@@ -205,7 +208,9 @@ def wait_for_line(process, log, starts):
 def wait_for_end(process, tag, begin, workdir, log):
   """Waits until a process and all that it started are gone."""
   faults = []
+  before = cpu = cpu_seconds(process.pid, 0)
   while process.poll() is None or descendants(tag):
+    cpu = cpu_seconds(process.pid, cpu)
     if time.time() > begin + HANGS:
       alive = [f'{name} ({pid})' for pid, name in descendants(tag).items()]
       faults.append(f'after {HANGS} s still there: {", ".join(alive)}')
@@ -220,7 +225,19 @@ def wait_for_end(process, tag, begin, workdir, log):
   after_save = None
   if SAVED in text:
     after_save = end - max(saved)
-  return End(end - begin, after_save, process.returncode, tuple(faults))
+  return End(
+    end - begin, after_save, cpu - before, process.returncode, tuple(faults)
+  )
+
+
+def cpu_seconds(pid, default):
+  """Returns the time that a process has computed; the default if it is gone."""
+  try:
+    text = Path(f'/proc/{pid}/stat').read_text()
+  except OSError:
+    return default
+  fields = text.rpartition(')')[2].split()  # A name may have spaces.
+  return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
 def descendants(tag):
@@ -241,7 +258,7 @@ def faults_of(case, end, limit):
   if end.code != expected:
     faults.append(f'exit code {end.code} and not {expected}')
   if end.seconds > limit:
-    faults.append(f'took {end.seconds:.2f} s')
+    faults.append(f'took {end.seconds:.2f} s, computed {end.cpu:.2f} s')
   return faults
 
 
@@ -251,6 +268,7 @@ def row_of(case, ends):
   for times in (
     [end.seconds for end in ends],
     [end.after_save for end in ends if end.after_save is not None],
+    [end.cpu for end in ends],
   ):
     if times:
       cells.append(f'{statistics.median(times):6.2f} {max(times):6.2f}')
@@ -259,7 +277,7 @@ def row_of(case, ends):
   codes = ' '.join(map(str, sorted({end.code for end in ends}, key=str)))
   return (
     f'{case.reader:8} {case.source:7} {case.ending:10} {len(ends):5} '
-    f'{cells[0]}  {cells[1]}  {codes}'
+    f'{"  ".join(cells)}  {codes}'
   )
 
 
@@ -302,10 +320,10 @@ def main(argv=None):
   with tempfile.TemporaryDirectory() as name:
     folder = Path(name)
     sources = write_sources(folder / 'sources')
-    print(f'{"":32}        from its cause  from the save')
+    print(f'{"":33} from its cause  from the save   of a core')
     print(
       f'{"reader":8} {"source":7} {"ending":10} times '
-      'median    max  median    max  codes'
+      'median    max  median    max  median    max  codes'
     )
     for case in cases:
       ends = []

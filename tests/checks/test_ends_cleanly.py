@@ -93,6 +93,18 @@ def test_a_thread_that_is_not_joined(ends):
   assert code == 'exit code None and not 0'
 
 
+def test_time_of_a_core(script, ends, monkeypatch):
+  found = []
+  monkeypatch.setattr(
+    script, 'faults_of', lambda _, end, **__: found.append(end)
+  )
+  ends('end', _END + 'time.sleep(0.5)')
+  ends('end', _END + 'any(time.process_time() > 0.5 for _ in iter(int, 1))')
+  idle, busy = found
+  assert idle.seconds >= 0.5 and idle.cpu < 0.2
+  assert busy.seconds >= busy.cpu > 0.3
+
+
 def test_other_faults(ends):
   assert ends('end', _END + 'sys.exit(3)') == ['exit code 3 and not 0']
   assert ends('end', _END + 'os.abort()') == ['exit code -6 and not 0']
@@ -110,7 +122,7 @@ def test_the_verdict(script, monkeypatch, capsys):
   )
   seconds = iter([0.1, 0.3, 0.2, 0.1, 2.5, 0.1])
   monkeypatch.setattr(
-    script, 'end_one', lambda *_: script.End(next(seconds), None, 143, ())
+    script, 'end_one', lambda *_: script.End(next(seconds), None, 0.1, 143, ())
   )
   arguments = ['--times=3', '--only=train rec SIGTERM']
   assert script.main(arguments) == 0
@@ -118,7 +130,9 @@ def test_the_verdict(script, monkeypatch, capsys):
     'train    rec     SIGTERM        3   0.20   0.30' in capsys.readouterr().out
   )
   assert script.main(arguments) == 1
-  assert 'train rec SIGTERM: took 2.50 s' in capsys.readouterr().out
+  assert (
+    'train rec SIGTERM: took 2.50 s, computed 0.10 s' in capsys.readouterr().out
+  )
   with pytest.raises(SystemExit, match='nothing to end'):
     script.main(['--only=trian'])
 
