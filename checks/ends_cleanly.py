@@ -6,7 +6,7 @@ and on a .rec, and a plain loop over the same batches without the trainer. Each
 ends by Ctrl-C, by SIGTERM, by an exception in a step, and by its end; the
 plain loop also with an iterator that nobody closed. The exit code is 0 if each
 process is gone in time, with the exit code that the documentation states, and
-nothing that it started is left. Takes 45 minutes.
+nothing that it started is left. Takes an hour.
 
     python checks/ends_cleanly.py
     python checks/ends_cleanly.py --times 2 --limit 4 --only 'train shards'
