@@ -94,6 +94,22 @@ FIELDS = dict(
   ),
   augment=dict(
     flip=0.5,  # Probability of a horizontal flip. The reference has no other.
+    # Probabilities of the others, which come before the flip in this order,
+    # each followed by what it draws from: (lowest, highest), evenly. Ranges are
+    # AdaFace's (arXiv 2204.00964), but for the blur.
+    resized_crop=0.0,  # A rectangle, resized to the full image.
+    crop=0.0,  # A rectangle; all around it becomes black.
+    crop_area=(0.2, 1.0),  # Of both crops, as a share of the image.
+    crop_aspect=(3 / 4, 4 / 3),  # Of both: width by height, evenly in its log.
+    low_resolution=0.0,  # Down and up again, by drawn interpolations.
+    low_resolution_side=(0.2, 1.0),  # As a share of the image's.
+    photometric=0.0,  # The three that follow, in random order.
+    brightness=(0.5, 1.5),  # Factor.
+    contrast=(0.5, 1.5),  # Factor.
+    saturation=(0.5, 1.5),  # Factor.
+    grey=0.0,
+    blur=0.0,  # Gaussian.
+    blur_sigma=(0.1, 2.0),  # In pixels; torchvision's default.
   ),
   model=dict(
     name='iresnet100',  # Or iresnet10, 18, 34, 50, 200.

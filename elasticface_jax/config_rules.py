@@ -83,6 +83,15 @@ def _is_path(path: str) -> bool:
   return not path.startswith('~')
 
 
+def _range(allows: Callable[[float, float], bool], words: str) -> Rule:
+  return Rule(
+    tuple,
+    lambda x: len(x) == 2 and x[0] <= x[1] and allows(*x),
+    f'(low,high), {words}, low no more than high',
+    items=float,
+  )
+
+
 _HOME = '; write $HOME for a ~, which the shell leaves there'
 _TRUTH = Rule(bool, lambda x: True, 'True or False')
 _FINITE = _number(lambda x: True, 'a finite number')
@@ -90,6 +99,9 @@ _POSITIVE = _number(lambda x: x > 0, 'a positive and finite number')
 _NOT_NEGATIVE = _number(lambda x: x >= 0, '0 or a positive, finite number')
 _INTERVAL = _integer(0, ': steps, 0 for the end only')
 _SHARE = _number(lambda x: 0 < x <= 1, 'in (0, 1]')
+_PROBABILITY = _number(lambda x: 0 <= x <= 1, 'a probability in [0, 1]')
+_SHARES = _range(lambda a, b: 0 < a and b <= 1, 'both in (0, 1]')
+_FACTORS = _range(lambda a, b: 0 <= a and b <= 100, 'both in [0, 100]')
 
 # Every field of a config by dotted name, in the order of printing. There the
 # arguments of the loss, which are below, follow its name.
@@ -108,7 +120,25 @@ RULES = {
   ),
   'data.synthetic.num_images': _integer(1),
   'data.synthetic.num_classes': _integer(1),
-  'augment.flip': _number(lambda x: 0 <= x <= 1, 'a probability in [0, 1]'),
+  'augment.flip': _PROBABILITY,
+  'augment.resized_crop': _PROBABILITY,
+  'augment.crop': _PROBABILITY,
+  'augment.crop_area': _SHARES,
+  'augment.crop_aspect': _range(
+    lambda a, b: a >= 0.01 and b <= 100, 'both in [0.01, 100]'
+  ),
+  'augment.low_resolution': _PROBABILITY,
+  'augment.low_resolution_side': _SHARES,
+  'augment.photometric': _PROBABILITY,
+  'augment.brightness': _FACTORS,
+  'augment.contrast': _FACTORS,
+  'augment.saturation': _FACTORS,
+  'augment.grey': _PROBABILITY,
+  'augment.blur': _PROBABILITY,
+  # A wider kernel would reach past an image's second mirror image.
+  'augment.blur_sigma': _range(
+    lambda a, b: a >= 0.01 and b <= 20, 'pixels, both in [0.01, 20]'
+  ),
   'model.name': _one_of(
     *(f'iresnet{depth}' for depth in (10, 18, 34, 50, 100, 200))
   ),

@@ -97,6 +97,11 @@ def base(**fields: Any) -> 'ConfigDict':
   return ml_collections.ConfigDict(_base().FIELDS | fields, type_safe=False)
 
 
+def section(name: str) -> dict[str, Any]:
+  """Returns the fields of one section of the base, such as ``'augment'``."""
+  return dict(_base().FIELDS[name])
+
+
 def loss(name: str, **changes: Any) -> dict[str, Any]:
   """Returns a loss with its published arguments, for the field `loss`.
 

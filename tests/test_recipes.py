@@ -456,6 +456,7 @@ def test_an_argument_that_a_recipe_does_not_take(fails, tmp_path):
 NAN, INF = float('nan'), float('inf')
 COUNT = (0, -1, 1.5, '1', True, 2**31)
 INTERVAL = (-1, 1.5, None)
+RANGE = ((0.9, 0.2), (0.5,), (0.1, 0.2, 0.3), (NAN, 1.0), (0.5, INF), None, ())
 # Values that no field may have; each field has some.
 IMPOSSIBLE = {
   'seed': (-1, 0.5, 2**31),
@@ -467,6 +468,19 @@ IMPOSSIBLE = {
   'data.synthetic.num_images': COUNT,
   'data.synthetic.num_classes': COUNT,
   'augment.flip': (7, -0.1, NAN),
+  'augment.resized_crop': (1.1, -0.1, NAN),
+  'augment.crop': (2, -1, NAN),
+  'augment.crop_area': (*RANGE, (0.0, 1.0), (0.2, 1.1), 0.5),
+  'augment.crop_aspect': (*RANGE, (0.0, 1.0), (0.5, 101.0)),
+  'augment.low_resolution': (1.5, -0.5, None),
+  'augment.low_resolution_side': (*RANGE, (0.0, 1.0), (0.2, 1.5)),
+  'augment.photometric': (1.5, -0.5, NAN),
+  'augment.brightness': (*RANGE, (-0.1, 1.0), (0.0, 101.0)),
+  'augment.contrast': (*RANGE, (-0.5, 0.5), (0.0, 1e9)),
+  'augment.saturation': (*RANGE, (-2.0, -1.0), (0.5, 200.0)),
+  'augment.grey': (1.01, -0.01, NAN),
+  'augment.blur': (7, -7, NAN),
+  'augment.blur_sigma': (*RANGE, (0.0, 2.0), (0.1, 20.5)),
   'model.name': ('resnet', None),
   'model.width': COUNT,
   'model.embedding_dim': COUNT,

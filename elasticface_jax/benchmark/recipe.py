@@ -37,14 +37,16 @@ class Recipe:
   subcenters: int = 1
   sample_rate: float = 1.0
   precision: str = 'highest'  # Of the head's products.
-  flip: float = 0.5
+  augment: Mapping[str, Any] = dataclasses.field(
+    default_factory=lambda: recipes.section('augment')
+  )
 
   def as_config(self) -> dict[str, Any]:
     """Returns the fields of a config that `task.from_config` takes."""
     return {
       'data': {'batch_size': self.batch_size},
       'group_size': self.group_size,
-      'augment': {'flip': self.flip},
+      'augment': self.augment,
       'head': {
         'num_blocks': self.num_blocks,
         'subcenters': self.subcenters,
@@ -63,6 +65,11 @@ class Recipe:
         'backbone_clip_norm': CLIP_NORM,
       },
     }
+
+  @property
+  def flip(self) -> float:
+    """Probability of a horizontal flip."""
+    return self.augment['flip']
 
   @property
   def embedding_dim(self) -> int:
@@ -93,7 +100,7 @@ def from_config(config: Mapping[str, Any]) -> Recipe:
     subcenters=config['head']['subcenters'],
     sample_rate=config['head']['sample_rate'],
     precision=config['head']['precision'],
-    flip=config['augment']['flip'],
+    augment=config['augment'],
   )
 
 

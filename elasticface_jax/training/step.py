@@ -81,7 +81,7 @@ def _step(
       keys=keys,
       images=loops.with_spare(images),
       labels=_by_turn(task, labels),
-      flips=_draw_flips(task, keys['augment']),
+      drawn=_draw(task, keys['augment']),
       classes=classes,
       centers=taken[0],
       trips=trips,
@@ -154,11 +154,15 @@ def _by_turn(task: 'Task', labels: jax.Array) -> jax.Array:
   return by_device.swapaxes(0, 1)
 
 
-def _draw_flips(task: 'Task', key: jax.Array) -> jax.Array:
-  """Draws which images of the batch are mirrored, bool ``[G, S]``."""
+def _draw(task: 'Task', key: jax.Array) -> dict[str, jax.Array]:
+  """Draws the augmentation of the batch, ``[G, S, ...]``."""
   layout = task.layout
-  drawn = augment.draw(key, layout.batch_size, flip=task.flip)
-  return drawn['flip'].reshape(-1, layout.group_size)
+  drawn = augment.draw(
+    key, layout.batch_size, flip=task.flip, others=task.augmentations
+  )
+  return jax.tree.map(
+    lambda x: x.reshape(-1, layout.group_size, *x.shape[1:]), drawn
+  )
 
 
 def _choose_classes(

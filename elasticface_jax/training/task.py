@@ -12,7 +12,7 @@ import optax
 
 from elasticface_jax import config_rules
 from elasticface_jax.losses._blocks import Head
-from elasticface_jax.training import loss, optimizer, state, step
+from elasticface_jax.training import augment, loss, optimizer, state, step
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,6 +27,7 @@ class Task:
     head_tx: likewise for the class centres; runs on one block at a time.
     rate: learning rate from the step.
     flip: probability of a horizontal flip.
+    augmentations: the others, in their order; those of probability 0 left out.
     freeze: whether to train the class centres alone. The backbone then runs as
       in evaluation, running statistics included, and does not change.
     precision: of the head's products, a name in `losses._blocks.PRECISIONS`.
@@ -39,6 +40,7 @@ class Task:
   head_tx: optax.GradientTransformation
   rate: optax.Schedule
   flip: float
+  augmentations: tuple[augment.Augmentation, ...]
   freeze: bool
   precision: str
 
@@ -186,6 +188,7 @@ def from_config(
       decay_factor=optim['decay_factor'],
     ),
     flip=config['augment']['flip'],
+    augmentations=augment.from_config(config['augment']),
     freeze=config['start']['freeze'],
     precision=head['precision'],
   )

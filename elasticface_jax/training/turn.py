@@ -52,7 +52,7 @@ class Shared(NamedTuple):
   keys: dict[str, jax.Array]  # Of the step.
   images: jax.Array  # Of this device's groups, uint8 [g, S, H, W, 3].
   labels: jax.Array  # Of the groups of each turn, int32 [g, n, S].
-  flips: jax.Array  # Of all groups, bool [G, S].
+  drawn: dict[str, jax.Array]  # Augmentation of all groups, [G, S, ...].
   classes: Any  # Those that take part in this step (`losses._sampling`).
   centers: jax.Array  # Theirs, [k, s, u D].
   trips: TripCounts
@@ -171,13 +171,13 @@ def shape_of_group(task: 'Task', state: TrainState) -> Group:
 def _forward(task, shared, turn, number) -> _Forward:
   """Embeds the device's own group."""
   images = loops.read(shared.images, turn)
-  flips = loops.read(shared.flips, number)
+  drawn = loops.read(shared.drawn, number)
 
   def embed(params):
     return task.backbone.apply(
       params,
       shared.state.batch_stats,
-      augment.apply(images, {'flip': flips}),
+      augment.apply(images, drawn, task.augmentations),
       train=not task.freeze,
       key=jax.random.fold_in(shared.keys['dropout'], number),
     )

@@ -6,7 +6,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from elasticface_jax import models
+from elasticface_jax import models, recipes
 from elasticface_jax.training import state
 from elasticface_jax.training.task import from_config
 
@@ -36,14 +36,14 @@ def make_task(
   momentum=0.9,
   weight_decay=5e-4,
   clip=1e9,  # None.
-  flip=0.5,
+  augment=(),
   freeze=False,
 ):
   """Makes a task with a constant rate, on the first devices."""
   config = {
     'data': {'batch_size': batch_size},
     'group_size': group_size,
-    'augment': {'flip': flip},
+    'augment': recipes.section('augment') | dict(augment),
     'head': {
       'num_blocks': num_blocks,
       'subcenters': subcenters,

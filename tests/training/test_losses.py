@@ -76,7 +76,7 @@ def run(name, subcenters, devices, sample_rate=1.0):
     rate=RATE,
     momentum=0.0,
     weight_decay=0.0,
-    flip=0.0,
+    augment={'flip': 0.0},
   )
   return tasks.run(task, batches(), SEED)
 

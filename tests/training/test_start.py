@@ -171,7 +171,7 @@ def frozen_steps(devices, centers):
     rate=RATE,
     momentum=MOMENTUM,
     weight_decay=DECAY,
-    flip=0.0,
+    augment={'flip': 0.0},
     freeze=True,
   )
   layout = task.layout

@@ -41,6 +41,7 @@ from elasticface_jax.benchmark.recipe import (
 )
 from elasticface_jax.errors import InputError, first_line
 from elasticface_jax.models.iresnet import IMAGE_SHAPE
+from elasticface_jax.training import augment
 from elasticface_jax.training.loss import by_name
 
 # torch 2.13 on a CPU writes past the end of an array in the gradient of a 1x1
@@ -100,12 +101,19 @@ def check(recipe: Recipe) -> None:
     recipe: of the step.
 
   Raises:
-    InputError: if it samples classes.
+    InputError: if it samples classes, or augments by more than flips.
   """
   if recipe.sample_rate != 1:
     raise InputError(
       f'head.sample_rate={recipe.sample_rate}: sampling of classes is not '
       'written in PyTorch here: leave out --against torch, or set it to 1'
+    )
+  others = augment.from_config(recipe.augment)
+  if others:
+    fields = [f'augment.{x.name}={x.probability}' for x in others]
+    raise InputError(
+      f'{" and ".join(fields)}: flips are the only augmentation in PyTorch '
+      'here: leave out --against torch, or set the others to 0'
     )
 
 
