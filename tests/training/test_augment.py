@@ -110,6 +110,20 @@ def test_a_sample_that_is_not_chosen_keeps_its_bits(images):
       assert same == chosen[other.name][i], (other, i)
 
 
+def test_a_model_in_float64_sees_the_same(images):
+  others = make(**everything(0.5))
+  draw = lambda: augment.draw(jax.random.key(5), 8, flip=0.5, others=others)
+  drawn = draw()
+  seen = applied(images[:8], drawn, others)
+  with jax.enable_x64(True):
+    again = draw()
+    for name in NAMES:
+      assert np.array_equal(again[name], drawn[name]), name
+    wide = applied(images[:8], drawn, others)
+  assert wide.dtype == np.float32
+  np.testing.assert_array_equal(wide, seen)
+
+
 def test_they_follow_each_other_in_the_order_of_the_base(images):
   fields = [n for n in recipes.section('augment') if n in NAMES]
   assert tuple(fields) == NAMES

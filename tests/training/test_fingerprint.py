@@ -7,7 +7,17 @@ import time
 import pytest
 
 STEPS = 12
-RUN = {'total_steps': STEPS, 'checkpoint_every': 3, 'eval__pairs': '()'}
+RUN = {
+  'total_steps': STEPS,
+  'checkpoint_every': 3,
+  'eval__pairs': '()',
+  'augment__resized_crop': 0.3,
+  'augment__crop': 0.3,
+  'augment__low_resolution': 0.5,
+  'augment__photometric': 0.5,
+  'augment__grey': 0.3,
+  'augment__blur': 0.5,
+}
 
 
 def finish(process, code=0):

@@ -238,6 +238,11 @@ def test_without_a_compiler(monkeypatch, capsys):
   assert capsys.readouterr().out == 'left out: torch compiled, as no g++\n'
 
 
-def test_sampling_of_classes_is_refused():
+def test_what_is_not_written_in_pytorch_is_refused():
   with pytest.raises(InputError, match='head.sample_rate=0.1'):
     torch_step.make_variants(dataclasses.replace(TINY, sample_rate=0.1), 'cpu')
+  augmented = dict(TINY.augment, crop=0.2, blur=0.1)
+  with pytest.raises(InputError, match=r'^augment.crop=0.2 and augment.blur=0'):
+    torch_step.make_variants(
+      dataclasses.replace(TINY, augment=augmented), 'cpu'
+    )
