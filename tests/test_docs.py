@@ -202,7 +202,7 @@ def test_python_of_the_losses_runs(page):
     np.testing.assert_array_equal(made['second_half'], made['margins'][4:])
 
 
-@pytest.mark.parametrize('name', ['evaluation', 'interop'])
+@pytest.mark.parametrize('name', ['evaluation', 'interop', 'training'])
 def test_other_python_runs(name, tmp_path, monkeypatch):
   given = {}
   if name == 'interop':  # It reads a run folder, and what was exported of it.
@@ -218,7 +218,8 @@ def test_other_python_runs(name, tmp_path, monkeypatch):
 
 
 def test_no_page_has_python_that_is_not_tested():
-  tested = {*TABLES, ROOT / 'docs/evaluation.md', ROOT / 'docs/interop.md'}
+  others = ('evaluation', 'interop', 'training')
+  tested = {*TABLES, *(ROOT / 'docs' / f'{name}.md' for name in others)}
   assert tested == {
     page for page in PAGES if 'python' in {block[0] for block in blocks(page)}
   }

@@ -105,7 +105,7 @@ def apply(
 
   Examples:
     >>> images = jax.random.bits(jax.random.key(0), (2, 112, 112, 3), 'uint8')
-    >>> others = [LowResolution(0.2, side=(0.2, 1.0)), Grey(probability=1.0)]
+    >>> others = [Blur(0.2, sigma=(0.1, 2.0)), Grey(probability=1.0)]
     >>> drawn = draw(jax.random.key(1), 2, flip=0.5, others=others)
     >>> seen = apply(images, drawn, others)
     >>> seen.shape, bool((seen[..., 0] == seen[..., 2]).all())

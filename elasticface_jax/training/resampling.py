@@ -130,10 +130,10 @@ def blur_weights(length: int, sigma: jax.Array | float) -> jax.Array:
     Float32 ``[length, length]``; rows add up to 1.
 
   Examples:
-    >>> print((1000 * blur_weights(3, 0.5)).round().astype('int32'))
-    [[787 213   0]
-     [106 786 106]
-     [  0 213 787]]
+    >>> print((100 * blur_weights(3, 0.5)).round().astype('int32'))
+    [[79 21  0]
+     [11 79 11]
+     [ 0 21 79]]
   """
   new = jnp.arange(length, dtype=jnp.int32)[:, None]
   old = jnp.arange(length, dtype=jnp.int32)[None]

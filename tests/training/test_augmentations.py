@@ -366,7 +366,7 @@ def test_rectangles_are_those_of_torchvision():
   assert 0.19 < area.min() < 0.21 and area.max() > 0.98
   ratio = measures['aspect'](ours)
   assert abs(np.abs(ratio).max() - np.log(4 / 3)) < 0.03
-  # jnp.float32 of 1 - 2**-23, the largest uniform.
+  # The largest uniform never becomes the count itself.
   largest = jnp.float32(1) - jnp.float32(2**-23)
   for n in (3, 5, 6, 91, 113):
     assert int(augmentations._index(largest, n)) == n - 1
