@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which images are augmented: draws, recipes, and the step on any devices."""
+"""Which images are augmented: draws, recipes, and what the step sees.
+
+That bits do not depend on devices is tested with whole runs, in
+`test_fingerprint`.
+"""
 
 import itertools
 
@@ -7,11 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from elasticface_jax import config_rules, models, recipes
+from elasticface_jax import config_rules, recipes
 from elasticface_jax.errors import InputError
 from elasticface_jax.training import augment
 
-from .. import thin
 from . import tasks
 
 NAMES = (
@@ -208,18 +211,6 @@ def batches():
   shape = 3, 4, 3
   images = rng.integers(0, 256, (*shape, 112, 112, 3), dtype=np.uint8)
   return images, rng.integers(0, 21, shape, dtype=np.int32)
-
-
-@pytest.mark.slow
-def test_bits_do_not_depend_on_devices(batches):
-  backbone = models.build(thin.NAME, embedding_dim=16, width=2)
-  states, measured = {}, {}
-  for n in (1, 2, 4):
-    task = tasks.make_task(backbone, n, **SIZES, augment=everything(0.5))
-    states[n], measured[n] = tasks.run(task, batches, SEED)
-    tasks.same_bits(states[n], states[1])
-    assert measured[n] == measured[1]
-  assert int(states[1][-1].step) == 3
 
 
 def test_the_step_sees_what_is_drawn_for_its_samples(batches):
