@@ -4,7 +4,9 @@
 import numpy as np
 import pytest
 
+from elasticface_jax.data import order as order_module
 from elasticface_jax.data.order import RUN, batch_indices, images_to_come
+from elasticface_jax.errors import InputError
 
 
 def order(num_images, window, *, seed=0, epoch=0):
@@ -115,3 +117,24 @@ def test_fetching_reads_each_image_once_an_epoch():
   assert len(fetched) == n
   assert np.bincount(fetched, minlength=n).max() <= 2  # Of two epochs.
   assert np.mean(np.diff(fetched) == 1) > 0.99
+
+
+@pytest.mark.parametrize('seed', [0, 1, 2**31 - 1, 2**40, 2**128 - 1])
+def test_keys_are_those_of_numpy(seed):
+  rng = np.random.default_rng(seed)
+  epochs = np.array([0, 1, 26, 2**32 - 1, *rng.integers(0, 2**32, 20)])
+  windows = np.array([0, 1, 89, 2**32 - 1, *rng.integers(0, 2**32, 20)])
+  for streams in ((epochs,), (epochs, windows)):
+    words = np.stack(order_module._words(seed, *streams), axis=1)
+    for got, stream in zip(words, zip(*streams, strict=True), strict=True):
+      sequence = np.random.SeedSequence(seed, spawn_key=map(int, stream))
+      np.testing.assert_array_equal(got, sequence.generate_state(4))
+
+
+def test_epochs_beyond_the_keys():
+  case = dict(num_images=2, seed=0, batch_size=4)
+  batch_indices(2**31 - 1, **case)
+  with pytest.raises(
+    InputError, match=r'2147483649 steps of 4 images are more'
+  ):
+    batch_indices(2**31, **case)
