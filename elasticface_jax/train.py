@@ -3,6 +3,7 @@
 
 # ruff: noqa: E402
 
+import contextlib
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,9 @@ from elasticface_jax.training import (
 from elasticface_jax.training.embed import make_embed
 from elasticface_jax.training.task import Task, from_config
 from elasticface_jax.weights import Weights, open_weights
+
+# Images of a .rec from which on shards are advised.
+_LARGE = 1_000_000
 
 
 def train(config: Any, workdir: Path) -> dict[str, Any] | None:
@@ -105,6 +109,7 @@ def _train(
     workdir, c.to_dict(), source.fingerprint, initial and initial.fingerprint
   )
   _announce(c, source, task)
+  _check_images(source)
   _run(c, workdir, check_held, source, task, verifier, (initial, centers))
   # The report reads what it needs from the disk. A finished save of Orbax's is
   # in a reference cycle, and holds the state until that is collected.
@@ -242,8 +247,41 @@ def _announce(c: Any, source: data.Source, task: Task) -> None:
   )
   if data.is_remote(c.data.source) and not c.data.window:
     processes.say(
-      'data.source is not on a disk: a shuffle of all images reads a megabyte '
-      'for each; copy it to one, or set data.window=65536'
+      'data.source is not on a disk: a shuffle of all images asks for each of '
+      'them; copy it to one, or set data.window=65536'
+    )
+
+
+def _check_images(source: data.Source) -> None:
+  """Checks all images before a graph reads them, and says what it finds."""
+  if not data.has_graph(source):
+    if isinstance(source, data.RecSource) and source.num_images > _LARGE:
+      processes.say(
+        f'{source.path} is read by threads of Python; for so many images, '
+        f'`elasticface prepare {source.path} OUT` makes shards, which a graph '
+        'of TensorFlow reads'
+      )
+    return
+  with contextlib.ExitStack() as stack:
+    report = lambda done, total: None
+    if not source.has_checks:
+      processes.say(f'checking {source.num_images:,} images, once')
+      if processes.is_first():
+        report = stack.enter_context(terminal.progress('images'))
+    found = source.checks(report)
+  bad, other = found.bad(), found.other()
+  if other.size:
+    processes.say(
+      f'{other.size:,} of {source.num_images:,} images are of a kind that '
+      'TensorFlow decodes to other pixels, such as '
+      f'{source.place(other[0])} (a JPEG in CMYK?): all are read by threads of '
+      'Python'
+    )
+  if bad.size:
+    processes.say(
+      f'{bad.size:,} of {source.num_images:,} images cannot be trained on, '
+      f'such as {source.place(bad[0])}: training will stop at the first that '
+      f'comes; `elasticface inspect {source.path}` lists them all'
     )
 
 

@@ -4,16 +4,15 @@
 import pytest
 
 from elasticface_jax import terminal
-from elasticface_jax.commands import _progress
 
 from . import clocks, terminals
 
 WORK = """
 import time
-from elasticface_jax.commands import _progress
+from elasticface_jax import terminal
 
-_progress._SECONDS = 0.1
-with _progress.bar('images') as progress:
+terminal._SECONDS = 0.1
+with terminal.progress('images') as progress:
   for done in (0, 1024, 2048, 7024):
     time.sleep(0.15 if done == 2048 else 0)
     progress(done, 7024)
@@ -23,12 +22,12 @@ with _progress.bar('images') as progress:
 @pytest.fixture
 def clock(monkeypatch):
   clock = clocks.Clock()
-  monkeypatch.setattr(_progress.time, 'monotonic', clock)
+  monkeypatch.setattr(terminal.time, 'monotonic', clock)
   return clock
 
 
 def work(clock, seconds_per_call, total=7024, unit='images'):
-  with _progress.bar(unit) as progress:
+  with terminal.progress(unit) as progress:
     for done in range(0, total, 1024):
       progress(done, total)
       clock.now += seconds_per_call

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elasticface_jax import atomic, terminal
-from elasticface_jax.commands import _checkpoint, _paths, _progress
+from elasticface_jax.commands import _checkpoint, _paths
 from elasticface_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def embed(
       f'since {weights.model["name"]} is compiled ...',
       flush=True,
     )
-    with _progress.bar('images') as progress:
+    with terminal.progress('images') as progress:
       progress(0, images.count)
       for places, batch in images.batches:
         embeddings[places] = weights.embed(batch)

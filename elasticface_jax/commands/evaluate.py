@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elasticface_jax import atomic, terminal
-from elasticface_jax.commands import _checkpoint, _paths, _progress
+from elasticface_jax.commands import _checkpoint, _paths
 from elasticface_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def evaluate(
   chunk = weights.eval_rows * 8 * jax.device_count()
   total = sum(len(p.images) for p in opened)
   results, done = {}, 0
-  with _progress.bar('images') as progress:
+  with terminal.progress('images') as progress:
     progress(0, total)
     for p in opened:
       embeddings = []

@@ -5,8 +5,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from elasticface_jax import atomic
-from elasticface_jax.commands import _paths, _progress
+from elasticface_jax import atomic, terminal
+from elasticface_jax.commands import _paths
 from elasticface_jax.errors import InputError
 
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
   if args.out:
     atomic.check_folder(args.out, '--out')  # Hours before it is written.
   try:
-    with _progress.bar('images') as progress:
+    with terminal.progress('images') as progress:
       report = data.inspect(args.data, progress, args.fix, args.renumber)
   except data.NotFixed as error:
     _show(error.report, args.out)

@@ -4,7 +4,8 @@
 import argparse
 from collections.abc import Sequence
 
-from elasticface_jax.commands import _paths, _progress
+from elasticface_jax import terminal
+from elasticface_jax.commands import _paths
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +68,7 @@ def _prepare_pairs(args: argparse.Namespace) -> None:
 def _prepare_shards(args: argparse.Namespace) -> None:
   from elasticface_jax import data
 
-  with _progress.bar('images') as progress:
+  with terminal.progress('images') as progress:
     prepared = data.prepare_shards(
       data.open_encoded(args.source),
       args.out,

@@ -4,7 +4,8 @@
 - `open_source` and `open_encoded` open images: an insightface ``.rec`` folder,
   a folder of images, TFDS shards, or synthetic faces (`data.sources`).
 - `list_images` and `read_image` take image files without labels.
-- `batches` yields the batches of given steps, in the order of `batch_indices`.
+- `batches` yields the batches of given steps, in the order of `batch_indices`;
+  `dataset` is the `tf.data.Dataset` of them.
 - `open_pairs`, `read_pairs` and `write_pairs` handle pair sets;
   `read_pair_list` and `pairs_from_folder` make one from LFW's ``pairs.txt``.
 - `inspect` checks a data set image by image, and `prepare_shards` writes it as
@@ -13,6 +14,7 @@
 TensorFlow is imported when the first image or batch needs it, not before.
 """
 
+from elasticface_jax.data.feed import dataset, has_graph
 from elasticface_jax.data.order import batch_indices, check_window
 from elasticface_jax.data.pair_lists import pairs_from_folder, read_pair_list
 from elasticface_jax.data.pairs import (
@@ -23,7 +25,7 @@ from elasticface_jax.data.pairs import (
   read_pairs,
   write_pairs,
 )
-from elasticface_jax.data.pipeline import Batch, all_in_order, batches
+from elasticface_jax.data.pipeline import batches
 from elasticface_jax.data.sources.encoded import BadFace, EncodedSource
 from elasticface_jax.data.sources.files import is_remote
 from elasticface_jax.data.sources.folder import FolderSource
@@ -40,6 +42,7 @@ from elasticface_jax.data.sources.synthetic import (
   SyntheticFaces,
   synthetic_pairs,
 )
+from elasticface_jax.data.threads import Batch, all_in_order
 from elasticface_jax.data.tools.inspection import (
   NotFixed,
   inspect,
@@ -70,6 +73,8 @@ __all__ = [
   'batch_indices',
   'batches',
   'check_window',
+  'dataset',
+  'has_graph',
   'inspect',
   'inspect_images',
   'inspect_pairs',

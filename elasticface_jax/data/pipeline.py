@@ -1,42 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches, made ahead of the reader by several threads.
+"""The batches of steps as training reads them, for every kind of source."""
 
-The threads are Python's, not tf.data's. A tf.data iterator that calls Python to
-read records holds Python's lock while it waits for its threads at deletion, and
-can keep the process from ending. Python threads are fast enough because reads,
-`simplejpeg` and most of Pillow release the lock.
-"""
-
-import collections
-import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+import sys
+from collections.abc import Iterator
 
 import numpy as np
 
-from elasticface_jax.data.order import batch_indices, images_to_come
+from elasticface_jax.data.feed import dataset, is_read_in_graph
+from elasticface_jax.data.sources.decode import tensorflow
+from elasticface_jax.data.sources.encoded import EncodedSource
 from elasticface_jax.data.sources.opening import Source
+from elasticface_jax.data.threads import Batch, batches_by_threads
+from elasticface_jax.errors import first_line
 
-# Images that one thread makes at a time: few enough to share a batch among
-# threads, and enough to hide the cost of a call.
-_CHUNK = 32
-_BATCHES_AHEAD = 2
-_FETCHERS = 8  # Threads that only wait for storage.
-
-
-class Batch(NamedTuple):
-  """One host's part of one step's batch.
-
-  Attributes:
-    images: RGB, uint8, ``[rows, 112, 112, 3]``.
-    labels: int32, ``[rows]``.
-    indices: numbers of the images in the source, int64, ``[rows]``.
-  """
-
-  images: np.ndarray
-  labels: np.ndarray
-  indices: np.ndarray
+_STEPS_OF_TROUBLE = 16  # Read by threads; a new graph takes half a second.
 
 
 def batches(
@@ -52,8 +29,9 @@ def batches(
 ) -> Iterator[Batch]:
   """Reads the batches of steps ``first_step`` to ``last_step - 1``, in order.
 
-  Several threads make the images, two batches ahead of the reader. The result
-  does not depend on the threads.
+  Several threads make the images, ahead of the reader: those of TensorFlow for
+  a source that a graph can read (`dataset`), otherwise Python's. The result
+  depends neither on the threads nor on their kind.
 
   Args:
     source: the images.
@@ -63,7 +41,7 @@ def batches(
     last_step: the step after the last one wanted.
     window: as for `batch_indices`; the images of the next window are read
       ahead in their order on the storage.
-    rows: slots of the batch that this host reads.
+    rows: slots of the batch that this host reads, ascending.
     threads: number of threads that make images; None for one a core.
 
   Yields:
@@ -72,68 +50,54 @@ def batches(
   Raises:
     InputError: at the step whose batch the source cannot make.
   """
-  fetchers = ThreadPoolExecutor(_FETCHERS)
-  order = {
-    'num_images': source.num_images,
+  keywords = {
     'seed': seed,
     'batch_size': batch_size,
     'window': window,
+    'rows': rows,
+    'threads': threads,
   }
-
-  def orders():
-    for step in range(first_step, last_step):
-      if window:
-        for piece in images_to_come(step, first=step == first_step, **order):
-          fetchers.submit(source.warm, piece)
-      yield batch_indices(step, rows=rows, **order)
-
-  try:
-    yield from _made_ahead(source, orders(), threads)
-  finally:
-    # Does not wait: the garbage collector may close a generator at any point.
-    fetchers.shutdown(wait=False, cancel_futures=True)
-
-
-def all_in_order(source: Source, *, batch_size: int) -> Iterator[Batch]:
-  """Reads every image of a source once, in the order of the source.
-
-  Args:
-    source: the images.
-    batch_size: images in a batch; the last one has the rest.
-
-  Yields:
-    Batches, made ahead by several threads.
-
-  Raises:
-    InputError: at the batch that the source cannot make.
-  """
-  n = source.num_images
-  orders = (
-    np.arange(start, min(start + batch_size, n))
-    for start in range(0, n, batch_size)
-  )
-  yield from _made_ahead(source, orders, threads=None)
-
-
-def _made_ahead(
-  source: Source, orders: Iterable[np.ndarray], threads: int | None
-) -> Iterator[Batch]:
-  """Yields the batches of these images, made ahead of the reader."""
-  pool = ThreadPoolExecutor(threads or os.cpu_count())
-  ahead = collections.deque()
-  try:
-    for indices in orders:
-      chunks = np.array_split(indices, -(-len(indices) // _CHUNK))
-      made = [pool.submit(source.render, chunk) for chunk in chunks]
-      ahead.append((indices, made))
-      if len(ahead) > _BATCHES_AHEAD:
-        yield _collect(*ahead.popleft())
-    while ahead:
-      yield _collect(*ahead.popleft())
-  finally:
-    pool.shutdown(wait=False, cancel_futures=True)  # As above.
+  if not is_read_in_graph(source):
+    yield from batches_by_threads(
+      source, first_step=first_step, last_step=last_step, **keywords
+    )
+    return
+  # Looked up now: a generator may be closed when the interpreter ends.
+  failure = tensorflow().errors.OpError
+  step = first_step
+  while step < last_step:
+    stream = dataset(source, first_step=step, last_step=last_step, **keywords)
+    try:
+      for batch in stream.as_numpy_iterator():
+        yield Batch(*batch)
+        step += 1
+      return
+    except failure as error:
+      # Behind the names of TensorFlow's functions.
+      trouble = first_line(error).rpartition('}} ')[2]
+    # The strict reader names the image that is to blame. It may be one of a
+    # later step, as windows are read ahead; or the trouble has passed.
+    steps = max(_STEPS_OF_TROUBLE, 1 + window // batch_size)
+    strict = batches_by_threads(
+      _Again(source.fresh()),
+      first_step=step,
+      last_step=min(last_step, step + steps),
+      **keywords,
+    )
+    for batch in strict:
+      if trouble:
+        print(
+          f'warning: step {step + 1} is read again after an error: {trouble}',
+          file=sys.stderr,
+        )
+        trouble = ''
+      yield batch
+      step += 1
 
 
-def _collect(indices: np.ndarray, made: list[Future]) -> Batch:
-  images, labels = zip(*(future.result() for future in made), strict=True)
-  return Batch(np.concatenate(images), np.concatenate(labels), indices)
+class _Again:
+  """A source after trouble: it compares images with those that were checked."""
+
+  def __init__(self, source: EncodedSource):
+    self.num_images = source.num_images
+    self.render, self.warm = source.render_again, source.warm

@@ -86,7 +86,7 @@ def copy(written, tmp_path):
   return lambda form: shutil.copytree(
     written(form),
     tmp_path / form,
-    ignore=shutil.ignore_patterns('.elasticface_index*'),
+    ignore=shutil.ignore_patterns('.elasticface_*'),
   )
 
 

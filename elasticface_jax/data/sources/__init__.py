@@ -9,7 +9,10 @@
 - `images`: image files without labels: one, or a flat folder of them.
 - `synthetic`: faces that are drawn.
 - `files`: positioned reads, on a disk or in storage such as ``gs://``.
-- `index`: the cached index of the images' places.
+- `index`: arrays about a data set that are kept in files, such as the places of
+  its images.
+- `checks`: hashes and orientations of images that were decoded once.
+- `graph`: reads encoded images inside a TensorFlow graph.
 - `decode`: JPEG and PNG to pixels; imports TensorFlow when it is needed.
 - `jpeg`, `png`, `exif`: the parts of an image file around its pixels.
 

@@ -2,10 +2,9 @@
 """Positioned reads from a disk, or from storage that TensorFlow can reach.
 
 A path with a scheme (``gs://bucket/faces``) is read through `tf.io.gfile`, in
-blocks of a megabyte that stay in a cache, because such storage has high latency
-but high throughput. Images that are read in windows (`order.batch_indices`)
-find their neighbours' blocks in the cache. Images in random order do not; copy
-the files to a local disk for them.
+blocks of a megabyte that stay in a cache for a while, because such storage has
+high latency but high throughput. It serves whatever reads images in their
+order: checks, `inspect` and `embed`. Training reads by a graph (`graph`).
 """
 
 import collections
@@ -19,8 +18,7 @@ from elasticface_jax.data.sources.decode import tensorflow
 from elasticface_jax.errors import InputError, first_line
 
 BLOCK_BYTES = 1 << 20
-# Size of the cache: two windows of 65,536 images of 6 kB.
-CACHE_BYTES = 1 << 30
+CACHE_BYTES = 1 << 26
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -52,6 +50,18 @@ class LocalFile:
       ) from error
     self.close = weakref.finalize(self, os.close, self._fd)
     self.size = os.fstat(self._fd).st_size
+
+  def is_replaced(self) -> bool:
+    """Returns True if another file, or none, has its path now."""
+    try:
+      now = os.stat(self.path)
+    except OSError:
+      return True
+    return not os.path.samestat(now, os.fstat(self._fd))
+
+  def peek(self, count: int, offset: int) -> bytes:
+    """Reads as `read` does; a negative offset is 0."""
+    return self.read(count, max(offset, 0))
 
   def read(self, count: int, offset: int) -> bytes:
     """Reads up to `count` bytes from `offset` on; fewer where the file ends."""
@@ -85,6 +95,10 @@ class RemoteFile:
     except tf.errors.OpError as error:
       raise InputError(f'{path}: {first_line(error)}') from error
 
+  def peek(self, count: int, offset: int) -> bytes:
+    """Reads a few bytes past the cache; a negative offset is 0."""
+    return self._fetch(max(offset, 0), count)
+
   def read(self, count: int, offset: int) -> bytes:
     """Reads up to `count` bytes from `offset` on; fewer where the file ends."""
     if offset < 0 or count <= 0:
@@ -92,19 +106,22 @@ class RemoteFile:
     first, last = offset // BLOCK_BYTES, (offset + count - 1) // BLOCK_BYTES
     last = min(last, (self.size - 1) // BLOCK_BYTES)
     blocks = [
-      self._cache.get((self.path, number), lambda n=number: self._fetch(n))
+      self._cache.get(
+        (self.path, number),
+        lambda n=number: self._fetch(n * BLOCK_BYTES, BLOCK_BYTES),
+      )
       for number in range(first, last + 1)
     ]
     start = offset - first * BLOCK_BYTES
     return b''.join(blocks)[start : start + count]
 
-  def _fetch(self, number: int) -> bytes:
+  def _fetch(self, offset: int, count: int) -> bytes:
     tf = tensorflow()
     try:
       # Each block has its own handle, because handles have a position.
       with tf.io.gfile.GFile(self.path, 'rb') as file:
-        file.seek(number * BLOCK_BYTES)
-        return file.read(BLOCK_BYTES)
+        file.seek(offset)
+        return file.read(count)
     except tf.errors.OpError as error:
       raise InputError(f'{self.path}: {first_line(error)}') from error
 
@@ -122,6 +139,11 @@ class BlockCache:
       collections.OrderedDict()
     )
     self._lock = threading.Lock()
+
+  def clear(self) -> None:
+    """Forgets all blocks."""
+    with self._lock:
+      self._blocks.clear()
 
   def get(self, key, fetch) -> bytes:
     """Returns the cached block of a key, or the result of `fetch()`."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from elasticface_jax.data.sources import index
+from elasticface_jax.data.sources import graph, index
 from elasticface_jax.data.sources.encoded import EncodedSource, counted
 from elasticface_jax.data.sources.images import SUFFIXES, printable
 from elasticface_jax.errors import InputError
@@ -23,7 +23,7 @@ class FolderSource(EncodedSource):
   their bytes, so that ``10`` comes before ``9``. A person without images is a
   class without images. Files without the suffix of a JPEG or PNG are left out
   and counted; names that begin with a dot are left out. The index keeps names
-  as bytes, about 20 an image (`index.cached`).
+  as bytes, about 20 an image (`index.Kept`).
 
   Args:
     folder: path of the folder.
@@ -43,10 +43,12 @@ class FolderSource(EncodedSource):
       raise InputError(f'{folder}: no such folder')
     self._root = os.fsencode(folder)
     people = _people(self._root)
-    found = index.cached(
-      [folder] if cache is None else [folder, Path(cache)],
+    self._kept = index.Kept(
+      [folder] if cache is None else [folder, cache],
       {'form': 'folder 1', 'folders': _stamp(self._root, people)},
-      lambda: _list_images(self._root, people),
+    )
+    found = self._kept.arrays(
+      index.NAME, lambda: _list_images(self._root, people)
     )
     self._people = people
     # The first image of each person, and the name of each image.
@@ -68,6 +70,23 @@ class FolderSource(EncodedSource):
       except OSError as error:
         raise self.bad(number, error.strerror) from error
     return encoded, self._labels(indices).astype(np.float64)
+
+  @property
+  def in_graph(self) -> bool:
+    """Implements `EncodedSource.in_graph`."""
+    return True
+
+  def graph_reader(self, parallel: int) -> graph.Files:
+    """Implements `EncodedSource.graph_reader`."""
+    return graph.Files(
+      # TensorFlow takes `link/..` for the folder that holds the link.
+      os.path.realpath(self._root),
+      self._people,
+      self._starts,
+      self._names,
+      self._ends,
+      parallel=parallel,
+    )
 
   def place(self, index: int) -> str:
     """Implements `EncodedSource.place`."""

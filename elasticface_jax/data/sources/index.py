@@ -1,52 +1,84 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Index of the images' places, built once and cached in a file.
+"""Arrays about a data set, made once and kept in files.
 
 Finding the images of a large set takes from seconds (the index of a ``.rec``)
-to minutes (millions of files in folders). The result is cached as one ``.npz``
-next to the data, or in the run folder if the data folder cannot be written. It
-contains a stamp of the files it was made from, and is built again when they
-have changed.
+to minutes (millions of files in folders), and checking them longer. The result
+is kept as ``.npz`` next to the data, or in the run folder if the data folder
+cannot be written. It contains a stamp of the files it was made from, and is
+made again when they have changed.
 """
 
+import io
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from elasticface_jax import atomic
+from elasticface_jax.data.sources.files import is_remote
 from elasticface_jax.errors import InputError
 
-NAME = '.elasticface_index.npz'
+NAME = '.elasticface_index.npz'  # Places of the images.
+CHECKS = '.elasticface_checks.npz'  # What decoding them has shown (`checks`).
 _STAMP = 'stamp'
 
 
-def cached(
-  folders: list[Path],
-  stamp: Mapping,
-  build: Callable[[], dict[str, np.ndarray]],
-) -> dict[str, np.ndarray]:
-  """Reads the arrays of a cached index, or builds and caches them.
+class Kept:
+  """Arrays that are kept in files, in the first folder that can be written.
 
   Args:
-    folders: folders for the file, of which the first that can be written is
-      used; an empty list for no file.
-    stamp: sizes, times and versions of the files it is made from, for JSON.
-    build: makes the arrays.
-
-  Returns:
-    The arrays by name.
+    folders: paths, or addresses that are only read; none to keep nothing.
+    stamp: sizes, times and versions of the files the arrays are made from, for
+      JSON.
   """
-  text = json.dumps(stamp, sort_keys=True)
-  for folder in folders:
-    arrays = _read(folder / NAME)
-    if arrays is not None and str(arrays.pop(_STAMP, '')) == text:
-      return arrays
-  arrays = build()
-  for folder in folders:
-    if _write(folder / NAME, arrays | {_STAMP: np.array(text)}):
-      break
-  return arrays
+
+  def __init__(self, folders: Sequence[str | os.PathLike], stamp: Mapping):
+    self._folders = [os.fspath(folder) for folder in folders]
+    self._stamp = json.dumps(stamp, sort_keys=True)
+
+  def arrays(
+    self, name: str, build: Callable[[], dict[str, np.ndarray]]
+  ) -> dict[str, np.ndarray]:
+    """Reads the arrays of a file, or makes and keeps them.
+
+    Args:
+      name: of the file.
+      build: makes the arrays.
+
+    Returns:
+      The arrays by name.
+    """
+    arrays = self.read(name)
+    if arrays is None:
+      arrays = build()
+      self.write(name, arrays)
+    return arrays
+
+  def write(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+    """Keeps arrays in the first folder that can be written, if any can be."""
+    for folder in self._folders:
+      if not is_remote(folder) and _write(
+        Path(folder) / name, arrays | {_STAMP: np.array(self._stamp)}
+      ):
+        break
+
+  def read(self, name: str) -> dict[str, np.ndarray] | None:
+    """Reads the arrays of a file with this stamp; None without one."""
+    return self._find(name)[1]
+
+  def path(self, name: str) -> str | None:
+    """Returns the path of a kept file with this stamp; None without one."""
+    return self._find(name)[0]
+
+  def _find(self, name: str) -> tuple[str, dict] | tuple[None, None]:
+    for folder in self._folders:
+      path = f'{folder}/{name}'
+      arrays = _read(path)
+      if arrays is not None and str(arrays.pop(_STAMP, '')) == self._stamp:
+        return path, arrays
+    return None, None
 
 
 def stamp_of(*paths: Path) -> dict[str, list[int]]:
@@ -56,12 +88,19 @@ def stamp_of(*paths: Path) -> dict[str, list[int]]:
   }
 
 
-def _read(path: Path) -> dict[str, np.ndarray] | None:
+def _read(path: str) -> dict[str, np.ndarray] | None:
   try:
-    with open(path, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
+    if is_remote(path):
+      from elasticface_jax.data.sources.decode import tensorflow
+
+      with tensorflow().io.gfile.GFile(path, 'rb') as remote:
+        file = io.BytesIO(remote.read())
+    else:
+      file = open(path, 'rb')
+    with file, np.load(file, allow_pickle=False) as arrays:
       return dict(arrays)  # Reading verifies the checksums.
   except Exception:
-    # A damaged file can raise almost anything; it is built again.
+    # A damaged file can raise almost anything; it is made again.
     return None
 
 

@@ -57,6 +57,18 @@ def segments(encoded: bytes) -> Iterator[tuple[int, bytes, int]]:
     yield marker, encoded[start + 2 : at], at
 
 
+def is_plain(encoded: bytes) -> bool:
+  """Returns True for a baseline JPEG, grey or in YCbCr or RGB.
+
+  All decoders make the same pixels of those; of progressive ones that lack
+  scans, and of four colours, they do not.
+  """
+  for marker, body, _ in segments(encoded):
+    if marker in _BASELINE or marker in _OTHER_FRAMES:
+      return marker in _BASELINE and body[5:6] in (b'\1', b'\3')
+  return False
+
+
 def without_strays(encoded: bytes) -> bytes | None:
   """Takes out the bytes of a baseline JPEG that are no part of the image.
 

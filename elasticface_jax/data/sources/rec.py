@@ -42,7 +42,7 @@ class RecSource(EncodedSource):
   Image i has the i-th smallest key. There are three layouts: record 0 is a
   header of two counts (MS1MV2 and related sets), record 0 is an image like the
   others, or there is no record 0. The index takes 12 bytes an image
-  (`index.cached`); labels are in the image records and are read with them.
+  (`index.Kept`); labels are in the image records and are read with them.
   Opening also reads the last record of the file, which reveals a truncated file
   at once.
 
@@ -65,10 +65,13 @@ class RecSource(EncodedSource):
     self.path = str(folder)
     check_rec(folder)
     self._file = RecordFile(folder / 'train.rec')
-    found = index.cached(
-      [folder] if cache is None else [folder, Path(cache)],
+    self._kept = index.Kept(
+      [folder] if cache is None else [folder, cache],
       {'form': 'rec 1'}
       | index.stamp_of(folder / 'train.rec', folder / 'train.idx'),
+    )
+    found = self._kept.arrays(
+      index.NAME,
       lambda: _build(self._file, *read_index(folder / 'train.idx')),
     )
     header_classes = int(found['num_classes'])

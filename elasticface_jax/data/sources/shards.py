@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Source that reads shards of TFDS, in TFRecord or ArrayRecord format."""
 
+import hashlib
 import os
 import struct
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
 
-from elasticface_jax.data.sources import index
+from elasticface_jax.data.sources import graph, index
 from elasticface_jax.data.sources.decode import tensorflow
 from elasticface_jax.data.sources.encoded import EncodedSource, counted
 from elasticface_jax.data.sources.files import (
@@ -25,6 +27,8 @@ INFO = 'dataset_info.json'
 _HEAD = struct.Struct('<QI')
 _FOOT = struct.Struct('<I')
 _WALK_BYTES = 1 << 24
+_END_BYTES = 1 << 12
+_REQUESTS = 16  # To remote storage, at a time.
 
 
 class ShardSource(EncodedSource):
@@ -53,6 +57,9 @@ class ShardSource(EncodedSource):
     self, folder: str | os.PathLike, *, cache: str | os.PathLike | None = None
   ):
     self.path = os.fspath(folder).rstrip('/')
+    if not is_remote(self.path) and os.pardir in Path(self.path).parts:
+      # TensorFlow would shorten it without a look at links.
+      self.path = os.path.realpath(self.path)
     info = _read_info(self.path)
     split = info.splits['train']
     lengths = list(split.shard_lengths)
@@ -71,10 +78,12 @@ class ShardSource(EncodedSource):
     self.layout = f'{counted(len(lengths), "shard")} of {form}'
     paths = [f'{self.path}/{name}' for name in sorted(split.filenames)]
     if form == 'tfrecord':
-      caches = [] if cache is None else [Path(cache)]
+      caches = [] if cache is None else [cache]
       self._shards = _TFRecords(self.path, paths, lengths, caches)
+      self._kept = self._shards.kept
     elif form == 'array_record':
       self._shards = _ArrayRecords(paths, lengths)
+      self._kept = index.Kept([], {})  # Its library has an index of its own.
     else:
       raise InputError(
         f'{self.path}: shards of {form} cannot be read; prepare them as '
@@ -107,6 +116,36 @@ class ShardSource(EncodedSource):
       encoded.append(image)
     return encoded, labels
 
+  @property
+  def in_graph(self) -> bool:
+    """Implements `EncodedSource.in_graph`."""
+    return isinstance(self._shards, _TFRecords)
+
+  def graph_reader(self, parallel: int) -> graph.TFRecords:
+    """Implements `EncodedSource.graph_reader`."""
+    return graph.TFRecords(
+      self._paths,
+      self._starts,
+      self._shards.offsets,
+      remote=is_remote(self.path),
+      parallel=parallel,
+    )
+
+  def fresh(self) -> 'ShardSource':
+    """Implements `EncodedSource.fresh`."""
+    if self.in_graph:
+      self._shards.cache.clear()
+    return self
+
+  def render_again(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Implements `EncodedSource.render_again`."""
+    if self.in_graph and not is_remote(self.path):
+      shards = np.searchsorted(self._starts, indices, 'right') - 1
+      replaced = self._shards.replaced(np.unique(shards).tolist())
+      for number in indices[np.isin(shards, replaced)]:
+        raise self.bad(number, 'the file was replaced while it was in use')
+    return super().render_again(indices)
+
   def place(self, index: int) -> str:
     """Implements `EncodedSource.place`."""
     shard = int(np.searchsorted(self._starts, index, 'right')) - 1
@@ -136,30 +175,35 @@ class _TFRecords:
   """
 
   def __init__(
-    self, folder: str, paths: list[str], lengths: list[int], caches: list[Path]
+    self,
+    folder: str,
+    paths: list[str],
+    lengths: list[int],
+    caches: list[str | os.PathLike],
   ):
-    # `_offsets` has the first byte of each record of a shard and the shard's
+    # `offsets` has the first byte of each record of a shard and the shard's
     # end, shard after shard; `_first` has the slot of each shard in it.
     self._first = np.cumsum([0, *(length + 1 for length in lengths)]).tolist()
-    if is_remote(folder):
-      gfile = tensorflow().io.gfile
-      stats = [gfile.stat(path) for path in paths]
-      stamp = [[s.length, s.mtime_nsec] for s in stats]
-      cache = BlockCache()
-      self._files = [RemoteFile(path, cache) for path in paths]
+    self.cache = BlockCache()
+    self._remote = is_remote(folder)
+    if self._remote:
+      self._files = [RemoteFile(path, self.cache) for path in paths]
     else:
       self._files = [LocalFile(path) for path in paths]
-      stamp = index.stamp_of(*map(Path, paths))
-      caches = [Path(folder), *caches]
-    self._offsets = index.cached(
-      caches,
-      {'form': 'tfrecord 1', 'shards': stamp, 'lengths': lengths},
-      lambda: {'offsets': self._walk(lengths)},
+    # Not the time of change: the kept arrays serve all copies of the shards.
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+      ends = list(pool.map(_ends_of, self._files))
+    self.kept = index.Kept(
+      [folder, *caches],
+      {'form': 'tfrecord 2', 'shards': ends, 'lengths': lengths},
+    )
+    self.offsets = self.kept.arrays(
+      index.NAME, lambda: {'offsets': self._walk(lengths)}
     )['offsets']
 
   def read(self, shard: int, number: int) -> bytes:
     slot = self._first[shard] + number
-    start, end = self._offsets[slot : slot + 2].tolist()
+    start, end = self.offsets[slot : slot + 2].tolist()
     frame = self._files[shard].read(end - start, start)
     data = frame[_HEAD.size : -_FOOT.size]
     if len(frame) < end - start or _HEAD.unpack_from(frame) != (
@@ -173,21 +217,26 @@ class _TFRecords:
       raise _Damaged('the bytes are damaged: their checksum is wrong')
     return data
 
+  def replaced(self, shards: list[int]) -> list[int]:
+    """Returns which of some shards are other files than were opened."""
+    return [shard for shard in shards if self._files[shard].is_replaced()]
+
   def _walk(self, lengths: list[int]) -> np.ndarray:
-    offsets = np.empty(self._first[-1], np.int64)
-    for shard, file in enumerate(self._files):
-      first, length = self._first[shard], lengths[shard]
-      found = 0
-      for offset in _offsets(file):
-        if found <= length:
-          offsets[first + found] = offset
-        found += 1
-      if found != length + 1:
-        raise InputError(
-          f'{file.path}: {INFO} counts {length} records, the file has '
-          f'{found - 1}; copy it again'
-        )
-    return offsets
+    # Remote files answer late, and the others keep Python's lock.
+    threads = _REQUESTS if self._remote else 1
+    with ThreadPoolExecutor(threads) as pool:
+      return np.concatenate([*pool.map(_walk, self._files, lengths)])
+
+
+def _walk(file: LocalFile | RemoteFile, length: int) -> np.ndarray:
+  """Returns the first byte of each record of a shard, and the shard's end."""
+  offsets = np.fromiter(_offsets(file), np.int64)
+  if len(offsets) != length + 1:
+    raise InputError(
+      f'{file.path}: {INFO} counts {length} records, the file has '
+      f'{len(offsets) - 1}; copy it again'
+    )
+  return offsets
 
 
 def _offsets(file: LocalFile | RemoteFile) -> Iterator[int]:
@@ -211,6 +260,12 @@ def _offsets(file: LocalFile | RemoteFile) -> Iterator[int]:
         f'{file.path}: cut off: a record ends at byte {offset}, the file has '
         f'{file.size}; copy it again'
       )
+
+
+def _ends_of(file: LocalFile | RemoteFile) -> list:
+  """Returns what tells a shard from another: size, and hash of both ends."""
+  ends = [file.peek(_END_BYTES, at) for at in (0, file.size - _END_BYTES)]
+  return [file.size, hashlib.sha256(b''.join(ends)).hexdigest()]
 
 
 def _masked_crc(data: bytes) -> int:

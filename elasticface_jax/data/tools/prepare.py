@@ -26,7 +26,7 @@ import numpy as np
 
 from elasticface_jax import atomic
 from elasticface_jax.data.pairs import SUFFIXES
-from elasticface_jax.data.sources import decode, index
+from elasticface_jax.data.sources import checks, decode, index
 from elasticface_jax.data.sources.encoded import (
   EncodedSource,
   content_digest,
@@ -311,8 +311,10 @@ def _read_back(
   """Compares the content of the shards with what the source gave."""
   try:
     shards = ShardSource(work.path)
+    found = []
     for name, images in zip(work.names, ranges, strict=True):
-      _compare(pool, shards, images, work.complete[name]['content'], done)
+      content = work.complete[name]['content']
+      found += _compare(pool, shards, images, content, done)
   except InputError as error:
     # It names the file, and then a remedy for shards from elsewhere.
     problem = str(error).rpartition('; ')[0]
@@ -329,6 +331,8 @@ def _read_back(
       f'{source.path} changed while it was read; remove {work.path} and '
       'prepare it again'
     )
+  if shards.in_graph:
+    shards.keep_checks(checks.joined(found))
 
 
 def _compare(
@@ -337,20 +341,26 @@ def _compare(
   images: range,
   content: str,
   done: _Progress,
-):
-  def digests(indices):
+) -> list[checks.Checks]:
+  """Compares a shard; returns the checks of its images, piece by piece."""
+
+  def read(indices):
     encoded, labels = shards.read_checked(indices)
-    return [
+    digests = [
       content_digest(*face)
       for face in zip(encoded, labels.tolist(), strict=True)
     ]
+    # They were decoded when they were written.
+    return digests, checks.of_intact(encoded)
 
-  sha = hashlib.sha256()
-  for chunk in _in_order(pool, digests, images):
-    sha.update(b''.join(chunk))
-    done.add(len(chunk))
+  sha, found = hashlib.sha256(), []
+  for digests, of_chunk in _in_order(pool, read, images):
+    sha.update(b''.join(digests))
+    found.append(of_chunk)
+    done.add(len(digests))
   if sha.hexdigest() != content:
     raise shards.bad(images.start, 'the shard holds other images than written')
+  return found
 
 
 class _Work:
@@ -462,8 +472,8 @@ class _Work:
     return (
       name in ours
       or any(atomic.is_part(name, of=one) for one in ours)
-      # Half-written files of TFDS, and the index of the shards.
-      or name.startswith(('incomplete.', index.NAME))
+      # Half-written files of TFDS, and what is kept about the shards.
+      or name.startswith(('incomplete.', index.NAME, index.CHECKS))
     )
 
   def _note(self):

@@ -102,10 +102,14 @@ class Built:
     return {'offsets': np.arange(7), 'layout': np.array('a text')}
 
 
+def kept(folders, build, stamp=''):
+  return index.Kept(folders, {'form': stamp}).arrays(index.NAME, build)
+
+
 def test_an_index_is_built_once_for_a_stamp(tmp_path):
   build = Built()
   for stamp, times in (('a', 1), ('a', 1), ('b', 2), ('b', 2), ('a', 3)):
-    arrays = index.cached([tmp_path], {'form': stamp}, build)
+    arrays = kept([tmp_path], build, stamp)
     assert build.times == times
     assert set(arrays) == {'offsets', 'layout'}
     np.testing.assert_array_equal(arrays['offsets'], np.arange(7))
@@ -115,7 +119,7 @@ def test_an_index_is_built_once_for_a_stamp(tmp_path):
 
 def test_a_damaged_index_is_built_again(tmp_path):
   build = Built()
-  index.cached([tmp_path], {}, build)
+  kept([tmp_path], build)
   path = tmp_path / index.NAME
   intact = path.read_bytes()
   rng = np.random.default_rng(0)
@@ -124,7 +128,7 @@ def test_a_damaged_index_is_built_again(tmp_path):
     for at in rng.integers(0, len(intact), 3):
       damaged[at] ^= 1 << rng.integers(0, 8)
     path.write_bytes(damaged[: rng.integers(1, len(intact) + 1)])
-    arrays = index.cached([tmp_path], {}, build)
+    arrays = kept([tmp_path], build)
     np.testing.assert_array_equal(arrays['offsets'], np.arange(7))
     assert set(arrays) == {'offsets', 'layout'}
   assert build.times > 100
@@ -146,8 +150,8 @@ def test_data_that_cannot_be_written_use_the_other_folder(tmp_path):
 def assert_kept_in(other, data):
   build = Built()
   for _ in range(2):
-    index.cached([data, other], {}, build)
+    kept([data, other], build)
   assert build.times == 1
   assert (other / index.NAME).is_file()
-  index.cached([data], {}, build)  # Nowhere to keep it: built, and used.
+  kept([data], build)  # Nowhere to keep it: built, and used.
   assert build.times == 2
