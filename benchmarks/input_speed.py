@@ -3,18 +3,19 @@ r"""Times the input: opening, images per second, memory, and exactness.
 
 Writes a ``.rec`` folder of drawn faces as JPEG (quality 95, 100 per class) and
 prepares it as shards, once, in a folder that is kept; a million of them take 14
-GB. Then measures each source in a separate process, in turn with tf.data
-reading the shards in order:
+GB. Then measures each source in a separate process:
 
 - opening, without an index and with a kept one: seconds, additional memory, and
   seconds to the first batch at image 0 and at nine tenths of the set;
-- images per second on all cores, and the stages of one thread;
+- anonymous memory while a set of 1,000 images and all of them are fed;
+- images per second on all cores, in turn with the shards read by threads of
+  Python and with tf.data reading them in order; and the stages of one thread;
 - the shards on storage with `--delay` ms of latency, shuffled over the entire
   set and in windows.
 
 The exit code is 1 unless batches are the same from all sources, after a
-restart, and for 1, 2 and 4 readers. Takes about 40 minutes with a million
-images.
+restart, and for 1, 2 and 4 readers; 20,000 images are compared in a folder of
+people, too. Takes about 40 minutes with a million images.
 
     python benchmarks/input_speed.py --images 1000000 --folder /data/drawn
     python benchmarks/input_speed.py --source data/ms1mv2   # Your own data.
@@ -41,6 +42,10 @@ from elasticface_jax import data
 from elasticface_jax.benchmark import input as input_benchmark
 from elasticface_jax.benchmark import timing
 from elasticface_jax.data.sources import index, recordio
+from elasticface_jax.data.threads import batches_by_threads
+
+# For the stand-in of slow storage, which the tests use as well.
+sys.path.append(str(Path(__file__).parent.parent))
 
 BATCH = 512
 HOLLOW = (
@@ -49,6 +54,7 @@ HOLLOW = (
 )
 ORDER = {'seed': 0, 'batch_size': BATCH}
 WINDOWS = 0, 65_536  # Of the shuffle; 0 is the entire set.
+SMALL, IN_FOLDERS = 1_000, 20_000  # Images of the smaller sets.
 
 
 def write_hollow_rec(folder: Path, num_images: int, num_classes: int):
@@ -127,10 +133,44 @@ def opening(path, batches):
 def feeding(path, seconds, window, delay):
   """Measures images per second of the pipeline on all cores."""
   if float(delay):
-    slow_down(float(delay))
+    path = slow_address(path, float(delay))
   source = data.open_encoded(path, cache=Path.cwd())
+  if data.has_graph(source):
+    source.checks()
   stream = input_benchmark.feeding(source, BATCH, int(window))
   return rate(stream, float(seconds))
+
+
+def by_threads(path, seconds):
+  """Measures threads of Python on shards that a graph can read."""
+  stream = batches_by_threads(
+    data.open_encoded(path),
+    first_step=0,
+    last_step=10**9,
+    window=0,
+    rows=slice(None),
+    threads=None,
+    **ORDER,
+  )
+  return rate(stream, float(seconds))
+
+
+def memory(path, num_images, window):
+  """Measures the anonymous memory of feeding: at first, at last, its peak."""
+  source = data.open_encoded(path)
+  stream = input_benchmark.feeding(source, BATCH, int(window))
+  measured = []
+  for _ in range(-(-int(num_images) // BATCH)):
+    next(stream)
+    measured.append(anonymous())
+  return {'first': measured[0], 'last': measured[-1], 'peak': max(measured)}
+
+
+def anonymous():
+  """Returns the memory of this process that no file backs, in bytes."""
+  with open('/proc/self/status') as file:
+    lines = dict(line.split(':', 1) for line in file)
+  return 1024 * int(lines['RssAnon'].split()[0])
 
 
 def rate(stream, seconds):
@@ -144,17 +184,14 @@ def rate(stream, seconds):
   return {'images_per_second': num_images / (time.perf_counter() - start)}
 
 
-def slow_down(delay):
-  """Adds a latency in ms to every request to remote storage."""
-  from elasticface_jax.data.sources import files
+def slow_address(path, delay):
+  """Returns the address of a folder on storage with a latency in ms."""
+  # It needs TensorFlow, which our own import keeps silent.
+  data.batch_indices(0, num_images=BATCH, **ORDER)
+  from tests.data.slow_storage import slow_storage
 
-  fetch = files.RemoteFile._fetch
-
-  def delayed(self, *arguments):
-    time.sleep(delay / 1000)
-    return fetch(self, *arguments)
-
-  files.RemoteFile._fetch = delayed
+  slow_storage.start(latency=delay / 1000)
+  return slow_storage.address(path)
 
 
 def tf_data(path, seconds):
@@ -229,7 +266,8 @@ def digests(path, last_step, window):
 
 
 MEASUREMENTS = {
-  f.__name__: f for f in (opening, feeding, tf_data, stages, digests)
+  f.__name__: f
+  for f in (opening, feeding, by_threads, memory, tf_data, stages, digests)
 }
 
 
@@ -252,6 +290,26 @@ def prepare(flags):
     f'{rec.num_images:,} images of {size / rec.num_images:,.0f} bytes, batches '
     f'of {BATCH}, {os.cpu_count()} cores\n'
   )
+  return paths
+
+
+def make_small(folder, num_images):
+  """Makes a smaller set in all forms, a folder of people too."""
+  paths = {
+    form: folder / form
+    for form in ('.rec', 'tfrecord', 'array_record', 'people')
+  }
+  if folder.exists():
+    return paths
+  input_benchmark.draw_rec_folder(paths['.rec'], num_images)
+  rec = data.open_encoded(paths['.rec'])
+  for form in ('tfrecord', 'array_record'):
+    data.prepare_shards(rec, paths[form], file_format=form)
+  for indices in np.array_split(np.arange(num_images), -(-num_images // 1000)):
+    for number, one, label in zip(indices, *rec.read(indices), strict=True):
+      person = paths['people'] / f'{int(label):06}'
+      person.mkdir(parents=True, exist_ok=True)
+      (person / f'{number:09}.jpg').write_bytes(one)
   return paths
 
 
@@ -297,9 +355,14 @@ def print_rates(paths, flags):
     name: functools.partial(measured, 'feeding', path, flags.seconds, 0, 0)
     for name, path in paths.items()
   }
-  calls['tf.data'] = functools.partial(
-    measured, 'tf_data', paths['tfrecord'], flags.seconds
-  )
+  calls |= {
+    'tfrecord by threads': functools.partial(
+      measured, 'by_threads', paths['tfrecord'], flags.seconds
+    ),
+    'tf.data': functools.partial(
+      measured, 'tf_data', paths['tfrecord'], flags.seconds
+    ),
+  }
   rates = timing.take_turns(calls, rounds=flags.rounds)
   for name, rate_of_rounds in rates.items():
     shares = ['', '', '', '']
@@ -316,9 +379,24 @@ def print_rates(paths, flags):
     )
 
 
+def print_memory(paths, flags):
+  """Prints the table of anonymous memory."""
+  small = make_small(flags.folder / 'small', SMALL)['tfrecord']
+  print(
+    '\n| tfrecord, window | images | after the first batch, MB '
+    '| after the last | peak |\n| --- | --: | --: | --: | --: |'
+  )
+  for window in WINDOWS:
+    for path in (small, paths['tfrecord']):
+      got = measure('memory', path, flags.images, window)
+      sizes = ' | '.join(f'{1e-6 * size:.0f}' for size in got.values())
+      count = data.open_encoded(path).num_images
+      print(f'| {window:,} | {count:,} | {sizes} |', flush=True)
+
+
 def print_delayed(paths, flags):
   """Prints the table of images per second with latency."""
-  remote = f'file://{paths["tfrecord"].absolute()}'
+  remote = paths['tfrecord'].absolute()
   print(f'\n| tfrecord, latency {flags.delay:g} ms | images/s |\n| --- | --: |')
   for window in WINDOWS:
     got = measure('feeding', remote, flags.seconds, window, flags.delay)
@@ -337,7 +415,8 @@ def compare_batches(paths):
     }
     same &= len(set(shas.values())) == 1
     print(
-      f'window {window}: 60 batches read in {len(shas)} combinations, '
+      f'{", ".join(paths)}, window {window}: 60 batches read in '
+      f'{len(shas)} combinations, '
       f'{len(set(shas.values()))} result(s)'
     )
   return same
@@ -375,10 +454,12 @@ def main():
     return 0
   paths = prepare(flags)
   print_opening(paths, flags)
+  print_memory(paths, flags)
   print_rates(paths, flags)
   print_delayed(paths, flags)
   print()
-  return 0 if compare_batches(paths) else 1
+  small = make_small(flags.folder / 'in_folders', IN_FOLDERS)
+  return 0 if compare_batches(paths) & compare_batches(small) else 1
 
 
 if __name__ == '__main__':

@@ -122,7 +122,23 @@ def feeding(source: Any, batch_size: int, window: int = 0) -> Iterator:
 
 
 def stages(source: Any, batch_size: int, num_batches: int) -> dict[str, float]:
-  """Measures the seconds per image of each stage of a source on one thread."""
+  """Measures the seconds per image of each stage of a source on one thread.
+
+  Args:
+    source: of encoded images.
+    batch_size: of the batches.
+    num_batches: number of batches to measure.
+
+  Returns:
+    Seconds of one core, by the names in `STAGES`.
+  """
+  from elasticface_jax import data
+
+  stages_of = _stages_of_graph if data.has_graph(source) else _stages_of_reader
+  return stages_of(source, batch_size, num_batches)
+
+
+def _stages_of_reader(source, batch_size, num_batches):
   from elasticface_jax.data import batch_indices
   from elasticface_jax.data.sources import decode
 
@@ -151,6 +167,60 @@ def stages(source: Any, batch_size: int, num_batches: int) -> dict[str, float]:
       images.append(timed('decode', decode.decode_faces, encoded))
     timed('put together', np.concatenate, images)
   return {name: s / (num_batches * batch_size) for name, s in spent.items()}
+
+
+def _stages_of_graph(source, batch_size, num_batches):
+  """Measures data sets that end after a stage, each without the one before."""
+  from elasticface_jax import data
+  from elasticface_jax.data import feed, order
+  from elasticface_jax.data.sources import graph
+  from elasticface_jax.data.sources.decode import SIZE, tensorflow
+
+  tf = tensorflow()
+  key = {'num_images': source.num_images, 'seed': 0, 'window': 0}
+  slots = np.arange(batch_size)
+  steps = feed.Steps(slots, batch_size, 0, _NO_END)
+  image = tf.zeros((SIZE, SIZE, 3), tf.uint8)
+  # In the order in which each contains the one before.
+  ending = {
+    'order': graph.mapped(
+      tf.data.Dataset.range(_NO_END),
+      lambda step: order.images_of(step * batch_size + slots, **key),
+    ),
+    'read': feed.read_at_random(source.graph_reader(1), steps, **key),
+    'decode': data.dataset(
+      source,
+      seed=0,
+      batch_size=batch_size,
+      first_step=0,
+      last_step=_NO_END,
+      threads=1,
+    ),
+    'put together': tf.data.Dataset.from_tensors(image)
+    .repeat()
+    .batch(batch_size),
+  }
+  spent = {
+    name: _core_seconds(stream, num_batches) / batch_size
+    for name, stream in ending.items()
+  }
+  return {
+    'order': spent['order'],
+    'read': max(0, spent['read'] - spent['order']),
+    'decode': max(0, spent['decode'] - spent['read'] - spent['put together']),
+    'put together': spent['put together'],
+  }
+
+
+def _core_seconds(stream, num_batches):
+  """Returns the seconds per batch that all threads together compute."""
+  batches = stream.as_numpy_iterator()
+  for _ in range(_WARM):
+    next(batches)
+  start = time.process_time()
+  for _ in range(num_batches):
+    next(batches)
+  return (time.process_time() - start) / num_batches
 
 
 def draw_rec_folder(folder: Path, num_images: int) -> None:

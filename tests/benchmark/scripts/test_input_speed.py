@@ -37,7 +37,7 @@ def test_measurements(faces, script):
 
 def test_rates_are_compared_by_round(faces, script, monkeypatch, capsys):
   monkeypatch.setattr(script.timing, 'PAUSE', 0.0)
-  rates = iter([100.0, 50.0, 300.0, 900.0])
+  rates = iter([100.0, 80.0, 50.0, 300.0, 400.0, 900.0])
   shares = dict(zip(input_benchmark.STAGES, [1e-6] * 4, strict=True))
   monkeypatch.setattr(
     script,
@@ -54,7 +54,11 @@ def test_rates_are_compared_by_round(faces, script, monkeypatch, capsys):
   assert rows[0].startswith(
     f'| tfrecord | 500 (100-900) | {ratio:.2f} | 1.0 us'
   )
-  assert rows[1].startswith('| tf.data | 175 (50-300) | 1.00 |')
+  ratio = np.median([80 / 50, 400 / 300])
+  assert rows[1].startswith(
+    f'| tfrecord by threads | 240 (80-400) | {ratio:.2f} |'
+  )
+  assert rows[2].startswith('| tf.data | 175 (50-300) | 1.00 |')
 
 
 def test_different_batches_are_found(faces, script, monkeypatch, capsys):
