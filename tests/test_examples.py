@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from elasticface_jax import losses
+from elasticface_jax import data, losses
 
 FOLDER = Path(__file__).parents[1] / 'examples'
 EXAMPLES = sorted(FOLDER.glob('*.py'))
@@ -26,18 +26,20 @@ def imports(path):
 
 
 @pytest.mark.parametrize('path', EXAMPLES, ids=lambda path: path.stem)
-def test_imports_only_the_losses_of_ours(path):
+def test_imports_public_names_of_ours_alone(path):
   ours = {name for name in imports(path) if name.startswith('elasticface_jax')}
-  assert ours == {'elasticface_jax.losses'}
-  # And of them public names alone.
-  used = {
-    node.attr
-    for node in ast.walk(ast.parse(path.read_text()))
-    if isinstance(node, ast.Attribute)
-    and isinstance(node.value, ast.Name)
-    and node.value.id == 'losses'
-  }
-  assert used and used <= set(losses.__all__)
+  feeds = path.stem == 'tf_data'
+  rooms = {'losses': losses, 'data': data} if feeds else {'losses': losses}
+  assert ours == {f'elasticface_jax.{room}' for room in rooms}
+  for room, module in rooms.items():
+    used = {
+      node.attr
+      for node in ast.walk(ast.parse(path.read_text()))
+      if isinstance(node, ast.Attribute)
+      and isinstance(node.value, ast.Name)
+      and node.value.id == room
+    }
+    assert used and used <= set(module.__all__)
 
 
 @pytest.mark.parametrize('path', EXAMPLES, ids=lambda path: path.stem)
@@ -93,3 +95,31 @@ def test_transforms_give_the_same_losses(load_script, count):
   assert len(results['losses'].sharding.device_set) == count
   assert max(results['by_devices']) < 1e-6
   assert max(results['by_blocks']) < 1e-5
+
+
+@pytest.fixture(scope='module')
+def faces(tmp_path_factory, load_script):
+  module = load_script(FOLDER / 'tf_data.py')
+  folder = tmp_path_factory.mktemp('faces')
+  module.draw_faces(folder)
+  return module, folder
+
+
+def test_tf_data_learns_on_any_devices(faces):
+  module, folder = faces
+  alone = module.main(folder, jax.devices()[:1])['losses']
+  together = module.main(folder, jax.devices()[:4])['losses']
+  assert fell(alone)
+  np.testing.assert_allclose(together, alone, rtol=0.05)
+  np.testing.assert_allclose(together[:10], alone[:10], rtol=1e-3)
+
+
+def test_tf_data_begins_at_any_step(faces):
+  module, folder = faces
+  source = data.open_encoded(folder)
+  whole = list(module.batches_from(source, first_step=3, last_step=9))
+  assert len(whole) == 6
+  rest = list(module.batches_from(source, first_step=7, last_step=9))
+  for one, other in zip(rest, whole[4:], strict=True):
+    for x, y in zip(one, other, strict=True):
+      np.testing.assert_array_equal(x, y)
