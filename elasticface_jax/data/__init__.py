@@ -26,7 +26,8 @@ from elasticface_jax.data.pairs import (
   write_pairs,
 )
 from elasticface_jax.data.pipeline import batches
-from elasticface_jax.data.sources.encoded import BadFace, EncodedSource
+from elasticface_jax.data.sources.decode import BadFace
+from elasticface_jax.data.sources.encoded import EncodedSource
 from elasticface_jax.data.sources.files import is_remote
 from elasticface_jax.data.sources.folder import FolderSource
 from elasticface_jax.data.sources.images import list_images, read_image

@@ -184,11 +184,9 @@ def _read(source: 'EncodedSource', images: np.ndarray) -> list[bytes]:
   Other errors are those of the storage: they stop the checks, because what is
   kept would hold images to be damaged for ever.
   """
-  from elasticface_jax.data.sources.encoded import BadFace
-
   try:
     return source.read(images)[0]
-  except BadFace:
+  except decode.BadFace:
     if len(images) == 1:
       return [b'']
     half = len(images) // 2

@@ -16,7 +16,7 @@ import numpy as np
 
 from elasticface_jax import missing
 from elasticface_jax.data.sources import exif, jpeg, png
-from elasticface_jax.errors import first_line
+from elasticface_jax.errors import InputError, first_line
 
 with missing.needs('elasticface_jax.data'):
   import simplejpeg
@@ -46,6 +46,22 @@ class BadImage(ValueError):
   def __init__(self, index: int, problem: str):
     super().__init__(f'image {index}: {problem}')
     self.index = index
+    self.problem = problem
+
+
+class BadFace(InputError):
+  """Error for an image that cannot be trained on.
+
+  The message names its place, the problem and the remedy.
+
+  Attributes:
+    index: number of the image in the source.
+    problem: the problem alone.
+  """
+
+  def __init__(self, index: int, place: str, problem: str, remedy: str):
+    super().__init__(f'{place}: {problem}; {remedy}')
+    self.index = int(index)
     self.problem = problem
 
 

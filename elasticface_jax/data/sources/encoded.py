@@ -18,25 +18,9 @@ from elasticface_jax.data.sources.checks import (
   examine,
   hashes,
 )
-from elasticface_jax.errors import InputError
+from elasticface_jax.data.sources.decode import BadFace
 
 _SAMPLED_IMAGES = 1024
-
-
-class BadFace(InputError):
-  """Error for an image that cannot be trained on.
-
-  The message names its place, the problem and the remedy.
-
-  Attributes:
-    index: number of the image in the source.
-    problem: the problem alone.
-  """
-
-  def __init__(self, index: int, place: str, problem: str, remedy: str):
-    super().__init__(f'{place}: {problem}; {remedy}')
-    self.index = int(index)
-    self.problem = problem
 
 
 class EncodedSource(abc.ABC):
@@ -117,7 +101,9 @@ class EncodedSource(abc.ABC):
   @property
   def has_checks(self) -> bool:
     """True if `checks` need not decode the images any more."""
-    return bool(self._checks or self._kept.path(index.CHECKS))
+    if self._checks is None:
+      self._checks = self._kept_checks()
+    return self._checks is not None
 
   def checks(
     self, progress: Callable[[int, int], None] = lambda done, total: None
@@ -130,14 +116,13 @@ class EncodedSource(abc.ABC):
     Args:
       progress: called now and then with the number of images done and of all.
     """
-    if self._checks is None:
-      self._checks = self._kept_checks()
-    if self._checks is None:
+    if not self.has_checks:
       self._checks = examine(self, progress)
       self.keep_checks(self._checks)
     return self._checks
 
   def _kept_checks(self) -> Checks | None:
+    """Reads kept checks; bad images are checked again, for some are mended."""
     kept = self._kept.read(index.CHECKS)
     if kept is None or int(kept.pop('version', 0)) != VERSION:
       return None

@@ -26,6 +26,21 @@ def is_remote(path: str | os.PathLike) -> bool:
   return '://' in os.fspath(path)
 
 
+def without_dots(path: str | bytes) -> str | bytes:
+  """Returns a local path that TensorFlow and the system take for the same.
+
+  TensorFlow shortens ``link/..`` to the folder that holds the link.
+
+  Examples:
+    >>> without_dots('../faces'), without_dots('/no/such/../folder')
+    ('../faces', '/no/folder')
+  """
+  names = os.fsdecode(path).split(os.sep)
+  while names and names[0] in (os.curdir, os.pardir):
+    del names[0]
+  return os.path.realpath(path) if os.pardir in names else path
+
+
 class LocalFile:
   """Open file with positioned reads, which several threads may share.
 
@@ -60,8 +75,8 @@ class LocalFile:
     return not os.path.samestat(now, os.fstat(self._fd))
 
   def peek(self, count: int, offset: int) -> bytes:
-    """Reads as `read` does; a negative offset is 0."""
-    return self.read(count, max(offset, 0))
+    """Reads as `read` does."""
+    return self.read(count, offset)
 
   def read(self, count: int, offset: int) -> bytes:
     """Reads up to `count` bytes from `offset` on; fewer where the file ends."""
@@ -96,8 +111,8 @@ class RemoteFile:
       raise InputError(f'{path}: {first_line(error)}') from error
 
   def peek(self, count: int, offset: int) -> bytes:
-    """Reads a few bytes past the cache; a negative offset is 0."""
-    return self._fetch(max(offset, 0), count)
+    """Reads as `read` does, but by a request of its own, past the cache."""
+    return self._fetch(offset, count)
 
   def read(self, count: int, offset: int) -> bytes:
     """Reads up to `count` bytes from `offset` on; fewer where the file ends."""

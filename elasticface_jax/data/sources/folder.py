@@ -9,6 +9,7 @@ import numpy as np
 
 from elasticface_jax.data.sources import graph, index
 from elasticface_jax.data.sources.encoded import EncodedSource, counted
+from elasticface_jax.data.sources.files import without_dots
 from elasticface_jax.data.sources.images import SUFFIXES, printable
 from elasticface_jax.errors import InputError
 
@@ -79,8 +80,7 @@ class FolderSource(EncodedSource):
   def graph_reader(self, parallel: int) -> graph.Files:
     """Implements `EncodedSource.graph_reader`."""
     return graph.Files(
-      # TensorFlow takes `link/..` for the folder that holds the link.
-      os.path.realpath(self._root),
+      without_dots(self._root),
       self._people,
       self._starts,
       self._names,

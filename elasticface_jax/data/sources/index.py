@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from elasticface_jax import atomic
+from elasticface_jax.data.sources.decode import tensorflow
 from elasticface_jax.data.sources.files import is_remote
 from elasticface_jax.errors import InputError
 
@@ -91,8 +92,6 @@ def stamp_of(*paths: Path) -> dict[str, list[int]]:
 def _read(path: str) -> dict[str, np.ndarray] | None:
   try:
     if is_remote(path):
-      from elasticface_jax.data.sources.decode import tensorflow
-
       with tensorflow().io.gfile.GFile(path, 'rb') as remote:
         file = io.BytesIO(remote.read())
     else:

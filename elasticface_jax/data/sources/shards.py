@@ -7,7 +7,6 @@ import struct
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import google_crc32c
 import numpy as np
@@ -20,6 +19,7 @@ from elasticface_jax.data.sources.files import (
   LocalFile,
   RemoteFile,
   is_remote,
+  without_dots,
 )
 from elasticface_jax.errors import InputError, first_line
 
@@ -57,9 +57,8 @@ class ShardSource(EncodedSource):
     self, folder: str | os.PathLike, *, cache: str | os.PathLike | None = None
   ):
     self.path = os.fspath(folder).rstrip('/')
-    if not is_remote(self.path) and os.pardir in Path(self.path).parts:
-      # TensorFlow would shorten it without a look at links.
-      self.path = os.path.realpath(self.path)
+    if not is_remote(self.path):
+      self.path = without_dots(self.path)
     info = _read_info(self.path)
     split = info.splits['train']
     lengths = list(split.shard_lengths)
@@ -95,7 +94,7 @@ class ShardSource(EncodedSource):
   def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
     """Implements `EncodedSource.read`."""
     example_of = tensorflow().train.Example.FromString
-    shards = (np.searchsorted(self._starts, indices, 'right') - 1).tolist()
+    shards = self._shards_of(indices).tolist()
     encoded, labels = [], np.empty(len(indices))
     for i, (shard, number) in enumerate(
       zip(shards, indices.tolist(), strict=True)
@@ -140,20 +139,23 @@ class ShardSource(EncodedSource):
   def render_again(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Implements `EncodedSource.render_again`."""
     if self.in_graph and not is_remote(self.path):
-      shards = np.searchsorted(self._starts, indices, 'right') - 1
+      shards = self._shards_of(indices)
       replaced = self._shards.replaced(np.unique(shards).tolist())
       for number in indices[np.isin(shards, replaced)]:
         raise self.bad(number, 'the file was replaced while it was in use')
     return super().render_again(indices)
 
+  def _shards_of(self, indices):
+    return np.searchsorted(self._starts, indices, 'right') - 1
+
   def place(self, index: int) -> str:
     """Implements `EncodedSource.place`."""
-    shard = int(np.searchsorted(self._starts, index, 'right')) - 1
+    shard = int(self._shards_of(index))
     return f'{self._paths[shard]}: record {int(index) - self._starts[shard]}'
 
   def image_name(self, index: int) -> str:
     """Implements `EncodedSource.image_name`: ``shard:record``."""
-    shard = int(np.searchsorted(self._starts, index, 'right')) - 1
+    shard = int(self._shards_of(index))
     name = self._paths[shard].rpartition('/')[2]
     return f'{name}:{int(index) - self._starts[shard]}'
 
@@ -264,7 +266,8 @@ def _offsets(file: LocalFile | RemoteFile) -> Iterator[int]:
 
 def _ends_of(file: LocalFile | RemoteFile) -> list:
   """Returns what tells a shard from another: size, and hash of both ends."""
-  ends = [file.peek(_END_BYTES, at) for at in (0, file.size - _END_BYTES)]
+  last = max(0, file.size - _END_BYTES)
+  ends = [file.peek(_END_BYTES, at) for at in (0, last)]
   return [file.size, hashlib.sha256(b''.join(ends)).hexdigest()]
 
 

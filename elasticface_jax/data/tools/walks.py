@@ -13,8 +13,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from elasticface_jax.data.sources import decode
+from elasticface_jax.data.sources.decode import BadFace
 from elasticface_jax.data.sources.encoded import (
-  BadFace,
   EncodedSource,
   counted,
   valid_labels,
