@@ -36,13 +36,9 @@ from elasticface_jax.benchmark.recipe import Recipe
 from elasticface_jax.training import augment, state
 
 FLIPS, ADAFACE = 'flips', 'AdaFace'
-NAMES = (
-  'resized_crop',
-  'crop',
-  'low_resolution',
-  'photometric',
-  'grey',
-  'blur',
+# Probabilities that the base leaves at 0.
+NAMES = tuple(
+  name for name, value in recipes.section('augment').items() if value == 0.0
 )
 PROBABILITY = 0.2  # The cost is the same with any.
 

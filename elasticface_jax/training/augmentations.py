@@ -42,7 +42,22 @@ class Augmentation(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class ResizedCrop:
+class _OfRectangle:
+  """A change by a random rectangle inside the image, as both crops are."""
+
+  numbers: ClassVar[int] = 2 * _TRIES + 2
+  probability: float
+  area: Range
+  aspect: Range
+
+  def _edges(self, size, uniforms):
+    """Returns the length of each axis, and what the rectangle takes of it."""
+    found = _rectangle(size, uniforms, self.area, self.aspect)
+    return zip(size, found, strict=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizedCrop(_OfRectangle):
   """A random rectangle, resized to the full image (Inception, torchvision).
 
   Differs from torchvision's `RandomResizedCrop` in: the image is rounded once,
@@ -55,27 +70,20 @@ class ResizedCrop:
   """
 
   name: ClassVar[str] = 'resized_crop'
-  numbers: ClassVar[int] = 2 * _TRIES + 2
-  probability: float
-  area: Range
-  aspect: Range
 
   def __call__(self, image: jax.Array, uniforms: jax.Array) -> jax.Array:
     """Changes an image; see `Augmentation`."""
-    size = image.shape[:2]
     rows, columns = (
       resampling.resize_weights(
         length, resampling.LINEAR, first=first, taken=taken, made=length
       )
-      for length, (first, taken) in zip(
-        size, _rectangle(size, uniforms, self.area, self.aspect), strict=True
-      )
+      for length, (first, taken) in self._edges(image.shape[:2], uniforms)
     )
     return resampling.resample(image, rows, columns)
 
 
 @dataclasses.dataclass(frozen=True)
-class Crop:
+class Crop(_OfRectangle):
   """A random rectangle that stays where it is; all around it becomes black.
 
   AdaFace's crop. The rectangle is drawn as that of `ResizedCrop`.
@@ -87,19 +95,12 @@ class Crop:
   """
 
   name: ClassVar[str] = 'crop'
-  numbers: ClassVar[int] = 2 * _TRIES + 2
-  probability: float
-  area: Range
-  aspect: Range
 
   def __call__(self, image: jax.Array, uniforms: jax.Array) -> jax.Array:
     """Changes an image; see `Augmentation`."""
-    size = image.shape[:2]
     rows, columns = (
       (jnp.arange(length) >= first) & (jnp.arange(length) < first + taken)
-      for length, (first, taken) in zip(
-        size, _rectangle(size, uniforms, self.area, self.aspect), strict=True
-      )
+      for length, (first, taken) in self._edges(image.shape[:2], uniforms)
     )
     inside = rows[:, None] & columns[None]
     return jnp.where(inside[:, :, None], image, jnp.uint8(0))
