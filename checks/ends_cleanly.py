@@ -14,7 +14,6 @@ nothing that it started is left. Takes an hour.
 
 import argparse
 import contextlib
-import io
 import os
 import random
 import signal
@@ -28,14 +27,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import ending_children
-import numpy as np
+import small_sources
 import training_runs
-from PIL import Image
 
 from elasticface_jax import data
 
 CHILDREN = ending_children.__file__
-SOURCES = ('shards', 'folder', 'rec')
 NUM_CLASSES, IMAGES_OF_EACH = 20, 10
 PATIENCE = 300  # Seconds to wait for a moment.
 HANGS = 20  # Seconds after which a process is killed.
@@ -84,7 +81,7 @@ class Case(NamedTuple):
 
   Attributes:
     reader: ``'train'``, or the function of `data` that a plain loop reads.
-    source: one of `SOURCES`.
+    source: one of `small_sources.NAMES`.
     ending: one of `CODES`.
   """
 
@@ -116,27 +113,6 @@ class End(NamedTuple):
   cpu: float
   code: int | None
   faults: tuple[str, ...]
-
-
-def write_sources(folder):
-  """Writes the same drawn images in all layouts; returns their paths."""
-  rng = np.random.default_rng(0)
-  paths = {name: folder / name for name in SOURCES}
-  images = []
-  for label in range(NUM_CLASSES):
-    person = paths['folder'] / f'{label:03}'
-    person.mkdir(parents=True)
-    for number in range(IMAGES_OF_EACH):
-      coarse = rng.integers(0, 256, (7, 7, 3), np.uint8)
-      out = io.BytesIO()
-      pixels = coarse.repeat(16, axis=0).repeat(16, axis=1)
-      Image.fromarray(pixels).save(out, 'jpeg')
-      images.append((out.getvalue(), label))
-      (person / f'{number}.jpg').write_bytes(out.getvalue())
-  data.write_rec_folder(paths['rec'], images, NUM_CLASSES)
-  rec = data.open_encoded(paths['rec'])
-  data.prepare_shards(rec, paths['shards'], num_shards=2)
-  return paths
 
 
 def command(case, source, workdir, steps):
@@ -290,7 +266,7 @@ def all_cases():
   return [
     Case(reader, source, ending)
     for reader in readers
-    for source in SOURCES
+    for source in small_sources.NAMES
     # A graph reads what TensorFlow can read.
     if (reader, source) != ('dataset', 'rec')
     for ending in CODES['train' if reader == 'train' else 'plain']
@@ -320,7 +296,9 @@ def main(argv=None):
   failed = []
   with tempfile.TemporaryDirectory() as name:
     folder = Path(name)
-    sources = write_sources(folder / 'sources')
+    sources = small_sources.write(
+      folder / 'sources', NUM_CLASSES, IMAGES_OF_EACH
+    )
     print(f'{"":33} from its cause  from the save   of a core')
     print(
       f'{"reader":8} {"source":7} {"ending":10} times '

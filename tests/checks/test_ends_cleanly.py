@@ -122,7 +122,9 @@ def test_other_faults(ends):
 
 def test_the_verdict(script, monkeypatch, capsys):
   monkeypatch.setattr(
-    script, 'write_sources', lambda _: dict.fromkeys(script.SOURCES)
+    script.small_sources,
+    'write',
+    lambda *_: dict.fromkeys(script.small_sources.NAMES),
   )
   seconds = iter([0.1, 0.3, 0.2, 0.1, 2.5, 0.1])
   monkeypatch.setattr(

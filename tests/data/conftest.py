@@ -2,12 +2,18 @@
 """A small data set in several storage formats, which the tests read."""
 
 import io
+import os
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import elasticface_jax
 from elasticface_jax.data import RecSource
 from elasticface_jax.data.sources import recordio
 from elasticface_jax.data.sources.recordio import write_rec_folder
@@ -31,6 +37,26 @@ def rewrite(folder, records, property_text='5,112,112\n'):
     for key, labels, body in records:
       out.write(key, recordio.pack(labels, body, record_id=key))
   (folder / 'property').write_text(property_text)
+
+
+def assert_interrupt_ends(code, *arguments):
+  """Runs code in a process, and interrupts it once it prints 'reading'."""
+  root = Path(elasticface_jax.__file__).parent.parent
+  child = subprocess.Popen(
+    [sys.executable, '-c', code, *arguments],
+    cwd=root,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    env=os.environ | {'PYTHONPATH': str(root)},
+  )
+  try:
+    assert child.stdout.readline() == b'reading\n'
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+  finally:
+    child.kill()
+  assert child.returncode == -signal.SIGINT
+  assert errors.strip().endswith(b'KeyboardInterrupt')
 
 
 @pytest.fixture(scope='session')

@@ -8,9 +8,6 @@ pixels that Pillow decodes and turns.
 import io
 import os
 import shutil
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -30,7 +27,7 @@ from elasticface_jax.data.sources import (
 from elasticface_jax.data.tools import prepare
 from elasticface_jax.errors import InputError
 
-from .conftest import encode
+from .conftest import assert_interrupt_ends, encode
 from .slow_storage import slow_storage
 from .sources.test_golden import FACES, GOLDEN
 
@@ -60,12 +57,12 @@ def read(source, first_step, last_step, *, window=0, rows=slice(None), **rest):
   )
 
 
-def indices_of(source, step, window, rows=slice(None)):
+def indices_of(source, step, window, rows=slice(None), batch_size=BATCH):
   return data.batch_indices(
     step,
     num_images=source.num_images,
     seed=3,
-    batch_size=BATCH,
+    batch_size=batch_size,
     window=window,
     rows=rows,
   )
@@ -158,7 +155,7 @@ def test_batches_of_any_size(source, window, batch_size):
   got = list(
     data.batches(
       source,
-      seed=0,
+      seed=3,
       batch_size=batch_size,
       first_step=5,
       last_step=9,
@@ -168,14 +165,7 @@ def test_batches_of_any_size(source, window, batch_size):
   )
   assert len(got) == 4
   for step, batch in enumerate(got, 5):
-    expected = data.batch_indices(
-      step,
-      num_images=source.num_images,
-      seed=0,
-      batch_size=batch_size,
-      window=window,
-      rows=rows,
-    )
+    expected = indices_of(source, step, window, rows, batch_size)
     np.testing.assert_array_equal(batch.indices, expected)
 
 
@@ -730,19 +720,7 @@ for step in range(10**6):
 
 
 def test_interrupt_ends_the_process(written):
-  child = subprocess.Popen(
-    [sys.executable, '-c', _IN_MID_STREAM, written('tfrecord')],
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-  )
-  try:
-    assert child.stdout.readline() == b'reading\n'
-    child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=60)
-  finally:
-    child.kill()
-  assert child.returncode == -signal.SIGINT
-  assert errors.strip().endswith(b'KeyboardInterrupt')
+  assert_interrupt_ends(_IN_MID_STREAM, written('tfrecord'))
 
 
 @pytest.mark.parametrize('change, words', [

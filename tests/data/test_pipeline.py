@@ -2,20 +2,16 @@
 """The order of images, and batches as functions of the step number."""
 
 import collections
-import os
-import pathlib
-import signal
-import subprocess
-import sys
 import threading
 import time
 
 import numpy as np
 import pytest
 
-import elasticface_jax
 from elasticface_jax.data import RecSource, batch_indices, batches
 from elasticface_jax.errors import InputError
+
+from .conftest import assert_interrupt_ends
 
 
 class Numbers:
@@ -253,19 +249,4 @@ for batch in stream:
 
 
 def test_interrupt_ends_the_process():
-  root = pathlib.Path(elasticface_jax.__file__).parent.parent
-  child = subprocess.Popen(
-    [sys.executable, '-c', _INTERRUPTED],
-    cwd=root,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    env=os.environ | {'PYTHONPATH': str(root)},
-  )
-  try:
-    assert child.stdout.readline() == b'reading\n'
-    child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=60)
-  finally:
-    child.kill()
-  assert child.returncode == -signal.SIGINT
-  assert errors.strip().endswith(b'KeyboardInterrupt')
+  assert_interrupt_ends(_INTERRUPTED)
