@@ -103,7 +103,7 @@ def check(case: Case) -> str:
   """
   memory = case.compiled.memory_analysis()
   blocks = case.num_blocks // case.devices
-  size = -(-case.num_classes // case.num_blocks)
+  size = _sampling.block_size(case.num_classes, case.num_blocks)
   shares = _sampling.block_shares(
     case.num_classes, case.num_blocks, case.sample_rate
   )

@@ -29,7 +29,7 @@ A class may have several sub-centres. Its entry in the class centres then holds
 all of them, one after the other, and its cosine is that of the nearest.
 
 Letters: B samples, D embedding size, C classes, K blocks in all, k blocks on
-this device, c = ceil(C / K) classes of a block, s of them that take part, u
+this device, c classes of a block, s of them that take part, u
 sub-centres of a class, in most losses one.
 """
 

@@ -35,6 +35,9 @@ from elasticface_jax.exact import loops
 
 Tree = Any  # A pytree of arrays.
 
+# Rows of a TPU's tile, and classes of a block from which on they matter.
+_ROWS, _TILED = 8, 64
+
 
 class AllClasses(NamedTuple):
   """Every class of every block; s = c, padding included."""
@@ -107,6 +110,30 @@ class SampledClasses(NamedTuple):
     return jax.lax.fori_loop(0, trip_count, body, buffers)
 
 
+def block_size(num_classes: int, num_blocks: int) -> int:
+  """Computes the number of classes of a block, the padding included.
+
+  Blocks of more than a few classes are a multiple of 8. A TPU stores the last
+  two dims of an array in tiles of 8 by 128, and makes another dim the last but
+  one if that avoids padding: all class centres and their momentum would be
+  transposed before a step, and back after it.
+
+  Args:
+    num_classes: C.
+    num_blocks: K.
+
+  Returns:
+    c.
+
+  Examples:
+    >>> block_size(85_742, 16), block_size(100, 10)
+    (5360, 10)
+  """
+  size = -(-num_classes // num_blocks)
+  # Smaller ones cost little to transpose, and more to pad.
+  return size if size < _TILED else -(-size // _ROWS) * _ROWS
+
+
 def block_shares(
   num_classes: int, num_blocks: int, sample_rate: float
 ) -> np.ndarray:
@@ -128,7 +155,7 @@ def block_shares(
     >>> print(block_shares(10, 4, 0.5))
     [2 2 2 1]
   """
-  size = -(-num_classes // num_blocks)
+  size = block_size(num_classes, num_blocks)
   # The decimal as written: the float 0.1 times 30 is more than 3.
   rate = Fraction(str(sample_rate))
   share = {n: math.ceil(rate * n) for n in (0, num_classes % size, size)}
@@ -169,7 +196,7 @@ def draw(
     share and B, because one block may hold the classes of the whole batch; at
     most c. So choose blocks large enough that B does not decide.
   """
-  size = -(-num_classes // num_blocks)
+  size = block_size(num_classes, num_blocks)
   shares = block_shares(num_classes, num_blocks, sample_rate)
   slots = min(size, max(int(shares.max()), labels.shape[0]))
   shares = jnp.asarray(shares)

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from elasticface_jax.errors import InputError
 from elasticface_jax.exact import loops
 from elasticface_jax.exact.trees import Devices
+from elasticface_jax.losses import _sampling
 
 AXIS = 'devices'
 
@@ -92,7 +93,7 @@ class Layout:
   @property
   def block_size(self) -> int:
     """Number of classes in a block, c."""
-    return -(-self.num_classes // self.num_blocks)
+    return _sampling.block_size(self.num_classes, self.num_blocks)
 
   @property
   def local_groups(self) -> int:

@@ -87,9 +87,9 @@ def test_measure(monkeypatch, sample_rate, devices):
   monkeypatch.setattr(head, '_update', observed_update)
   mesh = make_mesh(devices)
   recipe = dataclasses.replace(RECIPE, sample_rate=sample_rate)
-  (recipe,) = head.recipes(recipe, mesh, (3000,))
+  (recipe,) = head.recipes(recipe, mesh, (2880,))
   found = head.measure(recipe, mesh, rounds=2, seconds=0.01)
-  classes = 3000 * sample_rate
+  classes = 2880 * sample_rate
   step, products, update = found['head'], found['products'], found['update']
   assert step['model_flop'] == 3 * 2 * 32 * 16 * classes
   assert products['model_flop'] == 5 * 2 * 32 * 16 * classes
@@ -105,7 +105,7 @@ def test_measure(monkeypatch, sample_rate, devices):
   (ratio,) = found['time_ratios'].values()
   assert 0 < ratio['min'] <= ratio['median'] <= ratio['max']
   # Blocks hold no logits matrix.
-  assert step['logits_matrix_bytes'] == 4 * 32 * 3000 // devices
+  assert step['logits_matrix_bytes'] == 4 * 32 * 2880 // devices
   assert not step['holds_logits_matrix']
   if sample_rate == 1:  # The update is in place.
     assert centers[0].is_deleted()

@@ -94,10 +94,27 @@ def test_rate_1_takes_all_in_order():
   np.testing.assert_array_equal(sample.classes, want)
 
 
+def test_larger_blocks_are_multiples_of_8():
+  for classes, blocks, want in [
+    (85_742, 16, 5_360),
+    (85_742, 32, 2_680),  # 2,679.4, rounded up once.
+    (10_000_000, 512, 19_536),
+    (200, 8, 25),
+    (630, 10, 63),
+    (640, 10, 64),
+    (641, 10, 72),
+  ]:
+    assert _sampling.block_size(classes, blocks) == want
+    # Blocks hold all classes, and all but the last ones are full.
+    shares = _sampling.block_shares(classes, blocks, 1.0)
+    assert shares.sum() == classes
+    assert set(shares[: classes // want]) == {want}
+
+
 def test_a_share_is_that_of_the_number_as_written():
   for rate, size, want in [
     (0.1, 30, 3),  # Times 30, more than 3 as floats.
-    (0.07, 100, 7),
+    (0.07, 104, 8),
     (0.1, 31, 4),
     (1e-9, 5, 1),
     (1.0, 5, 5),
