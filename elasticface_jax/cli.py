@@ -36,7 +36,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
   from elasticface_jax import exit_codes, missing, runtime
 
-  runtime.set_cpu_threads()
+  runtime.set_environment()
   # Orbax logs at length through absl what is printed here in one line.
   logging.getLogger('absl').setLevel(logging.CRITICAL)
   args, rest = _parser().parse_known_args(argv)

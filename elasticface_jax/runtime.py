@@ -2,7 +2,9 @@
 """Settings of JAX and XLA that move bits: set, recorded, or compared."""
 
 import contextlib
+import importlib
 import os
+import pkgutil
 import shlex
 import sys
 from collections.abc import Iterator
@@ -14,6 +16,19 @@ from elasticface_jax.errors import InputError, first_line
 # number of fake devices. One value gives equal bits on every machine, and keeps
 # many fake devices on few cores from starving each other.
 CPU_THREADS = '32'
+
+# XLA picks kernels for GPUs by timing them, and the pick, and with it the
+# order of sums, differs from run to run. The first flag is XLA's promise of
+# equal bits and ends that for products and convolutions, the second for fused
+# operations too in the versions where the first does not. Without a choice by
+# time, products in Triton get one tile size for all, so the third leaves them
+# to cuBLAS, which chooses by rules. Pinning measured picks is no way out:
+# XLA's folder for them does not hold those of fused operations.
+GPU_FLAGS = (
+  '--xla_gpu_deterministic_ops=true',
+  '--xla_gpu_exclude_nondeterministic_ops=true',
+  '--xla_gpu_enable_triton_gemm=false',
+)
 
 # Settings of JAX under which a run would get other bits, and their values here.
 # A user's shell or notebook may have others.
@@ -71,8 +86,13 @@ def fixed_arithmetic(*, x64: bool) -> Iterator[None]:
       jax.config.update(name, value)
 
 
-def arithmetic_settings() -> dict[str, str]:
-  """Returns the environment variables that may move bits, for a manifest."""
+def arithmetic_settings(platform: str) -> dict[str, str]:
+  """Returns the environment variables that may move bits, for a manifest.
+
+  Args:
+    platform: of the devices, such as ``'cpu'``. `GPU_FLAGS` are named for
+      ``'gpu'`` alone: they change nothing elsewhere.
+  """
   settings = {
     name: value
     for name, value in sorted(os.environ.items())
@@ -80,36 +100,78 @@ def arithmetic_settings() -> dict[str, str]:
   }
   if 'XLA_FLAGS' in settings:
     flags = shlex.split(settings.pop('XLA_FLAGS'))
-    kept = [flag for flag in flags if not flag.startswith(_HARMLESS_FLAGS)]
+    kept = [
+      flag
+      for flag in flags
+      if not flag.startswith(_HARMLESS_FLAGS)
+      and (platform == 'gpu' or flag not in GPU_FLAGS)
+    ]
     if kept:
       settings['XLA_FLAGS'] = ' '.join(sorted(kept))
   return settings
 
 
-def set_cpu_threads() -> None:
-  """Sets PJRT_NPROC to `CPU_THREADS`, unless it is set or jax is imported.
+def set_environment() -> None:
+  """Sets the variables that give a run its bits, before jax is imported.
 
-  Once jax is imported, its CPU backend may have started, and would not see it.
+  They are PJRT_NPROC and, where jax has a plugin for GPUs, `GPU_FLAGS` in
+  XLA_FLAGS. What is set already stays, flag by flag. Once jax is imported,
+  nothing is set: its backend may have started, and would not see it.
   """
-  if 'jax' not in sys.modules:
-    os.environ.setdefault('PJRT_NPROC', CPU_THREADS)
+  if 'jax' in sys.modules:
+    return
+  os.environ.setdefault('PJRT_NPROC', CPU_THREADS)
+  missing = _missing_gpu_flags()
+  # An XLA that does not know a flag ends the process, so that a machine without
+  # such a GPU is left alone.
+  if missing and _has_gpu_plugin():
+    given = os.environ.get('XLA_FLAGS', '')
+    os.environ['XLA_FLAGS'] = ' '.join([given, *missing]).strip()
 
 
-def warn_of_cpu_threads() -> None:
-  """Prints a warning if a CPU run has another thread count than the command.
+def _missing_gpu_flags() -> list[str]:
+  """Returns those of `GPU_FLAGS` that XLA_FLAGS gives no value."""
+  given = os.environ.get('XLA_FLAGS', '').strip()
+  # XLA takes anything else for the name of a file with flags.
+  if given and not given.startswith('--'):
+    return []
+  named = {flag.partition('=')[0] for flag in shlex.split(given)}
+  return [flag for flag in GPU_FLAGS if flag.partition('=')[0] not in named]
 
-  In a notebook that imports jax before `elasticface_jax.train`, PJRT_NPROC is
-  not set, and the run gets another fingerprint.
+
+def _has_gpu_plugin() -> bool:
+  """Tells whether jax will find a plugin for GPUs, of NVIDIA or AMD."""
+  try:
+    plugins = importlib.import_module('jax_plugins')
+  except ModuleNotFoundError:
+    return False
+  names = [module.name for module in pkgutil.iter_modules(plugins.__path__)]
+  return any(name.startswith(('xla_cuda', 'xla_rocm')) for name in names)
+
+
+def warn_of_environment() -> None:
+  """Prints a warning if a run lacks what `set_environment` would have set.
+
+  In a notebook that imports jax before `elasticface_jax.train`, it sets
+  nothing, and the run gets another fingerprint.
   """
   import jax
 
-  if 'PJRT_NPROC' not in os.environ and jax.default_backend() == 'cpu':
-    print(
-      'warning: jax was imported without PJRT_NPROC, so the fingerprint of '
-      'this run is not that of `elasticface train`: set '
-      f'PJRT_NPROC={CPU_THREADS} before importing jax',
-      file=sys.stderr,
-    )
+  platform = jax.default_backend()
+  if platform == 'cpu' and 'PJRT_NPROC' not in os.environ:
+    wanted = f'PJRT_NPROC={CPU_THREADS}'
+    what = 'is not that of `elasticface train`'
+  elif platform == 'gpu' and (missing := _missing_gpu_flags()):
+    wanted = f'XLA_FLAGS={shlex.quote(" ".join(missing))}'
+    what = 'may differ from run to run'
+  else:
+    return
+  name = wanted.partition('=')[0]
+  print(
+    f'warning: jax was imported without {name}, so the fingerprint of this run '
+    f'{what}: set {wanted} before importing jax',
+    file=sys.stderr,
+  )
 
 
 def check_platform() -> None:

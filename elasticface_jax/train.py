@@ -14,8 +14,8 @@ import numpy as np
 
 from elasticface_jax import runtime
 
-# JAX reads it when it starts.
-runtime.set_cpu_threads()
+# JAX reads them when it starts.
+runtime.set_environment()
 
 import jax
 
@@ -63,7 +63,7 @@ def train(config: Any, workdir: Path) -> dict[str, Any] | None:
   """
   c = config
   runtime.check_platform()
-  runtime.warn_of_cpu_threads()
+  runtime.warn_of_environment()
   config_rules.check(c)
   _check_place(workdir, c.data.source)
   with (

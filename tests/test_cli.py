@@ -465,19 +465,82 @@ def test_defects_of_a_process_keep_their_traceback():
   assert code == 1 and err.endswith('ZeroDivisionError: division by zero\n')
 
 
-def test_cpu_threads_are_set_before_jax_or_missed(monkeypatch, capsys):
+def test_environment_is_set_before_jax_or_missed(monkeypatch, capsys):
   assert os.environ['PJRT_NPROC'] == runtime.CPU_THREADS
-  runtime.warn_of_cpu_threads()
+  runtime.warn_of_environment()
   assert not capsys.readouterr().err
   monkeypatch.delenv('PJRT_NPROC')
-  runtime.set_cpu_threads()  # JAX has started and would not see it.
+  runtime.set_environment()  # JAX has started and would not see it.
   assert 'PJRT_NPROC' not in os.environ
-  runtime.warn_of_cpu_threads()
+  runtime.warn_of_environment()
   (line,) = capsys.readouterr().err.splitlines()
   assert f'set PJRT_NPROC={runtime.CPU_THREADS} before' in line
   monkeypatch.delitem(sys.modules, 'jax')
-  runtime.set_cpu_threads()
+  runtime.set_environment()
   assert os.environ['PJRT_NPROC'] == runtime.CPU_THREADS
+
+
+@pytest.fixture
+def cuda_plugin(monkeypatch, tmp_path):
+  """jax's folder of plugins, with one for NVIDIA GPUs, before jax's import."""
+  (tmp_path / 'jax_plugins' / 'xla_cuda13').mkdir(parents=True)
+  (tmp_path / 'jax_plugins' / 'xla_cuda13' / '__init__.py').touch()
+  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.delitem(sys.modules, 'jax_plugins', raising=False)
+  monkeypatch.delitem(sys.modules, 'jax')
+  monkeypatch.setenv('PJRT_NPROC', '32')
+  yield
+  sys.modules.pop('jax_plugins', None)
+
+
+@pytest.mark.parametrize(
+  ('given', 'wanted'),
+  [
+    (None, ' '.join(runtime.GPU_FLAGS)),
+    ('', ' '.join(runtime.GPU_FLAGS)),
+    ('--xla_dump_to=a', ' '.join(['--xla_dump_to=a', *runtime.GPU_FLAGS])),
+    (
+      '--xla_gpu_deterministic_ops=false --xla_gpu_enable_triton_gemm',
+      '--xla_gpu_deterministic_ops=false --xla_gpu_enable_triton_gemm '
+      '--xla_gpu_exclude_nondeterministic_ops=true',
+    ),
+    # The name of a file with flags.
+    ('flags.txt', 'flags.txt'),
+  ],
+)
+def test_gpu_flags_are_added_to_those_of_a_user(
+  monkeypatch, cuda_plugin, given, wanted
+):
+  monkeypatch.setenv('XLA_FLAGS', given or '')
+  if given is None:
+    monkeypatch.delenv('XLA_FLAGS')
+  runtime.set_environment()
+  assert os.environ['XLA_FLAGS'] == wanted
+  runtime.set_environment()  # Twice is once.
+  assert os.environ['XLA_FLAGS'] == wanted
+
+
+def test_gpu_flags_are_not_set_without_a_plugin(monkeypatch):
+  monkeypatch.delitem(sys.modules, 'jax')
+  monkeypatch.setattr(runtime, '_has_gpu_plugin', lambda: False)
+  monkeypatch.setenv('PJRT_NPROC', '32')
+  monkeypatch.setenv('XLA_FLAGS', '--xla_dump_to=a')
+  runtime.set_environment()
+  assert os.environ['XLA_FLAGS'] == '--xla_dump_to=a'
+
+
+def test_gpu_runs_without_their_flags_warn(monkeypatch, capsys):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  monkeypatch.setenv('XLA_FLAGS', ' '.join(runtime.GPU_FLAGS[1:]))
+  runtime.warn_of_environment()
+  (line,) = capsys.readouterr().err.splitlines()
+  assert 'may differ from run to run' in line
+  assert f'set XLA_FLAGS={runtime.GPU_FLAGS[0]} before importing jax' in line
+  # A user's own choice is no oversight.
+  theirs = [flag.partition('=')[0] + '=false' for flag in runtime.GPU_FLAGS]
+  monkeypatch.setenv('XLA_FLAGS', ' '.join(theirs))
+  runtime.warn_of_environment()
+  assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

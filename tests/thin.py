@@ -11,7 +11,7 @@ import sys
 
 from elasticface_jax import runtime
 
-runtime.set_cpu_threads()  # As the command, before jax is imported.
+runtime.set_environment()  # As the command, before jax is imported.
 
 from elasticface_jax import cli, config_rules, models
 

@@ -284,5 +284,5 @@ def environment() -> dict[str, Any]:
     'processes': jax.process_count(),
     # On a CPU the number of threads decides how sums are split.
     'cpu_threads': os.environ.get('PJRT_NPROC'),
-    'settings': runtime.arithmetic_settings(),
+    'settings': runtime.arithmetic_settings(device.platform),
   }

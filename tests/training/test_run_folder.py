@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import os
 
 import jax
 import pytest
@@ -115,7 +116,35 @@ def test_flags_without_influence_are_not_settings(monkeypatch):
     'XLA_FLAGS', '--xla_dump_to=/tmp/a --xla_force_host_platform_device_count=2'
   )
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
-  assert runtime.arithmetic_settings() == {}
+  assert runtime.arithmetic_settings('cpu') == {}
+  assert runtime.arithmetic_settings('gpu') == {}
+
+
+def test_flags_of_gpus_are_settings_of_their_runs_alone(monkeypatch):
+  own = ' '.join(runtime.GPU_FLAGS)
+  monkeypatch.setenv('XLA_FLAGS', own)
+  assert runtime.arithmetic_settings('cpu') == {}
+  assert runtime.arithmetic_settings('tpu') == {}
+  recorded = runtime.arithmetic_settings('gpu')['XLA_FLAGS']
+  assert sorted(recorded.split()) == sorted(runtime.GPU_FLAGS)
+  # What a user gave is recorded everywhere, as before.
+  theirs = '--xla_gpu_autotune_level=0'
+  monkeypatch.setenv('XLA_FLAGS', f'{own} {theirs}')
+  assert runtime.arithmetic_settings('cpu') == {'XLA_FLAGS': theirs}
+  assert theirs in runtime.arithmetic_settings('gpu')['XLA_FLAGS']
+
+
+def test_cpu_runs_begun_without_flags_of_gpus_resume_without_a_word(
+  tmp_path, monkeypatch, capsys
+):
+  begin(tmp_path)
+  capsys.readouterr()
+  before = starts(tmp_path)[-1]['settings']
+  own = [os.environ.get('XLA_FLAGS', ''), *runtime.GPU_FLAGS]
+  monkeypatch.setenv('XLA_FLAGS', ' '.join(own))
+  claim(tmp_path)
+  assert not capsys.readouterr().err
+  assert starts(tmp_path)[-1]['settings'] == before
 
 
 @pytest.mark.parametrize('name', ['config.json', 'manifest.json'])
