@@ -24,7 +24,7 @@ Letters: B samples, C classes, D embedding size, u sub-centres of a class.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from elasticface_jax.benchmark.pytorch.losses import (
   draw_margins,
@@ -47,17 +47,22 @@ from elasticface_jax.training.loss import by_name
 # torch 2.13 on a CPU writes past the end of an array in the gradient of a 1x1
 # convolution of stride 2, channels last, with fewer input channels.
 _LEAST_WIDTH = 16
-# Modes of torch.compile by name of the compiled variant.
+_PLAIN, _LAST = 'torch', 'torch channels_last'
+# Modes of torch.compile by name of the compiled variant. CUDA graphs spare the
+# launches of a few thousand kernels, which a fast GPU may wait for.
 _COMPILED = {
   'cpu': {'torch compiled': 'default'},
   'cuda': {
     'torch compiled': 'default',
+    'torch cudagraphs': 'reduce-overhead',
     'torch max-autotune': 'max-autotune-no-cudagraphs',
   },
 }
 
 
-def make_variants(recipe: Recipe, device: str) -> dict[str, Callable[[], None]]:
+def make_variants(
+  recipe: Recipe, device: str, names: Collection[str] | None = None
+) -> dict[str, Callable[[], None]]:
   """Makes variants of one training step, each the fastest on some machine.
 
   On a CPU: plain, ``channels_last``, and the latter compiled. On a GPU all are
@@ -68,6 +73,7 @@ def make_variants(recipe: Recipe, device: str) -> dict[str, Callable[[], None]]:
   Args:
     recipe: of the step.
     device: ``'cpu'`` or ``'cuda'``.
+    names: those to make, some of `names_of`; all of them if None.
 
   Returns:
     Functions by name. Each runs one step on a random batch that is on the
@@ -78,9 +84,11 @@ def make_variants(recipe: Recipe, device: str) -> dict[str, Callable[[], None]]:
   """
   check(recipe)
   _allow_fast_kernels(device)
+  wanted = names_of(device) if names is None else names
   variants = {}
   if device == 'cpu':
-    variants['torch'] = Step(recipe, device, channels_last=False)
+    if _PLAIN in wanted:
+      variants[_PLAIN] = Step(recipe, device, channels_last=False)
     if recipe.model.get('width', 64) < _LEAST_WIDTH:
       print(
         'left out: torch channels_last and torch compiled, as oneDNN crashes '
@@ -89,9 +97,17 @@ def make_variants(recipe: Recipe, device: str) -> dict[str, Callable[[], None]]:
       )
       return variants
   step = Step(recipe, device, channels_last=True)
-  variants['torch channels_last'] = step
-  variants |= _compiled(step, device)
+  if _LAST in wanted:
+    variants[_LAST] = step
+  modes = {n: mode for n, mode in _COMPILED[device].items() if n in wanted}
+  variants |= _compiled(step, modes)
   return {name: _waiting(run, device) for name, run in variants.items()}
+
+
+def names_of(device: str) -> tuple[str, ...]:
+  """Returns the names of a device's variants, the plainest first."""
+  plain = (_PLAIN,) if device == 'cpu' else ()
+  return (*plain, _LAST, *_COMPILED[device])
 
 
 def check(recipe: Recipe) -> None:
@@ -248,18 +264,20 @@ def _allow_fast_kernels(device):
     torch.set_float32_matmul_precision('high')
 
 
-def _compiled(step, device):
+def _compiled(step, modes):
   """Returns the compiled variants; prints why one is left out."""
   import torch
 
   variants = {}
-  for name, mode in _COMPILED[device].items():
+  for name, mode in modes.items():
     objective = torch.compile(
       step.objective, fullgraph=True, dynamic=False, mode=mode
     )
     run_step = functools.partial(step, objective)
     try:
-      run_step()
+      # CUDA graphs are recorded at the second call, and played from the third.
+      for _ in range(3):
+        run_step()
     # A compiler may be missing, or fail in any way.
     except Exception as error:
       cause = getattr(error, 'inner_exception', error)

@@ -218,6 +218,34 @@ def test_every_variant_runs_steps(quick_compiler):
   assert layouts == [False, True, True]
 
 
+def test_a_variant_alone(quick_compiler):
+  for name in torch_step.names_of('cpu'):
+    assert list(torch_step.make_variants(TINY, 'cpu', [name])) == [name]
+  assert torch_step.names_of('cuda') == (
+    'torch channels_last',
+    'torch compiled',
+    'torch cudagraphs',
+    'torch max-autotune',
+  )
+
+
+def test_a_graph_that_cannot_be_recorded_is_left_out(monkeypatch, capsys):
+  calls = []
+
+  def compile(function, **flags):
+    def record(*inputs):
+      calls.append(0)
+      if len(calls) == 2:
+        raise RuntimeError('operation not permitted when stream is capturing')
+      return function(*inputs)
+
+    return record
+
+  monkeypatch.setattr(torch, 'compile', compile)
+  assert not torch_step.make_variants(TINY, 'cpu', ['torch compiled'])
+  assert 'left out: torch compiled, as operation not' in capsys.readouterr().out
+
+
 def test_narrow_networks_crash_oneDNN(capsys):
   model = NARROW | {'width': 8}
   recipe = dataclasses.replace(TINY, model=model)
