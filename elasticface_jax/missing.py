@@ -6,7 +6,8 @@ import importlib.util
 from elasticface_jax.errors import InputError
 
 # The distribution to name for a module, by the extra of setup.cfg that brings
-# it. Modules that come with a distribution (cycler, absl) stand for it.
+# it. Modules that come with a distribution (cycler, absl) stand for it, and so
+# does its own name, which importlib.metadata says where it misses one.
 _EXTRAS = {
   'train': {
     'PIL': 'pillow',
@@ -32,6 +33,12 @@ _EXTRAS = {
   },
   'bench': {'torch': 'torch'},
   'beam': {'apache_beam': 'apache-beam'},
+  'plan': {'libtpu': 'libtpu'},
+  'plan-cuda': {
+    'jax-cuda13-plugin': 'jax-cuda13-plugin',
+    'nvidia-cuda-nvcc': 'nvidia-cuda-nvcc',
+    'nvidia-nvvm': 'nvidia-nvvm',
+  },
 }
 _DISTRIBUTIONS = {
   module: (distribution, extra)

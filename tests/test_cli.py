@@ -4,6 +4,7 @@
 import configparser
 import errno
 import importlib
+import importlib.metadata
 import io
 import json
 import os
@@ -265,6 +266,10 @@ def test_packages_of_extras_are_those_of_setup_cfg():
     lines = setup['options.extras_require'][extra].splitlines()
     lines += setup['options']['install_requires'].splitlines()
     required = {re.match(r'[\w-]*', line)[0] for line in lines}
+    for inner in re.findall(r'^jax\[(.*)\]', '\n'.join(lines), re.MULTILINE):
+      for line in importlib.metadata.requires('jax'):
+        if line.endswith(f'; extra == "{inner}"'):
+          required.add(re.match(r'[\w-]*', line)[0])
     assert required >= {*modules.values()}, extra
 
 

@@ -365,7 +365,7 @@ def test_counted_breaks_are_those_of_the_check(load_script):
 def test_extras_and_python_are_those_of_setup():
   readme = (ROOT / 'README.md').read_text()
   section = readme.split('## Install')[1].split('## ')[0]
-  stated = set(re.findall(r'`\[(\w+)\]`', section)) | {'train'}
+  stated = set(re.findall(r'`\[([\w-]+)\]`', section)) | {'train'}
   assert stated == set(EXTRAS['options.extras_require'])
   (version,) = re.findall(r'Python (\S+) or newer', section)
   assert EXTRAS['options']['python_requires'] == f'>={version}'

@@ -4,6 +4,7 @@
 import ast
 import configparser
 import functools
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -142,3 +143,18 @@ def test_launchers_install_the_trainer():
   text = '\n'.join(p.read_text() for p in files if p.is_file())
   found = re.findall(r'(?:pip install.*\[|EXTRAS:-)(.*)[]}]', text)
   assert len(found) == 2 and all('train' in extras for extras in found), found
+
+
+def test_extras_of_plans_take_compilers_that_fit_jax():
+  extras = SETUP['options.extras_require']
+  assert 'jax[tpu]' in extras['plan'].split()
+  assert 'jax[cuda13-local]' in extras['plan-cuda'].split()
+  pinned = {}
+  for line in importlib.metadata.requires('jax'):
+    found = re.fullmatch(r'([\w-]+)(.*?); extra == "(.*)"', line)
+    if found:
+      pinned[found[3], found[1]] = found[2]
+  assert pinned['tpu', 'libtpu'].startswith('==')
+  version = importlib.metadata.version('jaxlib')
+  plugin = pinned['cuda13-local', 'jax-cuda13-plugin']
+  assert plugin.split(',') == [f'<={version}', f'>={version}']
