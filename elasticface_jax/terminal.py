@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
 _SECONDS = 10  # Between two lines of progress.
@@ -47,6 +47,32 @@ def duration(seconds: float) -> str:
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f'{hours}:{minutes:02}:{seconds:02}'
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+  """Formats an aligned table in Markdown.
+
+  Args:
+    rows: cells; the first row is the head. Columns but the first are aligned
+      to the right.
+
+  Examples:
+    >>> print(table([('a', 'n'), ('one', '1'), ('ten', '10')]))
+    | a   |  n |
+    | --- | -: |
+    | one |  1 |
+    | ten | 10 |
+  """
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  line = lambda cells: '| ' + ' | '.join(cells) + ' |'
+  pad = lambda row: [
+    cell.ljust(width) if i == 0 else cell.rjust(width)
+    for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+  ]
+  rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
+  return '\n'.join(
+    [line(pad(rows[0])), line(rule), *map(line, map(pad, rows[1:]))]
+  )
 
 
 def discard(stream: TextIO) -> None:

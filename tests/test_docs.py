@@ -89,7 +89,7 @@ def ours(words):
 def check_command(arguments):
   """Parses a command of ours, and makes the config that it names."""
   args, rest = cli._parser().parse_known_args(arguments)
-  assert not rest or args.command == 'train', rest
+  assert not rest or args.command in ('train', 'plan'), rest
   if getattr(args, 'config', None):
     recipes.load(args.config, rest)
   return args.command

@@ -49,7 +49,7 @@ def step(backbone: Any, recipe: Any) -> dict[str, int]:
   Returns:
     ``backbone``: three times its forward pass, as both gradients of each
     convolution are as expensive as the convolution; ``head``: `head_products`
-    of 3.
+    of 3. Where the backbone is frozen: once, and of 2.
   """
 
   def forward(params, batch_stats, images, key):
@@ -61,9 +61,10 @@ def step(backbone: Any, recipe: Any) -> dict[str, int]:
   images = jax.ShapeDtypeStruct(shape, 'float32')
   group = count(forward, params, batch_stats, images, key)
   num_groups = recipe.batch_size // recipe.group_size
+  passes, products = (1, 2) if recipe.freeze else (3, 3)
   return {
-    'backbone': 3 * group * num_groups,
-    'head': head_products(recipe, 3),
+    'backbone': passes * group * num_groups,
+    'head': head_products(recipe, products),
   }
 
 

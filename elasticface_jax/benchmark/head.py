@@ -50,6 +50,7 @@ def recipes(
         num_classes=count,
         num_blocks=scaled if made else recipe.num_blocks,
         group_size=max(1, recipe.batch_size // mesh.size),
+        freeze=False,
       )
     )
   return made

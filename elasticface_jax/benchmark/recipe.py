@@ -40,6 +40,7 @@ class Recipe:
   augment: Mapping[str, Any] = dataclasses.field(
     default_factory=lambda: recipes.section('augment')
   )
+  freeze: bool = False  # Whether the class centres alone are trained.
 
   def as_config(self) -> dict[str, Any]:
     """Returns the fields of a config that `task.from_config` takes."""
@@ -53,7 +54,7 @@ class Recipe:
         'sample_rate': self.sample_rate,
         'precision': self.precision,
       },
-      'start': {'freeze': False},
+      'start': {'freeze': self.freeze},
       'loss': self.loss,
       'optim': {
         'lr': LR,
@@ -101,6 +102,7 @@ def from_config(config: Mapping[str, Any]) -> Recipe:
     sample_rate=config['head']['sample_rate'],
     precision=config['head']['precision'],
     augment=config['augment'],
+    freeze=config['start']['freeze'],
   )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from elasticface_jax import atomic
+from elasticface_jax import atomic, terminal
 from elasticface_jax.benchmark.head import HEAD, PRODUCTS, UPDATE
 from elasticface_jax.benchmark.timing import format_spread
 
@@ -68,7 +68,7 @@ def step(result: Mapping[str, Any]) -> str:
   return '\n'.join(
     [
       f'{_recipe(recipe)}; model GFLOP per step: {flop}',
-      _table(table),
+      terminal.table(table),
       *_ratios(result),
       _peak(ours['peak_memory']),
     ]
@@ -123,7 +123,7 @@ def head(results: Sequence[Mapping[str, Any]]) -> str:
     f'{first["loss"]}, B {first["batch_size"]}, D {first["embedding_dim"]}, '
     f'sub-centres {first["subcenters"]}, sample rate {first["sample_rate"]:g}'
   )
-  return f'{title}\n{_table(table)}'
+  return f'{title}\n{terminal.table(table)}'
 
 
 def loop(result: Mapping[str, Any]) -> str:
@@ -138,7 +138,7 @@ def loop(result: Mapping[str, Any]) -> str:
     [
       f'{_recipe(result["recipe"])}; rounds of {result["steps_of_a_round"]} '
       f'steps, metrics every {result["log_every"]} steps',
-      _table(table),
+      terminal.table(table),
       *_ratios(result),
       f'added to a step of negligible cost: {added} ms per step',
     ]
@@ -160,7 +160,7 @@ def input(result: Mapping[str, Any]) -> str:  # As the command is called.
     [
       f'{result["source"]}: {result["num_images"]:,} images, batches of '
       f'{result["batch_size"]}, {result["cores"]} cores; stages of one thread',
-      _table(table),
+      terminal.table(table),
       'an accelerator that trains on '
       f'{result["accelerator_images_per_second"]:,.0f} images/s needs '
       f'{result["cores_per_accelerator"]:.2g} cores',
@@ -194,17 +194,3 @@ def _peak(peak: Mapping[str, Any]) -> str:
 
 def _optional(value: float | None, form: str, unit: float = 1) -> str:
   return '-' if value is None else f'{unit * value:{form}}'
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-  """Formats an aligned table in Markdown; the first row is the head."""
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  line = lambda cells: '| ' + ' | '.join(cells) + ' |'
-  pad = lambda row: [
-    cell.ljust(width) if i == 0 else cell.rjust(width)
-    for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-  ]
-  rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
-  return '\n'.join(
-    [line(pad(rows[0])), line(rule), *map(line, map(pad, rows[1:]))]
-  )

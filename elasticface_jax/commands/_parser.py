@@ -12,6 +12,7 @@ from elasticface_jax.commands import (
   export,
   fingerprint,
   inspect,
+  plan,
   prepare,
   train,
 )
@@ -31,6 +32,10 @@ _COMMANDS = {
   'fingerprint': (
     fingerprint,
     'Print the SHA-256 of a train state, equal on any devices and hosts.',
+  ),
+  'plan': (
+    plan,
+    'Compile a step for hardware that is not here; see if it fits.',
   ),
   'benchmark': (
     benchmark,

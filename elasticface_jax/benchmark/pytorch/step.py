@@ -117,8 +117,14 @@ def check(recipe: Recipe) -> None:
     recipe: of the step.
 
   Raises:
-    InputError: if it samples classes, or augments by more than flips.
+    InputError: if it samples classes, augments by more than flips, or freezes
+      the backbone.
   """
+  if recipe.freeze:
+    raise InputError(
+      'start.freeze=True: a frozen backbone is not written in PyTorch here: '
+      'leave out --against torch, or set it to False'
+    )
   if recipe.sample_rate != 1:
     raise InputError(
       f'head.sample_rate={recipe.sample_rate}: sampling of classes is not '
