@@ -99,6 +99,25 @@ def test_paper_recipes_follow_the_paper():
     assert found == expected
 
 
+@pytest.mark.parametrize(
+  'chips, rate, steps_of_an_epoch, warmup',
+  [(16, 0.2, 2_843, 2), (64, 0.6, 710, 4)],
+)
+def test_recipes_for_pods(chips, rate, steps_of_an_epoch, warmup):
+  c = recipes.load(f'elastic_arc_r100_ms1mv2_{chips}chips')
+  # A group for each chip, and two blocks.
+  assert c.data.batch_size / c.group_size == chips
+  assert c.head.num_blocks == 2 * chips
+  paper = recipes.load(PAPER)
+  assert (c.group_size, c.loss) == (paper.group_size, paper.loss)
+  assert c.optim.lr * c.data.batch_size / 512 == pytest.approx(rate)
+  assert c.optim.warmup_steps == warmup * steps_of_an_epoch
+  # The paper's schedule in epochs.
+  epochs = [step / steps_of_an_epoch for step in c.optim.decay_steps]
+  assert epochs == [step / 11_372 for step in paper.optim.decay_steps]
+  assert c.total_steps / steps_of_an_epoch == paper.total_steps / 11_372
+
+
 # Where recipes are.
 
 
