@@ -4,7 +4,6 @@
 import argparse
 import contextlib
 import dataclasses
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -15,8 +14,6 @@ from elasticface_jax import atomic, terminal
 from elasticface_jax.commands import _paths
 from elasticface_jax.errors import InputError
 
-# Of MS1MV2, for which the published recipes are.
-_NUM_CLASSES = 85_742
 _SECONDS = 30  # Between two lines about a compilation.
 
 
@@ -24,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the command's arguments."""
   parser.epilog = (
     'example: elasticface plan --config elastic_arc_r100_ms1mv2 '
-    '--config.data.batch_size=2048 --hardware v5e:4x4 --hardware h100:16'
+    '--config.data.batch_size=2048 --hardware v5e:4x4 --hardware h100:2x8'
   )
   parser.add_argument(
     '--config',
@@ -115,11 +112,12 @@ def _recipe(args: argparse.Namespace, rest: Sequence[str]) -> Any:
       f'{rest[0]}: --config {args.config} is a run, whose config is as it is; '
       'give a recipe'
     )
-  classes = args.num_classes or _num_classes(config)
-  return dataclasses.replace(recipe.from_config(config), num_classes=classes)
+  made = recipe.from_config(config)
+  classes = args.num_classes or _num_classes(config, made.num_classes)
+  return dataclasses.replace(made, num_classes=classes)
 
 
-def _num_classes(config: Any) -> int:
+def _num_classes(config: Any, otherwise: int) -> int:
   """Returns the number of classes of a config's data, if it is here."""
   source = config['data']['source']
   if source == 'synthetic':
@@ -129,10 +127,10 @@ def _num_classes(config: Any) -> int:
 
     return data.open_source(source).num_classes
   print(
-    f'data.source={source} is not here: planned for the {_NUM_CLASSES:,} '
+    f'data.source={source} is not here: planned for the {otherwise:,} '
     'classes of MS1MV2; --num-classes sets another number'
   )
-  return _NUM_CLASSES
+  return otherwise
 
 
 def _check(recipe: Any, hardware: Sequence[Any]) -> None:
@@ -157,15 +155,11 @@ def _compilations(args: argparse.Namespace) -> Any:
 
   def waiting(recipe, hardware, seconds):
     now = seconds // _SECONDS
-    key = recipe.num_blocks, recipe.group_size, recipe.sample_rate
-    if said.get((key, hardware.name), -1) < now:
-      said[key, hardware.name] = now
+    what = f'compiling for {hardware.name}: {remedies.in_words(recipe)}'
+    if said.get(what, -1) < now:
+      said[what] = now
       took = f', {terminal.duration(seconds)} so far' if now else ''
-      print(
-        f'compiling for {hardware.name}: {remedies.in_words(recipe)}{took}',
-        file=sys.stderr,
-        flush=True,
-      )
+      print(f'{what}{took}', file=sys.stderr, flush=True)
 
   return compilations.Compilations(
     compilations.cache_folder(), waiting, args.save
@@ -257,9 +251,9 @@ def _plan(
 
 
 def _write(path: Path, results: dict[str, Any]) -> None:
-  document = {'command': ' '.join(sys.argv), **results}
-  with atomic.file(path) as part:
-    part.write_text(json.dumps(document, indent=1, allow_nan=False) + '\n')
+  from elasticface_jax.benchmark import report
+
+  report.write(path, {'command': ' '.join(sys.argv), **results})
 
 
 def _count(text: str) -> int:
