@@ -12,7 +12,6 @@ rented for an hour has neither.
 import argparse
 import functools
 import hashlib
-import importlib.metadata
 import json
 import os
 import sys
@@ -71,19 +70,16 @@ def probe(job, say):
   del job, say
   import jax
 
+  from elasticface_jax.benchmark.device import versions
+
   device = jax.devices()[0]
-  versions = {}
-  for name in ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'torch'):
-    try:
-      versions[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      versions[name] = None
+  names = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'torch')
   return {
     'platform': device.platform,
     'kind': device.device_kind,
     'count': jax.device_count(),
     'memory_bytes': (device.memory_stats() or {}).get('bytes_limit'),
-    'versions': versions,
+    'versions': versions(names),
   }, {}
 
 

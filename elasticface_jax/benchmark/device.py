@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measured peaks of a device, and the memory and versions of a program."""
 
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -53,21 +54,25 @@ def describe(mesh: jax.sharding.Mesh) -> dict[str, Any]:
 
 def software() -> dict[str, Any]:
   """Returns versions, and settings that change programs, JSON-like."""
-  versions = {
-    'elasticface_jax': __version__,
-    'python': platform.python_version(),
-  }
-  for package in _PACKAGES:
-    try:
-      versions[package] = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-      versions[package] = None
   return {
-    'versions': versions,
+    'versions': {
+      'elasticface_jax': __version__,
+      'python': platform.python_version(),
+      **versions(_PACKAGES),
+    },
     'jax_default_matmul_precision': jax.config.jax_default_matmul_precision,
     'jax_compilation_cache_dir': jax.config.jax_compilation_cache_dir,
     'environment': {name: os.environ.get(name) for name in _VARIABLES},
   }
+
+
+def versions(packages: Sequence[str]) -> dict[str, str | None]:
+  """Returns the installed versions of packages, None for those missing."""
+  found = dict.fromkeys(packages)
+  for package in packages:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      found[package] = importlib.metadata.version(package)
+  return found
 
 
 def in_words(packages: Sequence[str]) -> str:

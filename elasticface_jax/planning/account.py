@@ -115,19 +115,19 @@ def _flop(task: Any, recipe: Any) -> dict[str, int]:
 
 def _memory(task: Any, compiled: Any) -> dict[str, int]:
   """Returns the bytes of a program on one device, by the compiler."""
-  found = compiled.memory_analysis()
-  inputs = input_bytes(task)
-  arguments = found.argument_size_in_bytes
-  # Buffers that are updated in place are counted once.
-  results = found.output_size_in_bytes - found.alias_size_in_bytes
-  program = found.generated_code_size_in_bytes
+  from elasticface_jax.benchmark import device
+
+  found = device.memory(compiled)
+  inputs, arguments = input_bytes(task), found['argument_bytes']
+  temporary, data = found['temporary_bytes'], found['program_bytes']
+  code = compiled.memory_analysis().generated_code_size_in_bytes
   return {
     'state': arguments - inputs,
     'inputs': inputs,
-    'temporary': found.temp_size_in_bytes,
-    'results': results,
-    'program': program,
-    'peak': arguments + results + found.temp_size_in_bytes + program,
+    'temporary': temporary,
+    'results': data - arguments - temporary,
+    'program': code,
+    'peak': data + code,
   }
 
 

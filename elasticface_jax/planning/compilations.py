@@ -9,7 +9,6 @@ a hash of all these, and the same question is answered at once.
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -20,27 +19,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from elasticface_jax import atomic, runtime
+from elasticface_jax.benchmark import device
 from elasticface_jax.errors import InputError, first_line
 from elasticface_jax.planning import account
-from elasticface_jax.planning.hardware import Hardware
+from elasticface_jax.planning.hardware import COMPILERS, Hardware
 
 # Rooms whose code determines the program or its account.
 _ROOMS = 'exact', 'losses', 'models', 'training', 'benchmark', 'planning'
-_PACKAGES = {
-  'cpu': (),
-  'tpu': ('libtpu',),
-  'cuda': (
-    'jax-cuda13-plugin',
-    'jax-cuda13-pjrt',
-    'nvidia-cuda-nvcc',
-    'nvidia-nvvm',
-  ),
-}
 _EVERYWHERE = 'jax', 'jaxlib', 'flax', 'optax', 'numpy'
 _SECONDS = 0.2  # Between two looks at a compilation.
 
@@ -204,7 +194,7 @@ def _question(recipe: Any, hardware: Hardware) -> dict[str, Any]:
   asked = {
     'recipe': dataclasses.asdict(recipe),
     'hardware': hardware.name,
-    'versions': dict(_versions(kind)),
+    'versions': _versions(kind),
     'settings': runtime.arithmetic_settings('gpu' if kind == 'cuda' else kind),
     'sources': _sources(),
   }
@@ -214,12 +204,9 @@ def _question(recipe: Any, hardware: Hardware) -> dict[str, Any]:
   return asked
 
 
-def _versions(name: str) -> Iterator[tuple[str, str | None]]:
-  for package in (*_EVERYWHERE, *_PACKAGES[name]):
-    try:
-      yield package, importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-      yield package, None
+def _versions(name: str) -> dict[str, str | None]:
+  """Returns the versions of all packages that compile for a platform."""
+  return device.versions((*_EVERYWHERE, *COMPILERS[name]))
 
 
 def _sources() -> str:

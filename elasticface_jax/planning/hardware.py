@@ -30,11 +30,16 @@ _GPU_SHARE = 0.75
 _GPUS_OF_A_HOST = 8
 # A larger number is a slip, and its devices would take minutes to make.
 _MOST_GPUS, _MOST_CPUS = 16_384, 1024
-_CUDA_WHEELS = (
-  'jax-cuda13-plugin',  # Pins jax-cuda13-pjrt to its own version.
-  'nvidia-cuda-nvcc',  # ptxas.
-  'nvidia-nvvm',  # libdevice.
-)
+# Packages that compile for a platform, besides jaxlib.
+COMPILERS = {
+  'cpu': (),
+  'tpu': ('libtpu',),
+  'cuda': (
+    'jax-cuda13-plugin',  # Pins jax-cuda13-pjrt to its own version.
+    'nvidia-cuda-nvcc',  # ptxas.
+    'nvidia-nvvm',  # libdevice.
+  ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -339,7 +344,7 @@ class Hardware:
       if self.kind.platform == 'tpu':
         missing.check('libtpu')
       elif self.kind.platform == 'cuda':
-        for wheel in _CUDA_WHEELS:
+        for wheel in COMPILERS['cuda']:
           _check_wheel(self.name, wheel)
 
   def _devices(self) -> list[jax.Device]:

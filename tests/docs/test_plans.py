@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from elasticface_jax.planning import compilations, hardware
+from elasticface_jax.planning import hardware
 from tests.planning import fakes
 
 ROOT = Path(__file__).parents[2]
@@ -14,12 +14,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def printed(monkeypatch, capsys, load_script):
   """What the script prints, with accounts by formula."""
-  fake = fakes.Compilations()
-  monkeypatch.setattr(
-    compilations.Compilations,
-    'account',
-    lambda self, recipe, devices: fake.account(recipe, devices),
-  )
+  fake = fakes.install(monkeypatch)
   load_script(ROOT / 'docs' / 'figures' / 'plans.py').main()
   return capsys.readouterr().out, fake.asked
 

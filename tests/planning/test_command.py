@@ -6,7 +6,6 @@ import json
 import pytest
 
 from elasticface_jax import cli
-from elasticface_jax.planning import compilations
 from tests.planning import fakes
 
 RECIPE = 'elastic_arc_r100_ms1mv2'
@@ -15,12 +14,7 @@ RECIPE = 'elastic_arc_r100_ms1mv2'
 @pytest.fixture
 def plan(monkeypatch, capsys, tmp_path):
   """``plan(*arguments)``: exit code, stdout and stderr; fake accounts."""
-  fake = fakes.Compilations()
-  monkeypatch.setattr(
-    compilations.Compilations,
-    'account',
-    lambda self, recipe, hardware: fake.account(recipe, hardware),
-  )
+  fakes.install(monkeypatch)
   monkeypatch.setattr('elasticface_jax.missing.check', lambda module: None)
   monkeypatch.setattr(
     'elasticface_jax.planning.hardware.Hardware.check_packages', lambda x: None

@@ -63,7 +63,7 @@ def test_settings_and_versions_are_part_of_it(made, monkeypatch, name):
   compiled.account(fakes.recipe(), fakes.parse())
   versions = compilations._versions
   monkeypatch.setattr(
-    compilations, '_versions', lambda x: [*versions(x), ('jax', '99')]
+    compilations, '_versions', lambda x: versions(x) | {'jax': '99'}
   )
   compiled.account(fakes.recipe(), fakes.parse())
   monkeypatch.setattr(compilations, '_sources', lambda: 'other')
@@ -78,7 +78,7 @@ def test_versions_are_those_of_the_compiler():
     ('cpu:1', 'jaxlib'),
   ):
     platform = fakes.parse(name).kind.platform
-    assert package in dict(compilations._versions(platform))
+    assert package in compilations._versions(platform)
 
 
 def test_damaged_results_are_made_again(made):
