@@ -15,12 +15,9 @@ import numpy as np
 
 from elasticface_jax import atomic, missing
 from elasticface_jax.errors import InputError
-from elasticface_jax.evaluation.verification import (
-  OperatingPoint,
-  Verification,
-  binomial_interval,
-  tar_at_far,
-)
+from elasticface_jax.evaluation.intervals import binomial_interval
+from elasticface_jax.evaluation.rates import OperatingPoint, tar_at_far
+from elasticface_jax.evaluation.verification import Verification
 
 with missing.needs(__name__):
   from cycler import cycler
