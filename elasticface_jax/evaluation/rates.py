@@ -18,25 +18,28 @@ from typing import Any
 import numpy as np
 
 from elasticface_jax.errors import InputError
-from elasticface_jax.evaluation.intervals import binomial_interval
+from elasticface_jax.evaluation import intervals
 
 
 @dataclasses.dataclass(frozen=True)
 class OperatingPoint:
   """Rates of accepting every pair that scores at least ``threshold``.
 
-  The intervals are exact binomial (Clopper-Pearson) at 95 %, for independent
-  pairs and a threshold set beforehand. Where pairs share images, and since the
-  threshold was chosen on these very pairs, they are too narrow.
+  The intervals are those of `intervals`, at 95 %, for independent pairs. Where
+  pairs share images or identities they are too narrow.
 
   Attributes:
     far_target: the requested FAR.
-    far: the FAR of this point, at most ``far_target``.
-    far_interval: lower and upper limit of ``far``.
+    far: the FAR of this point on these pairs, which the rule has chosen.
+    far_interval: lower and upper limit of the FAR that this threshold has in
+      the population.
     tar: the share of genuine pairs accepted.
-    tar_interval: lower and upper limit of ``tar``.
+    tar_interval: lower and upper limit of the TAR that belongs to
+      ``far_target`` in the population; the error of the threshold is included.
     threshold: accept a pair whose score is this or more. Infinite where the
       target allows no pair.
+    threshold_interval: lower and upper limit of the threshold that belongs to
+      ``far_target`` in the population; infinite where these pairs give none.
     num_genuine: the number of pairs behind ``tar``.
     num_impostors: the number of pairs behind ``far``.
   """
@@ -47,6 +50,7 @@ class OperatingPoint:
   tar: float
   tar_interval: tuple[float, float]
   threshold: float
+  threshold_interval: tuple[float, float]
   num_genuine: int
   num_impostors: int
 
@@ -58,11 +62,31 @@ class OperatingPoint:
     """
     return 1 / self.num_impostors <= self.far_target
 
+  @property
+  def is_bounded(self) -> bool:
+    """True if ``tar`` and ``threshold`` have a limit on both sides.
+
+    With less than 3 / ``far_target`` impostor pairs, the threshold of the
+    population may lie above all of them.
+    """
+    return math.isfinite(self.threshold_interval[1])
+
   def as_dict(self) -> dict[str, Any]:
-    """Returns a dict for JSON: an infinite ``threshold`` becomes None."""
-    point = dataclasses.asdict(self)
-    if math.isinf(self.threshold):
-      point['threshold'] = None
+    """Returns a dict for JSON: what is infinite or not measured is None."""
+    point: dict[str, Any] = {
+      'far_target': self.far_target,
+      'num_genuine': self.num_genuine,
+      'num_impostors': self.num_impostors,
+      'measurable': self.is_measurable,
+    }
+    for name in ('far', 'tar', 'threshold'):
+      point[name] = _finite(getattr(self, name), self.is_measurable)
+      limits = getattr(self, f'{name}_interval')
+      point[f'{name}_interval'] = (
+        [_finite(limit, True) for limit in limits]
+        if self.is_measurable
+        else None
+      )
     return point
 
 
@@ -92,6 +116,35 @@ def roc(
     >>> print(far, tar, thresholds)
     [0.  0.  0.5 1. ] [0.  0.5 1.  1. ] [inf 0.9 0.4 0.1]
   """
+  false_accepts, true_accepts, thresholds = curve(scores, same)
+  return (
+    false_accepts / false_accepts[-1],
+    true_accepts / true_accepts[-1],
+    thresholds,
+  )
+
+
+def curve(
+  scores: np.ndarray, same: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Counts the pairs accepted at every threshold that separates two pairs.
+
+  Args:
+    scores: score of each pair, higher = more alike, any float dtype, ``[N]``.
+    same: whether the pair is genuine, bool or 0 and 1, ``[N]``.
+
+  Returns:
+    ``(false_accepts, true_accepts, thresholds)``, int64, int64 and float64,
+    ``[K]``: the points of `roc` as counts.
+
+  Raises:
+    InputError: as `roc`.
+
+  Examples:
+    >>> false_accepts, true_accepts, _ = curve([0.9, 0.4, 0.1], [1, 1, 0])
+    >>> print(false_accepts, true_accepts)
+    [0 0 0 1] [0 1 2 2]
+  """
   scores = np.asarray(scores, np.float64)
   if scores.ndim != 1:
     raise InputError(f'scores have shape {scores.shape}; expected [N]')
@@ -111,93 +164,113 @@ def roc(
   order = np.argsort(scores)[::-1]
   descending = scores[order]
   run_ends = np.append(np.flatnonzero(np.diff(descending)), len(scores) - 1)
-  accepted = run_ends + 1
   true_accepts = np.cumsum(same[order])[run_ends]
   return (
-    np.append(0.0, (accepted - true_accepts) / num_impostors),
-    np.append(0.0, true_accepts / num_genuine),
+    np.append(0, run_ends + 1 - true_accepts),
+    np.append(0, true_accepts),
     np.append(np.inf, descending[run_ends]),
   )
 
 
 def tar_at_far(
-  scores: np.ndarray, same: np.ndarray, far: float | Sequence[float]
+  scores: np.ndarray,
+  same: np.ndarray,
+  far: float | Sequence[float],
+  rule: str = 'exact',
 ) -> float | np.ndarray:
-  """Computes TAR at the lowest threshold of a FAR of at most ``far``.
+  """Computes TAR at the threshold that a rule chooses for a FAR.
 
-  The FAR on these pairs is never above its target. A target below 1 / number of
-  impostor pairs allows no false accept at all.
+  The rule ``'exact'`` takes the lowest threshold whose FAR on these pairs is at
+  most ``far``: never above its target, and no false accept at all for a target
+  below 1 / number of impostor pairs. The rule ``'published'`` takes the point
+  of the ROC curve whose FAR is nearest to ``far``, which may lie above it, and
+  of several such points the one of the largest TAR.
 
   Args:
     scores: score of each pair, higher = more alike, any float dtype, ``[N]``.
     same: whether the pair is genuine, bool or 0 and 1, ``[N]``.
     far: target or targets in [0, 1], scalar or ``[F]``.
+    rule: ``'exact'`` or ``'published'``.
 
   Returns:
     TAR in [0, 1], a float for a scalar ``far``, else float64 ``[F]``.
 
   Raises:
-    InputError: as ``roc``, or if ``far`` lies outside [0, 1].
+    InputError: as `roc`, or if ``far`` lies outside [0, 1], or the rule is
+      another.
 
   Examples:
     >>> scores, same = [0.9, 0.8, 0.7, 0.3, 0.1], [1, 0, 1, 1, 0]
     >>> tar_at_far(scores, same, 0.5)
     1.0
-    >>> print(tar_at_far(scores, same, [0.5, 0.1]).round(3))
+    >>> print(tar_at_far(scores, same, [0.5, 0.4]).round(3))
     [1.    0.333]
+    >>> tar_at_far(scores, same, 0.4, rule='published')  # at FAR 0.5
+    1.0
 
   References:
-    Differs from the authors' code in: the IJB script of insightface, which
-    ElasticFace used, takes the point whose FAR is *nearest* to the target,
-    which may lie above it.
+    ``'published'`` is the rule of insightface's IJB script, which ElasticFace
+    used.
+    Differs from the authors' code in: all points are candidates. The script
+    calls scikit-learn's ``roc_curve``, which by default leaves out points
+    between two others on a line, so the nearest of the rest may be another:
+    ``drop_intermediate=False`` there gives the figures of here.
   """
   curve_far, tar, _ = roc(scores, same)
-  picked = tar[_last_within(curve_far, far)]
+  picked = tar[_chosen(curve_far, far, rule)]
   return float(picked) if np.ndim(far) == 0 else picked
 
 
 def threshold_at_far(
-  scores: np.ndarray, same: np.ndarray, far: float | Sequence[float]
+  scores: np.ndarray,
+  same: np.ndarray,
+  far: float | Sequence[float],
+  rule: str = 'exact',
 ) -> float | np.ndarray:
-  """Computes the lowest threshold whose FAR on these pairs is at most ``far``.
+  """Computes the threshold that a rule chooses for a FAR.
 
   Args:
     scores: score of each pair, higher = more alike, any float dtype, ``[N]``.
     same: whether the pair is genuine, bool or 0 and 1, ``[N]``.
     far: target or targets in [0, 1], scalar or ``[F]``.
+    rule: ``'exact'`` or ``'published'``, as for `tar_at_far`.
 
   Returns:
     Threshold in the unit of the scores, to accept ``score >= threshold``; a
     float for a scalar ``far``, else float64 ``[F]``. It is infinite where the
-    best score is an impostor's and the target allows none.
+    best score is an impostor's and the rule chooses to accept none.
 
   Raises:
-    InputError: as ``roc``, or if ``far`` lies outside [0, 1].
+    InputError: as `tar_at_far`.
 
   Examples:
     >>> threshold_at_far([0.9, 0.8, 0.7, 0.3, 0.1], [1, 0, 1, 1, 0], 0.1)
     0.9
   """
   curve_far, _, thresholds = roc(scores, same)
-  picked = thresholds[_last_within(curve_far, far)]
+  picked = thresholds[_chosen(curve_far, far, rule)]
   return float(picked) if np.ndim(far) == 0 else picked
 
 
 def operating_points(
-  scores: np.ndarray, same: np.ndarray, fars: Sequence[float]
+  scores: np.ndarray,
+  same: np.ndarray,
+  fars: Sequence[float],
+  rule: str = 'exact',
 ) -> tuple[OperatingPoint, ...]:
-  """Computes TAR and threshold at each target FAR, with exact 95 % intervals.
+  """Computes TAR, threshold and FAR at each target FAR, with 95 % intervals.
 
   Args:
     scores: score of each pair, higher = more alike, any float dtype, ``[N]``.
     same: whether the pair is genuine, bool or 0 and 1, ``[N]``.
     fars: targets in [0, 1], ``[F]``.
+    rule: ``'exact'`` or ``'published'``, as for `tar_at_far`.
 
   Returns:
-    The F points, by the rule of ``tar_at_far``.
+    The F points, each with the FAR that the rule has used.
 
   Raises:
-    InputError: as ``roc``, or if a target lies outside [0, 1].
+    InputError: as `tar_at_far`.
 
   Examples:
     >>> point, = operating_points([0.9, 0.8, 0.7, 0.1], [1, 1, 0, 0], [1e-3])
@@ -205,23 +278,64 @@ def operating_points(
     (1.0, 0.8, 0.0)
     >>> low, high = point.far_interval  # of two impostor pairs
     >>> print(f'{low:.3f} to {high:.3f}')
-    0.000 to 0.842
+    0.000 to 0.776
+    >>> point.is_measurable
+    False
   """
-  curve_far, curve_tar, thresholds = roc(scores, same)
-  num_genuine = int(np.count_nonzero(same))
-  num_impostors = len(same) - num_genuine
+  return points_of_curve(*curve(scores, same), fars, rule)
+
+
+def points_of_curve(
+  false_accepts: np.ndarray,
+  true_accepts: np.ndarray,
+  thresholds: np.ndarray,
+  fars: Sequence[float],
+  rule: str = 'exact',
+) -> tuple[OperatingPoint, ...]:
+  """Computes the operating points of a curve, as `operating_points`.
+
+  Args:
+    false_accepts: number of impostor pairs accepted, from `curve`, ``[K]``.
+    true_accepts: number of genuine pairs accepted, ``[K]``.
+    thresholds: the lowest score accepted, ``[K]``.
+    fars: targets in [0, 1], ``[F]``.
+    rule: ``'exact'`` or ``'published'``, as for `tar_at_far`.
+
+  Returns:
+    The F points.
+
+  Raises:
+    InputError: if a target lies outside [0, 1], or the rule is another.
+
+  Examples:
+    >>> points = points_of_curve(*curve([0.9, 0.4, 0.1], [1, 1, 0]), [0, 1])
+    >>> [point.threshold for point in points]
+    [0.4, 0.1]
+  """
+  num_genuine, num_impostors = int(true_accepts[-1]), int(false_accepts[-1])
+  chosen = _chosen(false_accepts / num_impostors, fars, rule)
   points = []
-  for target, k in zip(fars, _last_within(curve_far, fars), strict=True):
-    far, tar = float(curve_far[k]), float(curve_tar[k])
-    false_accepts, true_accepts = far * num_impostors, tar * num_genuine
+  for target, k in zip(fars, chosen, strict=True):
+    false, true, target = (
+      int(false_accepts[k]),
+      int(true_accepts[k]),
+      float(target),
+    )
     points.append(
       OperatingPoint(
-        far_target=float(target),
-        far=far,
-        far_interval=binomial_interval(round(false_accepts), num_impostors),
-        tar=tar,
-        tar_interval=binomial_interval(round(true_accepts), num_genuine),
+        far_target=target,
+        far=false / num_impostors,
+        # The true FAR of a threshold that lies between two impostor scores,
+        # chosen by their ranks, has the distributions that mid-P averages.
+        far_interval=intervals.mid_p_interval(false, num_impostors),
+        tar=true / num_genuine,
+        tar_interval=intervals.tar_interval(
+          false_accepts, true_accepts, target
+        ),
         threshold=float(thresholds[k]),
+        threshold_interval=intervals.threshold_interval(
+          false_accepts, thresholds, target
+        ),
         num_genuine=num_genuine,
         num_impostors=num_impostors,
       )
@@ -248,6 +362,33 @@ def equal_error_rate(far: np.ndarray, tar: np.ndarray) -> float:
   k = np.argmax(excess >= 0)
   share = -excess[k - 1] / (excess[k] - excess[k - 1])
   return float(far[k - 1] + share * (far[k] - far[k - 1]))
+
+
+def area_under_curve(
+  false_accepts: np.ndarray, true_accepts: np.ndarray
+) -> float:
+  """Computes the area under the curve of TAR over FAR.
+
+  It is the chance that a genuine pair scores higher than an impostor pair;
+  equal scores count one half.
+
+  Args:
+    false_accepts: number of impostor pairs accepted, int64, from `curve`,
+      ``[K]``.
+    true_accepts: number of genuine pairs accepted, int64, ``[K]``.
+
+  Returns:
+    The area, in [0, 1].
+
+  Examples:
+    >>> false_accepts, true_accepts, _ = curve([0.9, 0.4, 0.4], [1, 1, 0])
+    >>> area_under_curve(false_accepts, true_accepts)
+    0.75
+  """
+  # In whole numbers, without rounding before the end.
+  heights = true_accepts[1:] + true_accepts[:-1]
+  doubled = int(np.diff(false_accepts) @ heights)
+  return doubled / (2 * int(false_accepts[-1]) * int(true_accepts[-1]))
 
 
 def checked_same(same: np.ndarray, num_pairs: int) -> np.ndarray:
@@ -280,11 +421,46 @@ def checked_same(same: np.ndarray, num_pairs: int) -> np.ndarray:
   return same.astype(bool)
 
 
-def _last_within(
-  curve_far: np.ndarray, far: float | Sequence[float]
-) -> np.ndarray:
-  """Finds the last point of a ROC curve whose FAR is at most ``far``."""
-  far = np.asarray(far, np.float64)
-  if not ((far >= 0) & (far <= 1)).all():
+def checked_fars(far: float | Sequence[float]) -> np.ndarray:
+  """Checks targets of FAR.
+
+  Args:
+    far: target or targets, scalar or ``[F]``.
+
+  Returns:
+    The targets, float64, of the same shape.
+
+  Raises:
+    InputError: if one lies outside [0, 1].
+
+  Examples:
+    >>> print(checked_fars([1e-2, 1e-3]))
+    [0.01  0.001]
+  """
+  fars = np.asarray(far, np.float64)
+  if not ((fars >= 0) & (fars <= 1)).all():
     raise InputError(f'far={far} is not a rate; expected values in [0, 1]')
-  return np.searchsorted(curve_far, far, side='right') - 1
+  return fars
+
+
+def _chosen(
+  curve_far: np.ndarray, far: float | Sequence[float], rule: str
+) -> np.ndarray:
+  """Finds the point of a ROC curve that the rule chooses for each target."""
+  far = checked_fars(far)
+  within = np.searchsorted(curve_far, far, side='right') - 1
+  if rule == 'exact':
+    return within
+  if rule != 'published':
+    raise InputError(
+      f"rule={rule!r} is no rule; choose 'exact', FAR never above its target,"
+      " or 'published', the nearest FAR"
+    )
+  beyond = curve_far[np.minimum(within + 1, len(curve_far) - 1)]
+  is_nearer = np.abs(beyond - far) <= np.abs(curve_far[within] - far)
+  nearest = np.where(is_nearer, beyond, curve_far[within])
+  return np.searchsorted(curve_far, nearest, side='right') - 1
+
+
+def _finite(value: float, is_measured: bool) -> float | None:
+  return value if is_measured and math.isfinite(value) else None

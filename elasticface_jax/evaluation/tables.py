@@ -1,89 +1,112 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results of verification as text."""
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from elasticface_jax.evaluation.rates import OperatingPoint
 from elasticface_jax.evaluation.verification import (
   PUBLISHED_FOLDS,
   Verification,
 )
 
 _HEADINGS = (
-  ('set', 'pairs', 'accuracy', 'accuracy', 'EER', *['FAR 1e-3'] * 3),
-  ('', '', '%', 'if cosine >', '%', 'TAR %', 'if cosine >=', 'FAR found %'),
+  *('set', 'pairs', 'accuracy %', 'EER %', 'AUC %'),
+  *('FAR', 'TAR %', 'cosine >='),
+)
+_BRACKETS = (
+  '[ ]: 95 % intervals, for independent pairs; pairs that share images or '
+  'people vary more'
 )
 
 
 def table(results: Mapping[str, Verification]) -> str:
-  """Formats results as a text table with a line for each set.
+  """Formats results as a text table with a few lines for each set.
 
   Args:
     results: results by name of the set.
 
   Returns:
-    Aligned lines without a final newline: two of headings, then for each set
-    the accuracy and its cosine threshold, the equal error rate, and TAR at FAR
-    1e-3, the threshold there and the FAR found, both rates with their 95 %
-    interval. Below, a line for each thing that a reader must know besides: a
-    FAR that these pairs cannot measure, folds that are not the published 10,
-    images that were resized.
+    Aligned lines without a final newline: a heading, then for each set the
+    accuracy ± the deviation of the folds, the equal error rate and the area
+    under the curve, their 95 % intervals in the line below, and the cosine
+    above which the accuracy counts a pair as genuine in the next one. Beside
+    them, for each FAR, TAR and its interval, and the threshold. Below, a line
+    for each thing that a reader must know besides: a FAR that these pairs
+    cannot measure, zero embeddings, folds that are not the published 10, images
+    that were resized.
 
   Examples:
     >>> import numpy as np
     >>> from elasticface_jax.evaluation import verify
     >>> result = verify(np.eye(2)[[0, 0, 1, 1, 0, 1, 1, 0]], [1, 0, 1, 0],
-    ...                 folds=2)
-    >>> lines = table({'toy': result}).splitlines()
-    >>> for line in lines[:3]:
-    ...   print(line[:37].rstrip())
-    set  pairs      accuracy     accuracy
-                           %  if cosine >
-    toy      4  50.00 ± 0.00        1.000
-    >>> for line in lines[3:]:
-    ...   print(line)
-    toy: FAR 1e-3 cannot be measured with 2 impostor pairs; it takes 1,000
-    accuracy is over 2 folds, published ones are over 10: toy
+    ...                 folds=2, fars=[0.5])
+    >>> for line in table({'toy': result}).splitlines()[:4]:
+    ...   print(line[:57].rstrip())
+    set  pairs      accuracy %          EER %          AUC %
+    toy      4    50.00 ± 0.00          50.00          50.00
+                 [9.43, 90.57]  [9.43, 90.57]  [2.50, 97.50]
+                if cos > 1.000
   """
-  rows = [*_HEADINGS, *(_table_row(name, r) for name, r in results.items())]
+  rows = [_HEADINGS]
+  for name, result in results.items():
+    rows += _table_rows(name, result)
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = [
     '  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
     for row in rows
   ]
-  return '\n'.join([*lines, *_table_notes(results)])
+  return '\n'.join([*(line.rstrip() for line in lines), *_notes(results)])
 
 
-def _table_row(name: str, result: Verification) -> tuple[str, ...]:
-  row = (
-    name,
-    f'{result.num_pairs:,}',
-    f'{100 * result.accuracy:.2f} ± {100 * result.accuracy_std:.2f}',
-    f'{result.threshold:.3f}',
+def _table_rows(name: str, result: Verification) -> list[tuple[str, ...]]:
+  """Returns the cells of a set: figures, their intervals, the threshold."""
+  rates = [('-', '-'), ('', ''), ('', '')]
+  points = [('-', '-', '-')]
+  if result.tar_at_far is not None:
+    rates[0] = _percent(result.eer), _percent(result.auc)
+    rates[1] = _limits(result.eer_interval), _limits(result.auc_interval)
+    points = [_point_cells(point) for point in result.tar_at_far.values()]
+  accuracy, deviation = _percent(result.accuracy), _percent(result.accuracy_std)
+  accuracies = (
+    f'{accuracy} ± {deviation}',
+    _limits(result.accuracy_interval),
+    f'if cos > {result.threshold:.3f}',
   )
-  if result.tar_at_far is None:
-    return (*row, '-', '-', '-', '-')
-  row = (*row, f'{100 * result.eer:.2f}')
-  point = result.tar_at_far[1e-3]
+  lines = itertools.zip_longest(accuracies, rates, points)
+  rows = []
+  for k, (cell, pair, point) in enumerate(lines):
+    first = (name, f'{result.num_pairs:,}') if k == 0 else ('', '')
+    rows.append((*first, cell or '', *(pair or ('', '')), *(point or [''] * 3)))
+  return rows
+
+
+def _point_cells(point: OperatingPoint) -> tuple[str, str, str]:
+  far = _far(point)
   if not point.is_measurable:
-    return (*row, 'not measurable', '-', '-')
-  return (
-    *row,
-    _percent(point.tar, point.tar_interval, 2),
-    # Infinite where the best score is an impostor's: no pair is accepted.
-    'none' if math.isinf(point.threshold) else f'{point.threshold:.3f}',
-    _percent(point.far, point.far_interval, 3),
-  )
+    return far, 'not measurable', '-'
+  # Infinite where the best score is an impostor's: no pair is accepted.
+  infinite = math.isinf(point.threshold)
+  threshold = 'none' if infinite else f'{point.threshold:.3f}'
+  tar = f'{_percent(point.tar)} {_limits(point.tar_interval)}'
+  return far, tar, threshold
 
 
-def _table_notes(results: Mapping[str, Verification]) -> list[str]:
+def _notes(results: Mapping[str, Verification]) -> list[str]:
   """Returns a line for whatever a reader of the table must know besides."""
   notes = []
   for name, result in results.items():
     notes += _notes_of_far(name, result)
+    images = 2 * result.num_pairs
+    if result.num_zero:
+      notes.append(
+        f'{name}: {result.num_zero:,} of {images:,} embeddings are zero; their '
+        'pairs score cosine 0'
+      )
     if result.num_resized:
       notes.append(
-        f'{name}: {result.num_resized:,} of {2 * result.num_pairs:,} images '
+        f'{name}: {result.num_resized:,} of {images:,} images '
         'had another size and were resized; they may not be aligned'
       )
   unusual = {r.folds for r in results.values()} - {PUBLISHED_FOLDS}
@@ -93,25 +116,51 @@ def _table_notes(results: Mapping[str, Verification]) -> list[str]:
       f'accuracy is over {folds} folds, published ones are over '
       f'{PUBLISHED_FOLDS}: {names}'
     )
-  return notes
+  return [*notes, _BRACKETS]
 
 
 def _notes_of_far(name: str, result: Verification) -> list[str]:
-  """Says where the table has no TAR, and gives that of a higher FAR."""
-  points = result.tar_at_far
-  if points is None:
+  """Says where the table has no TAR, or one without a lower limit."""
+  if result.tar_at_far is None:
     kind = 'genuine' if result.same.all() else 'impostor'
-    return [f'{name}: all pairs are {kind} pairs; there is no FAR and TAR']
-  if points[1e-3].is_measurable:
-    return []
-  impostors = f'{points[1e-3].num_impostors:,} impostor pairs'
-  note = f'{name}: FAR 1e-3 cannot be measured with {impostors}'
-  if not points[1e-2].is_measurable:
-    return [f'{note}; it takes 1,000']
-  tar = _percent(points[1e-2].tar, points[1e-2].tar_interval, 2)
-  return [f'{note}; at FAR 1e-2 TAR is {tar} %']
+    return [
+      f'{name}: all pairs are {kind} pairs; there is no FAR, TAR, EER and AUC'
+    ]
+  points = result.tar_at_far.values()
+  notes = []
+  if unmeasured := [p for p in points if not p.is_measurable]:
+    needed = math.ceil(1 / unmeasured[-1].far_target)
+    notes.append(
+      f'{name}: FAR {_listed(unmeasured)} cannot be measured with '
+      f'{unmeasured[0].num_impostors:,} impostor pairs; it takes {needed:,}'
+    )
+  if unbounded := [p for p in points if p.is_measurable and not p.is_bounded]:
+    # So many that one is above the threshold with a probability of 95 %.
+    needed = math.ceil(math.log(0.05) / math.log1p(-unbounded[-1].far_target))
+    notes.append(
+      f'{name}: TAR at FAR {_listed(unbounded)} has no lower limit with '
+      f'{unbounded[0].num_impostors:,} impostor pairs; one takes {needed:,}'
+    )
+  return notes
 
 
-def _percent(rate: float, interval: tuple[float, float], digits: int) -> str:
-  low, high = (f'{100 * limit:.{digits}f}' for limit in interval)
-  return f'{100 * rate:.{digits}f} [{low}, {high}]'
+def _listed(points: Sequence[OperatingPoint]) -> str:
+  return ' and '.join(_far(point) for point in points)
+
+
+def _far(point: OperatingPoint) -> str:
+  """Writes a FAR as 1e-3, 2.5e-4; from 0.1 on as 0.1, 0.25."""
+  far = point.far_target
+  if far >= 0.1:
+    return f'{far:.3g}'
+  mantissa, exponent = f'{far:.2e}'.split('e')
+  return f'{float(mantissa):g}e{int(exponent)}'
+
+
+def _percent(rate: float) -> str:
+  return f'{100 * rate:.2f}'
+
+
+def _limits(interval: tuple[float, float]) -> str:
+  low, high = map(_percent, interval)
+  return f'[{low}, {high}]'

@@ -6,17 +6,21 @@ Shapes: N pairs, D embedding size. ``verify`` is the protocol of LFW and its kin
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from elasticface_jax.errors import InputError
+from elasticface_jax.evaluation import intervals
 from elasticface_jax.evaluation.rates import (
   OperatingPoint,
+  area_under_curve,
+  checked_fars,
   checked_same,
+  curve,
   equal_error_rate,
-  operating_points,
-  roc,
+  points_of_curve,
 )
 
 # Squared L2 distances of unit vectors lie in [0, 4].
@@ -25,7 +29,7 @@ _DISTANCE_THRESHOLDS = np.arange(0, 4, 0.01)
 PUBLISHED_FOLDS = 10
 # LFW-style sets have about 3,000 impostor pairs: 1e-3 is three of them, and a
 # lower FAR cannot be distinguished from zero.
-_FARS = (1e-2, 1e-3)
+DEFAULT_FARS = (1e-2, 1e-3)
 
 
 # eq=False: arrays have no single truth value to compare by.
@@ -33,25 +37,35 @@ _FARS = (1e-2, 1e-3)
 class Verification:
   """Results of ``verify`` on one set of pairs.
 
+  Intervals are at 95 %, for independent pairs.
+
   Attributes:
     accuracy: mean accuracy of the folds, in [0, 1].
-    accuracy_std: population standard deviation over the folds.
+    accuracy_std: population standard deviation over the folds. It is about the
+      error of one fold, and no interval.
+    accuracy_interval: limits of the accuracy on new pairs, in the mean of
+      thresholds chosen by as many pairs as those of a fold are.
     threshold: mean of the folds' thresholds as a cosine, accept above it.
     threshold_distance: the same threshold as a squared L2 distance of unit
       vectors, accept below it: ``threshold = 1 - threshold_distance / 2``.
     fold_accuracies: accuracy of each fold at its threshold, ``[folds]``.
     scores: cosine of each pair, float64, ``[N]``.
     same: whether the pair is genuine, bool, ``[N]``.
-    tar_at_far: the operating points at FAR 1e-2 and 1e-3, by these rates.
-      This and the next two are None where all pairs are of one kind.
+    tar_at_far: the operating points at the chosen FARs, by these rates, the
+      highest first. This and the next four are None where all pairs are of one
+      kind.
     auc: area under the curve of TAR over FAR.
+    auc_interval: its limits.
     eer: equal error rate, where FAR = 1 - TAR on that curve.
+    eer_interval: its limits.
+    num_zero: number of embeddings that are zero; their pairs score cosine 0.
     num_resized: number of images that had another size than the network takes,
       and so are no aligned faces of it.
   """
 
   accuracy: float
   accuracy_std: float
+  accuracy_interval: tuple[float, float]
   threshold: float
   threshold_distance: float
   fold_accuracies: np.ndarray
@@ -59,7 +73,10 @@ class Verification:
   same: np.ndarray
   tar_at_far: dict[float, OperatingPoint] | None
   auc: float | None
+  auc_interval: tuple[float, float] | None
   eer: float | None
+  eer_interval: tuple[float, float] | None
+  num_zero: int = 0
   num_resized: int = 0
 
   @property
@@ -76,26 +93,34 @@ class Verification:
     """Returns a dict for JSON, without ``scores`` and ``same``."""
     points = self.tar_at_far
     return {
+      'protocol': 'pairs',
       'num_pairs': self.num_pairs,
       'num_genuine': int(self.same.sum()),
+      'num_zero': self.num_zero,
       'num_resized': self.num_resized,
       'folds': self.folds,
       'accuracy': self.accuracy,
       'accuracy_std': self.accuracy_std,
+      'accuracy_interval': list(self.accuracy_interval),
       'threshold': self.threshold,
       'threshold_distance': self.threshold_distance,
       'fold_accuracies': self.fold_accuracies.tolist(),
       'tar_at_far': points
-      and {f'{far:g}': point.as_dict() for far, point in points.items()},
+      and {_key(far): point.as_dict() for far, point in points.items()},
       'auc': self.auc,
+      'auc_interval': self.auc_interval and list(self.auc_interval),
       'eer': self.eer,
+      'eer_interval': self.eer_interval and list(self.eer_interval),
     }
 
 
 def verify(
-  embeddings: np.ndarray, same: np.ndarray, folds: int = PUBLISHED_FOLDS
+  embeddings: np.ndarray,
+  same: np.ndarray,
+  folds: int = PUBLISHED_FOLDS,
+  fars: Sequence[float] = DEFAULT_FARS,
 ) -> Verification:
-  r"""Computes the cross-validated accuracy of the LFW protocol.
+  r"""Computes the accuracy of the LFW protocol, and rates of the same pairs.
 
   Embeddings are l2-normalised in float64. A pair counts as genuine when its
   squared distance :math:`d = \lVert z_{2i} - z_{2i+1} \rVert^2` is strictly
@@ -110,13 +135,15 @@ def verify(
       the sums of the embeddings of an image and of its mirror image.
     same: whether the pair is genuine, bool or 0 and 1, ``[N]``.
     folds: number of folds, at least 2 and at most N.
+    fars: the FARs at which TAR and threshold are wanted, each in (0, 1).
 
   Returns:
     The accuracy, its threshold, the operating points and the scores.
 
   Raises:
     InputError: if the shapes disagree, an embedding is not finite, ``same``
-      holds anything but 0 and 1, or ``folds`` does not fit N.
+      holds anything but 0 and 1, ``folds`` does not fit N, or ``fars`` holds
+      none or anything that is no rate between 0 and 1.
 
   Examples:
     >>> east, north = [1.0, 0.0], [0.0, 2.0]
@@ -142,61 +169,103 @@ def verify(
       f'folds={folds} does not fit {len(same)} pairs: choose 2 folds or more,'
       ' and no more folds than pairs'
     )
-  distances = _squared_distances(embeddings)
+  targets = _checked_targets(fars)
+  distances, num_zero = _squared_distances(embeddings)
   scores = np.maximum(1 - distances / 2, -1.0)
-  accuracies, best = _cross_validate(distances, same, folds)
-
-  points = auc = eer = None
-  if same.any() and not same.all():
-    points = dict(
-      zip(_FARS, operating_points(scores, same, _FARS), strict=True)
-    )
-    far, tar, _ = roc(scores, same)
-    auc, eer = float(np.trapezoid(tar, far)), equal_error_rate(far, tar)
+  accuracies, best, lost = _cross_validate(distances, same, folds)
+  accuracy = float(accuracies.mean())
   return Verification(
-    accuracy=float(accuracies.mean()),
+    accuracy=accuracy,
     accuracy_std=float(accuracies.std()),
+    accuracy_interval=intervals.accuracy_interval(accuracy, len(same), lost),
     threshold=float(1 - best.mean() / 2),
     threshold_distance=float(best.mean()),
     fold_accuracies=accuracies,
     scores=scores,
     same=same,
-    tar_at_far=points,
-    auc=auc,
-    eer=eer,
+    num_zero=num_zero,
+    **_rates_of_scores(scores, same, targets),
   )
+
+
+def _key(far: float) -> str:
+  short = f'{far:g}'
+  return short if float(short) == far else repr(far)
+
+
+def _rates_of_scores(
+  scores: np.ndarray, same: np.ndarray, fars: Sequence[float]
+) -> dict[str, Any]:
+  """Computes the fields of a result that need pairs of both kinds."""
+  if same.all() or not same.any():
+    names = ('tar_at_far', 'auc', 'auc_interval', 'eer', 'eer_interval')
+    return dict.fromkeys(names)
+  false_accepts, true_accepts, thresholds = curve(scores, same)
+  points = points_of_curve(false_accepts, true_accepts, thresholds, fars)
+  return {
+    'tar_at_far': dict(zip(fars, points, strict=True)),
+    'auc': area_under_curve(false_accepts, true_accepts),
+    'auc_interval': intervals.auc_interval(false_accepts, true_accepts),
+    'eer': equal_error_rate(
+      false_accepts / false_accepts[-1], true_accepts / true_accepts[-1]
+    ),
+    'eer_interval': intervals.equal_error_interval(false_accepts, true_accepts),
+  }
+
+
+def _checked_targets(fars: Sequence[float]) -> list[float]:
+  """Returns the targets without repetitions, the highest first."""
+  targets = checked_fars(fars)
+  if targets.ndim != 1 or not targets.size or not (targets % 1).all():
+    raise InputError(
+      f'fars={fars} are no FARs to measure TAR at; give one or more between 0'
+      ' and 1, such as 1e-3'
+    )
+  return sorted({float(far) for far in targets}, reverse=True)
 
 
 def _checked_embeddings(embeddings: np.ndarray) -> np.ndarray:
   embeddings = np.asarray(embeddings, np.float64)
-  if embeddings.ndim != 2 or len(embeddings) % 2:
+  shape = embeddings.shape
+  if len(shape) != 2 or shape[0] % 2 or not shape[1]:
     raise InputError(
-      f'embeddings have shape {embeddings.shape}; expected [2N, D], two rows'
-      ' for each pair'
+      f'embeddings have shape {shape}; expected [2N, D], two rows for each pair'
     )
   bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
   if len(bad):
+    others = f', nor are {len(bad) - 1} others of {len(embeddings)}'
     raise InputError(
-      f'embedding row {bad[0]} (pair {bad[0] // 2}) is not finite, nor are'
-      f' {len(bad) - 1} others of {len(embeddings)}; check that image and the'
-      ' checkpoint'
+      f'embedding row {bad[0]} (pair {bad[0] // 2}) is not finite'
+      f'{others if len(bad) > 1 else ""}; check that image and the checkpoint'
     )
   return embeddings
 
 
-def _squared_distances(embeddings: np.ndarray) -> np.ndarray:
-  """Computes squared L2 distances of unit vectors, ``[2N, D] -> [N]``."""
-  norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
-  unit = embeddings / np.where(norms == 0, 1.0, norms)
+def _squared_distances(embeddings: np.ndarray) -> tuple[np.ndarray, int]:
+  """Computes squared L2 distances of unit vectors, ``[2N, D] -> [N]``.
+
+  Also counts the embeddings that are zero, which have no direction.
+  """
+  # By a power of two, which changes no bit, near 1: the squares of others may
+  # overflow, or be lost as if the embedding were zero.
+  _, exponents = np.frexp(np.abs(embeddings).max(axis=1, keepdims=True))
+  scaled = np.ldexp(embeddings, -exponents)
+  norms = np.linalg.norm(scaled, axis=1, keepdims=True)
+  unit = scaled / np.where(norms == 0, 1.0, norms)
   distances = np.square(unit[0::2] - unit[1::2]).sum(axis=1)
-  has_zero = (norms == 0).reshape(-1, 2).any(axis=1)
-  return np.where(has_zero, 2.0, distances)
+  is_zero = (norms == 0).reshape(-1, 2)
+  distances = np.where(is_zero.any(axis=1), 2.0, distances)
+  return distances, int(np.count_nonzero(is_zero))
 
 
 def _cross_validate(
   distances: np.ndarray, same: np.ndarray, folds: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Computes accuracy and distance threshold of each fold, ``[folds]``."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Computes accuracy and distance threshold of each fold, ``[folds]``.
+
+  Also computes how many pairs of each fold would be judged rightly at the best
+  threshold of all pairs, and are not at that of the other folds.
+  """
   num_pairs, num_thresholds = len(same), len(_DISTANCE_THRESHOLDS)
   sizes = np.full(folds, num_pairs // folds)
   sizes[: num_pairs % folds] += 1
@@ -209,6 +278,8 @@ def _cross_validate(
   impostors = accepted[0, :, -1:]
   correct = (accepted[1] + impostors - accepted[0])[:, :num_thresholds]
   # argmax takes the first, the smallest, of the best thresholds.
-  best = np.argmax(correct.sum(axis=0) - correct, axis=1)
-  accuracies = correct[np.arange(folds), best] / sizes
-  return accuracies, _DISTANCE_THRESHOLDS[best]
+  of_all = correct.sum(axis=0)
+  best = np.argmax(of_all - correct, axis=1)
+  right = correct[np.arange(folds), best]
+  lost = correct[:, np.argmax(of_all)] - right
+  return right / sizes, _DISTANCE_THRESHOLDS[best], lost

@@ -8,6 +8,7 @@ import pytest
 
 from elasticface_jax import evaluation
 from elasticface_jax.errors import InputError
+from elasticface_jax.evaluation import intervals
 from tests.evaluation.pairs import noisy_pairs, pairs_with_cosines
 
 
@@ -108,12 +109,8 @@ def test_pairs_of_one_kind_have_an_accuracy_only(value):
   assert result.tar_at_far is None
   assert result.auc is None
   assert result.eer is None
-  row, note = evaluation.table({'a': result}).splitlines()[2:]
-  assert row.split()[-4:] == ['-'] * 4
-  assert note == (
-    f'a: all pairs are {"genuine" if value else "impostor"} pairs; there is no '
-    'FAR and TAR'
-  )
+  assert result.auc_interval is result.eer_interval is None
+  json.dumps(result.as_dict(), allow_nan=False)
   with pytest.raises(InputError, match='pairs of both kinds'):
     evaluation.tar_at_far(result.scores, result.same, 0.1)
 
@@ -122,6 +119,7 @@ def test_zero_embeddings_score_zero():
   embeddings = np.array([[0, 0], [0, 0], [0, 0], [3, 4], [3, 4], [3, 4.0]])
   result = evaluation.verify(embeddings, [1, 0, 1], folds=3)
   np.testing.assert_array_equal(result.scores, [0, 0, 1])
+  assert result.num_zero == result.as_dict()['num_zero'] == 3
   assert np.isfinite(result.fold_accuracies).all()
 
 
@@ -163,6 +161,59 @@ def test_non_finite_embeddings_name_the_row(bad):
     evaluation.verify(embeddings, same)
 
 
+def test_several_non_finite_rows_are_counted():
+  embeddings, same = noisy_pairs(20, seed=8)
+  embeddings[[4, 9, 30]] = np.nan
+  with pytest.raises(InputError) as error:
+    evaluation.verify(embeddings, same)
+  assert str(error.value) == (
+    'embedding row 4 (pair 2) is not finite, nor are 2 others of 40; check that'
+    ' image and the checkpoint'
+  )
+
+
+def test_huge_and_tiny_norms_are_no_zeros():
+  embeddings, same = noisy_pairs(20, seed=8)
+  powers = np.random.default_rng(8).choice([-900, 0, 900], (40, 1))
+  result = evaluation.verify(np.ldexp(embeddings, powers), same)
+  np.testing.assert_array_equal(
+    result.scores, evaluation.verify(embeddings, same).scores
+  )
+  assert result.num_zero == 0
+
+
+def test_fars_are_the_callers():
+  embeddings, same = noisy_pairs(200, seed=21)
+  result = evaluation.verify(embeddings, same, fars=[0.05, 0.2, 0.05])
+  assert list(result.tar_at_far) == [0.2, 0.05]
+  for far, point in result.tar_at_far.items():
+    assert point.far_target == far
+    assert point.tar == evaluation.tar_at_far(result.scores, same, far)
+  assert [*result.as_dict()['tar_at_far']] == ['0.2', '0.05']
+  # Near each other, but not the same: two keys.
+  close = evaluation.verify(embeddings, same, fars=[0.1, 0.1 + 1e-9])
+  assert len(close.as_dict()['tar_at_far']) == 2
+
+
+def test_lost_pairs_widen_the_interval_of_the_accuracy():
+  embeddings, same = noisy_pairs(400, seed=23, noise=1.5)
+  result = evaluation.verify(embeddings, same)
+  scores = result.scores
+  right = [
+    (2 - 2 * scores < 0.01 * k) == same for k in range(400)
+  ]  # [threshold, pair]
+  best = np.argmax(np.sum(right, axis=1))
+  lost = [
+    40 * (np.mean(right[best][40 * k : 40 * k + 40]) - accuracy)
+    for k, accuracy in enumerate(result.fold_accuracies)
+  ]
+  assert np.sum(np.square(lost)) > 0
+  variance = result.accuracy * (1 - result.accuracy) / 400
+  trials = variance * 400 / (variance + np.sum(np.square(lost)) / 400**2)
+  expected = intervals.mid_p_interval(result.accuracy * trials, trials)
+  assert result.accuracy_interval == pytest.approx(expected, abs=1e-12)
+
+
 def test_wrong_arguments_say_what_was_expected():
   embeddings, same = noisy_pairs(20, seed=9)
   verify = evaluation.verify
@@ -173,6 +224,15 @@ def test_wrong_arguments_say_what_was_expected():
     ('same holds 2; expected 1', lambda: verify(embeddings, [1, 2] * 10)),
     ('folds=21 does not fit 20', lambda: verify(embeddings, same, folds=21)),
     ('folds=1 does not fit', lambda: verify(embeddings, same, folds=1)),
+    (r'\(40, 0\); expected', lambda: verify(embeddings[:, :0], same)),
+    ('folds=10 does not fit 0 pairs', lambda: verify(np.zeros((0, 4)), [])),
+    ('same holds nan', lambda: verify(embeddings, [1, np.nan] * 10)),
+    (r'fars=\(\) are no FARs', lambda: verify(embeddings, same, fars=())),
+    ('fars=0.1 are no FARs', lambda: verify(embeddings, same, fars=0.1)),
+    (r'fars=\[0\] are no', lambda: verify(embeddings, same, fars=[0])),
+    (r'fars=\[1.0\] are no', lambda: verify(embeddings, same, fars=[1.0])),
+    ('far=.* is not a rate', lambda: verify(embeddings, same, fars=[0.1, 2])),
+    ('far=.* is not', lambda: verify(embeddings, same, fars=[float('nan')])),
   ):
     with pytest.raises(InputError, match=message) as error:
       call()
@@ -207,13 +267,18 @@ def test_equal_error_rate_by_hand():
 
 
 def test_as_dict_is_json_and_holds_no_pair():
-  embeddings, same = noisy_pairs(300, seed=15)
+  embeddings, same = noisy_pairs(3000, seed=15)
   result = evaluation.verify(embeddings, same)
   text = json.dumps(result.as_dict(), allow_nan=False)
   row = json.loads(text)
   assert len(text) < 2000
+  assert row['protocol'] == 'pairs'
+  assert row['accuracy_interval'] == list(result.accuracy_interval)
+  assert row['auc_interval'] == list(result.auc_interval)
+  assert row['eer_interval'] == list(result.eer_interval)
+  assert row['num_zero'] == 0
   assert row['accuracy'] == result.accuracy
-  assert row['num_pairs'] == 300
+  assert row['num_pairs'] == 3000
   assert row['num_genuine'] == same.sum()
   assert row['tar_at_far']['0.001']['tar'] == result.tar_at_far[1e-3].tar
   assert row['fold_accuracies'] == list(result.fold_accuracies)
