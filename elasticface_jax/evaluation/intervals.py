@@ -353,7 +353,7 @@ def _false_accepts_at(
   Counts without weight are left out, and where there are many, all but a
   regular share of the others.
   """
-  reach = 10 * math.sqrt(num_impostors * far * (1 - far)) + 30
+  reach = 7 * math.sqrt(num_impostors * far * (1 - far)) + 20
   lowest = max(0, math.floor(num_impostors * far - reach))
   highest = min(num_impostors, math.ceil(num_impostors * far + reach))
   step = 1 + (highest - lowest) // _MAX_COUNTS

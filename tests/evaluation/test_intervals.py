@@ -238,3 +238,10 @@ def test_intervals_are_the_same_each_time():
     for _ in range(2)
   )
   assert first == second
+
+
+def test_equal_scores_leave_the_equal_error_rate_symmetric():
+  # All scores are equal, so that both kinds are exchangeable.
+  low, high = intervals.equal_error_interval([0, 100], [0, 100])
+  assert low + high == pytest.approx(1)
+  assert low < 0.46
