@@ -4,7 +4,29 @@
 The figures are in ``elasticface_jax.evaluation.plots``, which needs matplotlib.
 """
 
+from elasticface_jax.evaluation.benchmark_tables import benchmark_table
+from elasticface_jax.evaluation.identification import (
+  Identification,
+  Search,
+  identify,
+)
+from elasticface_jax.evaluation.ijb import (
+  TemplateVerification,
+  evaluate_ijb,
+)
+from elasticface_jax.evaluation.ijb_files import IJB, TemplateList, read_ijb
 from elasticface_jax.evaluation.intervals import binomial_interval
+from elasticface_jax.evaluation.megaface import (
+  MegaFacePoint,
+  MegaFaceResult,
+  evaluate_megaface,
+)
+from elasticface_jax.evaluation.megaface_files import (
+  MegaFace,
+  read_feature,
+  read_features,
+  read_megaface,
+)
 from elasticface_jax.evaluation.rates import (
   OperatingPoint,
   operating_points,
@@ -12,17 +34,45 @@ from elasticface_jax.evaluation.rates import (
   tar_at_far,
   threshold_at_far,
 )
-from elasticface_jax.evaluation.tables import table
+from elasticface_jax.evaluation.tables import table, tables
+from elasticface_jax.evaluation.templates import pool_templates, template_scores
+from elasticface_jax.evaluation.tinyface import (
+  TinyFace,
+  evaluate_tinyface,
+  read_tinyface,
+)
 from elasticface_jax.evaluation.verification import Verification, verify
 
 __all__ = [
+  'IJB',
+  'Identification',
+  'MegaFace',
+  'MegaFacePoint',
+  'MegaFaceResult',
   'OperatingPoint',
+  'Search',
+  'TemplateList',
+  'TemplateVerification',
+  'TinyFace',
   'Verification',
+  'benchmark_table',
   'binomial_interval',
+  'evaluate_ijb',
+  'evaluate_megaface',
+  'evaluate_tinyface',
+  'identify',
   'operating_points',
+  'pool_templates',
+  'read_feature',
+  'read_features',
+  'read_ijb',
+  'read_megaface',
+  'read_tinyface',
   'roc',
   'table',
+  'tables',
   'tar_at_far',
+  'template_scores',
   'threshold_at_far',
   'verify',
 ]

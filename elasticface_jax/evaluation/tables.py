@@ -4,7 +4,9 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from elasticface_jax.evaluation.benchmark_tables import benchmark_table
 from elasticface_jax.evaluation.rates import OperatingPoint
 from elasticface_jax.evaluation.verification import (
   PUBLISHED_FOLDS,
@@ -16,8 +18,8 @@ _HEADINGS = (
   *('FAR', 'TAR %', 'cosine >='),
 )
 _BRACKETS = (
-  '[ ]: 95 % intervals, for independent pairs; pairs that share images or '
-  'people vary more'
+  '±: deviation of the folds; [ ]: 95 % intervals, for independent pairs; '
+  'pairs that share images or people vary more'
 )
 
 
@@ -58,6 +60,31 @@ def table(results: Mapping[str, Verification]) -> str:
     for row in rows
   ]
   return '\n'.join([*(line.rstrip() for line in lines), *_notes(results)])
+
+
+def tables(results: Mapping[str, Any]) -> str:
+  """Formats results of any kind as text tables.
+
+  Args:
+    results: of `verify`, `evaluate_ijb`, `evaluate_megaface` and
+      `evaluate_tinyface`, by name.
+
+  Returns:
+    `table` of the pair sets, `benchmark_table` of the others, with an empty
+    line between them.
+
+  Examples:
+    >>> import numpy as np
+    >>> from elasticface_jax.evaluation import verify
+    >>> same = [1, 0, 1, 0]
+    >>> toy = {'toy': verify(np.eye(2)[[0, 0, 1, 1] * 2], same, folds=2)}
+    >>> tables(toy) == table(toy)
+    True
+  """
+  pairs = {n: r for n, r in results.items() if isinstance(r, Verification)}
+  others = {n: r for n, r in results.items() if n not in pairs}
+  parts = [table(pairs)] if pairs else []
+  return '\n\n'.join(parts + ([benchmark_table(others)] if others else []))
 
 
 def _table_rows(name: str, result: Verification) -> list[tuple[str, ...]]:
@@ -129,10 +156,13 @@ def _notes_of_far(name: str, result: Verification) -> list[str]:
   points = result.tar_at_far.values()
   notes = []
   if unmeasured := [p for p in points if not p.is_measurable]:
-    needed = math.ceil(1 / unmeasured[-1].far_target)
+    needed = ' and '.join(
+      f'{math.ceil(1 / point.far_target):,}' for point in unmeasured
+    )
+    verb = 'it takes' if len(unmeasured) == 1 else 'they take'
     notes.append(
       f'{name}: FAR {_listed(unmeasured)} cannot be measured with '
-      f'{unmeasured[0].num_impostors:,} impostor pairs; it takes {needed:,}'
+      f'{unmeasured[0].num_impostors:,} impostor pairs; {verb} {needed}'
     )
   if unbounded := [p for p in points if p.is_measurable and not p.is_bounded]:
     # So many that one is above the threshold with a probability of 95 %.

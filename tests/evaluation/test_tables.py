@@ -18,8 +18,8 @@ def table_of(**results):
   heading, *lines = evaluation.table(results).splitlines()
   rows = sum(max(3, len(r.tar_at_far or ())) for r in results.values())
   assert lines[-1] == (
-    '[ ]: 95 % intervals, for independent pairs; pairs that share images or '
-    'people vary more'
+    '±: deviation of the folds; [ ]: 95 % intervals, for independent pairs; '
+    'pairs that share images or people vary more'
   )
   return heading, lines[:rows], lines[rows:-1]
 
@@ -125,8 +125,8 @@ def test_table_names_all_fars_that_are_not_measured():
   _, rows, notes = table_of(a=result_with(400, fars=(1e-2, 1e-3, 1e-4)))
   assert [row.split()[-2] for row in rows[1:]] == ['measurable'] * 2
   assert notes == [
-    'a: FAR 1e-3 and 1e-4 cannot be measured with 400 impostor pairs; it takes '
-    '10,000'
+    'a: FAR 1e-3 and 1e-4 cannot be measured with 400 impostor pairs; they '
+    'take 1,000 and 10,000'
   ]
 
 

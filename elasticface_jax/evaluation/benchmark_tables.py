@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text tables of the benchmarks of templates and galleries.
+
+Their results have ``headings``, ``rows(name)`` and ``notes(name)``; results of
+one kind share a table.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+
+class Result(Protocol):
+  """Parts of a result that a table needs."""
+
+  @property
+  def headings(self) -> tuple[str, ...]:
+    """Headings of the columns."""
+
+  def rows(self, name: str) -> list[tuple[str, ...]]:
+    """Returns the cells of each line."""
+
+  def notes(self, name: str) -> list[str]:
+    """Returns lines for whatever else a reader must know."""
+
+
+def benchmark_table(results: Mapping[str, Result]) -> str:
+  """Formats results as text tables, one for each kind of result.
+
+  Args:
+    results: results of `evaluate_ijb`, `evaluate_megaface` and
+      `evaluate_tinyface` by name.
+
+  Returns:
+    Aligned lines without a final newline: tables with a line of headings, with
+    an empty line between two, each followed by its notes.
+
+  Examples:
+    >>> import numpy as np
+    >>> from elasticface_jax.evaluation import Identification, identify
+    >>> one = identify(np.eye(2), [1, 2], np.eye(2), [1, 2])
+    >>> table = benchmark_table({'toy': Identification((one,))})
+    >>> print(table.splitlines()[1][:28])
+    toy  gallery        2      2
+  """
+  kinds: dict[tuple[str, ...], list[tuple[str, Result]]] = {}
+  for name, result in results.items():
+    kinds.setdefault(result.headings, []).append((name, result))
+  tables = []
+  for headings, members in kinds.items():
+    rows = [row for name, result in members for row in result.rows(name)]
+    notes = [note for name, result in members for note in result.notes(name)]
+    tables.append('\n'.join([*_aligned([headings, *rows]), *notes]))
+  return '\n\n'.join(tables)
+
+
+def percent(
+  rate: float, interval: tuple[float, float] | None = None, digits: int = 2
+) -> str:
+  """Formats a rate in percent, with its interval if there is one.
+
+  Args:
+    rate: in [0, 1].
+    interval: lower and upper limit of the rate.
+    digits: digits after the point.
+
+  Returns:
+    Digits without a percent sign.
+
+  Examples:
+    >>> percent(0.5), percent(0.5, (0.25, 1.0), 0)
+    ('50.00', '50 [25, 100]')
+  """
+  text = f'{100 * rate:.{digits}f}'
+  if interval is None:
+    return text
+  low, high = (f'{100 * limit:.{digits}f}' for limit in interval)
+  return f'{text} [{low}, {high}]'
+
+
+def power(rate: float) -> str:
+  """Formats a target rate as a power of ten.
+
+  Args:
+    rate: the target.
+
+  Returns:
+    Its shortest spelling.
+
+  Examples:
+    >>> power(1e-6), power(0.1), power(0.05)
+    ('1e-6', '1e-1', '5e-2')
+  """
+  mantissa, exponent = f'{rate:.1e}'.split('e')
+  return f'{mantissa.removesuffix(".0")}e{int(exponent)}'
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+  """Aligns the first column to the left and the others to the right."""
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return [
+    '  '.join(
+      [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
+    ).rstrip()
+    for row in rows
+  ]
