@@ -31,6 +31,7 @@ _EXTRAS = {
     'onnx': 'onnx',
     'onnxruntime': 'onnxruntime',
   },
+  'detect': {'mtcnn': 'mtcnn'},
   'bench': {'torch': 'torch'},
   'beam': {'apache_beam': 'apache-beam'},
   'plan': {'libtpu': 'libtpu'},

@@ -9,16 +9,7 @@ file states all three.
 from typing import Any
 
 from elasticface_jax import __version__
-
-# x and y in pixels of an image of 112x112: eyes, nose, corners of the mouth,
-# the image's left first. Images are fitted to it by a similarity transform.
-ALIGNMENT_TEMPLATE = (
-  (38.2946, 51.6963),
-  (73.5318, 51.5014),
-  (56.0252, 71.7366),
-  (41.5493, 92.3655),
-  (70.7299, 92.2041),
-)
+from elasticface_jax.alignment import TEMPLATE
 
 
 def describe(
@@ -47,7 +38,7 @@ def describe(
     'input_size': [112, 112],
     'colour_order': 'RGB',
     'normalisation': '(x - 127.5) / 127.5',
-    'alignment_template': [list(point) for point in ALIGNMENT_TEMPLATE],
+    'alignment_template': [list(point) for point in TEMPLATE],
     'output': 'embedding, not normalised',
     'training_fingerprint': fingerprint,
     'training_step': step,
