@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trained weights, from a run folder or from a PyTorch file.
+"""Trained networks: a run folder, a PyTorch file, an ONNX file.
 
-Every command that needs weights takes both, and reports the same errors.
+Every command that needs weights takes the first two, every command that needs
+embeddings alone takes all three, and all report the same errors.
 """
 
 import dataclasses
@@ -19,7 +20,8 @@ import numpy as np
 from elasticface_jax import atomic, config_rules, interop, models
 from elasticface_jax.errors import InputError
 from elasticface_jax.interop import onnx_graph, stablehlo, torch_files
-from elasticface_jax.models.iresnet import IMAGE_SHAPE
+from elasticface_jax.interop.onnx_network import OnnxNetwork
+from elasticface_jax.models.iresnet import check_faces
 from elasticface_jax.training import checkpoint
 from elasticface_jax.training.embed import make_embed
 from elasticface_jax.training.state import make_mesh
@@ -37,12 +39,14 @@ _NEEDED = (
 # Images of an evaluation batch, as in the recipes for CPUs and accelerators.
 _BATCH_ON_CPU, _BATCH = 16, 128
 
+# For `evaluate --pairs synthetic`, where there is no recipe.
+_SYNTHETIC = {'num_pairs': 600, 'seed': 0}
+
 # Config fields of weights from a PyTorch file, which has no recipe.
 _CONFIG_OF_FILE = {
   'model': {'dropout': 0.0, 'dtype': 'float32', 'remat': False},
-  # For `evaluate --pairs synthetic`.
-  'eval': {'pairs': [], 'synthetic_pairs': 600},
-  'seed': 0,
+  'eval': {'pairs': [], 'synthetic_pairs': _SYNTHETIC['num_pairs']},
+  'seed': _SYNTHETIC['seed'],
 }
 
 
@@ -74,6 +78,16 @@ class Weights:
     return self.config['model']
 
   @property
+  def title(self) -> str:
+    """Name of the folder or file, and the step."""
+    return f'{self.path.resolve().name}, step {self.step}'
+
+  @property
+  def embedding_dim(self) -> int:
+    """Size D of an embedding."""
+    return self.model['embedding_dim']
+
+  @property
   def note(self) -> str:
     """One line that names what is left aside; empty if nothing is."""
     if not self.left_aside:
@@ -91,7 +105,7 @@ class Weights:
     """
     if 'rows' in self.config['eval']:
       return self.config['eval']['rows']
-    return _BATCH_ON_CPU if jax.default_backend() == 'cpu' else _BATCH
+    return _rows_here()
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -120,17 +134,9 @@ class Weights:
       TypeError: if the images are not uint8.
       ValueError: if they have another shape.
     """
-    images = np.asarray(images)
-    if images.dtype != np.uint8:
-      raise TypeError(
-        f'images are {images.dtype}; give pixels as they are in a file, uint8'
-      )
-    if images.ndim != 4 or images.shape[1:] != IMAGE_SHAPE:
-      raise ValueError(
-        f'images have shape {images.shape}, not [M, 112, 112, 3]'
-      )
+    images = check_faces(images)
     if not len(images):
-      return np.zeros((0, self.model['embedding_dim']), np.float32)
+      return np.zeros((0, self.embedding_dim), np.float32)
     return self._embed(images)
 
   @functools.cached_property
@@ -203,6 +209,83 @@ class Weights:
       )
 
 
+# A network that embeds aligned faces: both have path, title, note, fingerprint,
+# embedding_dim, eval_rows, embed and describe.
+Embedder = Weights | OnnxNetwork
+
+
+def open_embedder(
+  path: str | os.PathLike[str],
+  step: int | None = None,
+  prefix: str | None = None,
+) -> Embedder:
+  """Opens a network for its embeddings alone.
+
+  Args:
+    path: as for `open_weights`; or an ONNX file, of any network from images
+      ``[B, 3, 112, 112]`` to embeddings ``[B, D]``.
+    step: as for `open_weights`.
+    prefix: likewise.
+
+  Returns:
+    The network.
+
+  Raises:
+    InputError: as `open_weights`, or if the ONNX file is no such network.
+  """
+  path = Path(path)
+  if path.suffix != '.onnx':
+    return open_weights(path, step, prefix)
+  if not path.is_file():
+    raise InputError(f'{path} does not exist; give the ONNX file of a network')
+  for flag, value in (('--step', step), ('--prefix', prefix)):
+    if value is not None:
+      raise InputError(
+        f'{path} is an ONNX file, of one network: leave {flag} {value!a} out'
+      )
+  return OnnxNetwork(path, rows=_rows_here())
+
+
+def origin(network: Embedder) -> dict[str, Any]:
+  """Returns what results of a network are of, for JSON.
+
+  Args:
+    network: of the results.
+
+  Returns:
+    Its ``title``, ``checkpoint`` (the path), ``step`` and ``fingerprint``.
+  """
+  return {
+    'title': network.title,
+    'checkpoint': str(network.path),
+    'step': None if isinstance(network, OnnxNetwork) else network.step,
+    'fingerprint': network.fingerprint,
+  }
+
+
+def synthetic_pairs(network: Embedder) -> dict[str, int]:
+  """Returns the arguments of `data.open_pairs` for synthetic pairs.
+
+  Args:
+    network: those of its recipe, if it has one.
+
+  Returns:
+    ``num_pairs`` and ``seed``.
+  """
+  if isinstance(network, OnnxNetwork):
+    return _SYNTHETIC
+  config = network.config
+  return {
+    'num_pairs': config['eval']['synthetic_pairs'],
+    'seed': config['seed'],
+  }
+
+
+def _rows_here() -> int:
+  """Returns the size of an evaluation batch where no recipe states it."""
+  return _BATCH_ON_CPU if jax.default_backend() == 'cpu' else _BATCH
+
+
 def open_weights(
   path: str | os.PathLike[str],
   step: int | None = None,
@@ -223,6 +306,11 @@ def open_weights(
     InputError: if it is neither, or cannot be read.
   """
   path = Path(path)
+  if path.suffix == '.onnx':
+    raise InputError(
+      f'{path} is an ONNX file, whose weights are not read; give a run folder '
+      'or a .pth (evaluate, embed and verify take ONNX)'
+    )
   if path.is_file():
     if step is not None:
       raise InputError(f'{path} is one file and has no step {step}')

@@ -35,6 +35,29 @@ IMAGE_SHAPE = (112, 112, 3)
 SE_REDUCTION = 16
 
 
+def check_faces(images: np.ndarray) -> np.ndarray:
+  """Checks pixels of aligned faces, as a network takes them.
+
+  Args:
+    images: RGB, uint8, ``[M, 112, 112, 3]``.
+
+  Returns:
+    The images, as an array.
+
+  Raises:
+    TypeError: if they are not uint8.
+    ValueError: if they have another shape.
+  """
+  images = np.asarray(images)
+  if images.dtype != np.uint8:
+    raise TypeError(
+      f'images are {images.dtype}; give pixels as they are in a file, uint8'
+    )
+  if images.ndim != 4 or images.shape[1:] != IMAGE_SHAPE:
+    raise ValueError(f'images have shape {images.shape}, not [M, 112, 112, 3]')
+  return images
+
+
 class SqueezeExcitation(nnx.Module):
   """A gate in (0, 1) for each channel, computed from the means of all.
 
