@@ -24,6 +24,7 @@ from elasticface_jax.errors import InputError
 from elasticface_jax.evaluation import plots
 from elasticface_jax.pair_sets import (
   open_pair_sets,
+  paths,
   verify,
   write_results,
 )
@@ -94,14 +95,16 @@ def _train(
   )
   backbone = models.build(**c.model)
   task = from_config(c, backbone, source.num_classes, state.make_mesh())
+  opened = open_pair_sets(
+    c.eval.pairs,
+    num_pairs=c.eval.synthetic_pairs,
+    seed=c.seed,
+    folds=c.eval.folds,
+  )
   verifier = _Verifier(
     make_embed(backbone, task.layout.mesh, rows=c.eval.rows),
-    open_pair_sets(
-      c.eval.pairs,
-      num_pairs=c.eval.synthetic_pairs,
-      seed=c.seed,
-      folds=c.eval.folds,
-    ),
+    opened,
+    paths(c.eval.pairs, opened),
     c.eval.folds,
   )
   initial, centers = _open_initial(c, workdir, source.num_classes)
@@ -116,7 +119,9 @@ def _train(
   gc.collect()
   if not processes.is_first():
     return None
-  return report(workdir, verifier.results, time.perf_counter() - begin)
+  return report(
+    workdir, verifier.results, verifier.paths, time.perf_counter() - begin
+  )
 
 
 def _run(
@@ -174,12 +179,15 @@ def _run(
     verifier(train_state, rest)
 
 
-def report(workdir: Path, results: Mapping, seconds: float) -> dict[str, Any]:
+def report(
+  workdir: Path, results: Mapping, paths: Mapping[str, str], seconds: float
+) -> dict[str, Any]:
   """Prints the results and the fingerprint of a run, and draws its plots.
 
   Args:
     workdir: the run folder.
     results: a `Verification` for each pair set, by name.
+    paths: of the pair sets, as the config has them, by name.
     seconds: how long this start of the run took.
 
   Returns:
@@ -199,7 +207,18 @@ def report(workdir: Path, results: Mapping, seconds: float) -> dict[str, Any]:
       for row in rows
       if row['step'] == done and 'pairs' in row
     }
-    write_results(workdir, results, title=title, earlier=earlier)
+    write_results(
+      workdir,
+      results,
+      origin={
+        'title': title,
+        'checkpoint': str(workdir),
+        'step': done,
+        'fingerprint': fingerprint,
+      },
+      paths=paths,
+      earlier=earlier,
+    )
   plots.plot_training(rows, workdir / 'training.png', title=title)
   written = 'results.json, plots' if results else 'training.png'
   print(
@@ -332,13 +351,19 @@ class _Verifier:
   Attributes:
     results: those of the newest call, by the name of the pair set.
     names: of the pair sets.
+    paths: of the pair sets, by name.
   """
 
   def __init__(
-    self, embed: Callable, pair_sets: Sequence[data.PairSet], folds: int
+    self,
+    embed: Callable,
+    pair_sets: Sequence[data.PairSet],
+    paths: Mapping[str, str],
+    folds: int,
   ):
     self.results: dict[str, evaluation.Verification] = {}
     self.names = [pairs.name for pairs in pair_sets]
+    self.paths = paths
     self._embed = embed
     self._pair_sets = pair_sets
     self._folds = folds
@@ -358,5 +383,9 @@ class _Verifier:
       result = verify(pairs, embeddings, self._folds)
       seconds = time.perf_counter() - begin
       self.results[pairs.name] = result
-      logged[pairs.name] = result.as_dict() | {'seconds': seconds}
+      logged[pairs.name] = {
+        **result.as_dict(),
+        'path': self.paths[pairs.name],
+        'seconds': seconds,
+      }
     return logged

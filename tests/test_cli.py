@@ -95,8 +95,8 @@ def test_version_has_the_name(capsys):
 
 
 def test_benchmark_without_a_part_names_the_parts(fails):
-  assert 'required: step|head|loop|input|all; ' in fails('benchmark')
-  assert "'head', 'loop'" in fails('benchmark', 'stp')
+  assert 'required: step|head|embed|loop|input|all; ' in fails('benchmark')
+  assert "'head', 'embed', 'loop'" in fails('benchmark', 'stp')
 
 
 def test_print_shows_the_config_and_trains_nothing(run):
@@ -204,7 +204,8 @@ ROOMS = {
   'data': r'data needs \w+',
   'pair_sets': r'data needs \w+',
   'training.step': 'training needs optax',
-  'evaluation.plots': 'evaluation.plots needs matplotlib',
+  'evaluation.plots': 'evaluation.drawing needs matplotlib',
+  'report': r'\w+\.\w+ needs matplotlib',
 }
 
 
@@ -212,13 +213,14 @@ def test_commands_without_their_extra_name_it_in_one_line(tmp_path):
   hidden = [name for modules in missing._EXTRAS.values() for name in modules]
   needed = {
     f'train --config {QUICKSTART} --workdir w': 'ml-collections',
-    'evaluate --checkpoint w --pairs synthetic': 'flax',
+    'evaluate --checkpoint w --pairs synthetic': r'\w+',
     'embed w --checkpoint w --out out': 'flax',
     'export --checkpoint w --format onnx --out out': 'flax',
     'convert w --workdir out': 'flax',
     'inspect w': r'\w+',
     'prepare w out': r'\w+',
     'fingerprint w': 'optax',
+    'report w --out a.html': r'[\w-]+',
     'benchmark step': 'flax',
     f'benchmark step --config {QUICKSTART}': 'ml-collections',
   }
@@ -307,10 +309,12 @@ print(json.dumps(lines))
 def test_platform_that_is_not_there_in_every_command(people, tmp_path):
   shards, out = tmp_path / 'shards', tmp_path / 'out'
   checkpoint = '--checkpoint', tmp_path
+  face = next(people.glob('*/*'))
   commands = {
     'train': ('--config', QUICKSTART, '--workdir', out),
     'evaluate': (*checkpoint, '--pairs', 'synthetic'),
     'embed': (people, *checkpoint, '--out', out),
+    'verify': (face, face, *checkpoint, '--threshold', 0.1),
     'export': (*checkpoint, '--format', 'torch', '--out', out),
     'convert': (tmp_path / 'a.pth', '--workdir', out),
     'benchmark': ('input',),

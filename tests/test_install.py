@@ -28,7 +28,10 @@ DISTRIBUTIONS = {
 }
 # Files that need no extra, and the extras of the others by folder. Imports
 # inside functions may also be of LAZY.
-BARE = r'elasticface_jax/((losses|exact)/.*|evaluation/(?!plots).*|\w+__)\.py'
+BARE = (
+  r'elasticface_jax/'
+  r'((losses|exact)/.*|evaluation/(?!plots|drawing).*|\w+__)\.py'
+)
 FOLDERS = {
   'elasticface_jax': {'train'},
   'configs': {'train'},
@@ -37,7 +40,7 @@ FOLDERS = {
   'benchmarks': {'train', 'export'},
   'tests': {'test'},
 }
-LAZY = {'export', 'bench'}
+LAZY = {'export', 'bench', 'detect'}
 
 
 def names(extra):
@@ -136,6 +139,8 @@ def test_whole_package_is_in_the_wheel(built):
   package = ROOT / 'elasticface_jax'
   assert packed >= {p.relative_to(package) for p in package.rglob('*.py')}
   assert (folder / 'py.typed').is_file()
+  others = {p.relative_to(package) for p in package.rglob('*.css')}
+  assert others and all((folder / path).is_file() for path in others)
 
 
 def test_launchers_install_the_trainer():

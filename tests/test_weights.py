@@ -2,6 +2,7 @@
 """Conversion of PyTorch weights to run folders, and exports of run folders."""
 
 import functools
+import hashlib
 import json
 import os
 import zipfile
@@ -105,6 +106,31 @@ def files(folder):
   return sorted(path.name for path in folder.iterdir())
 
 
+def figures(folder):
+  """Returns the results in a folder without what network they are of."""
+  origin = 'title', 'checkpoint', 'step', 'fingerprint', 'path'
+  results = json.loads((folder / 'results.json').read_text())
+  return {
+    name: {key: x for key, x in result.items() if key not in origin}
+    for name, result in results.items()
+  }
+
+
+def assert_near(found, expected):
+  """Compares results; figures may differ by 1e-6."""
+  if isinstance(expected, dict):
+    assert found.keys() == expected.keys()
+    for key in expected:
+      assert_near(found[key], expected[key])
+  elif isinstance(expected, list):
+    for one, other in zip(found, expected, strict=True):
+      assert_near(one, other)
+  elif isinstance(expected, float):
+    assert found == pytest.approx(expected, abs=1e-6)
+  else:
+    assert found == expected
+
+
 def test_there_and_back(command, pth, header, state_dict, pairs, tmp_path):
   run = tmp_path / 'runs' / 'released'
   code, output = command('convert', pth, '--workdir', run, '--head', header)
@@ -141,8 +167,40 @@ def test_there_and_back(command, pth, header, state_dict, pairs, tmp_path):
       '--out', results,
     )  # fmt: skip
     assert code == 0, output
-    tables.append((results / 'results.json').read_text())
+    tables.append(figures(results))
   assert tables[0] == tables[1] == tables[2]
+
+
+def test_results_from_onnx_and_from_embeddings(command, pth, pairs, tmp_path):
+  onnx, embedded = tmp_path / 'backbone.onnx', tmp_path / 'embedded'
+  code, output = command(
+    'export', '--checkpoint', pth, '--format=onnx', '--out', onnx
+  )
+  assert code == 0, output
+  code, output = command('embed', pairs, '--checkpoint', pth, '--out', embedded)
+  assert code == 0, output
+  found = []
+  for words in (
+    ('--checkpoint', pth, '--pairs', pairs),
+    ('--checkpoint', onnx, '--pairs', pairs),
+    ('--embeddings', embedded),
+  ):
+    out = tmp_path / f'results{len(found)}'
+    code, output = command('evaluate', *words, '--out', out)
+    assert code == 0, output
+    found.append(figures(out))
+  assert found[0] == found[2]
+  assert_near(found[1], found[0])
+  results = json.loads((tmp_path / 'results1' / 'results.json').read_text())
+  assert (
+    results['drawn']['fingerprint']
+    == hashlib.sha256(onnx.read_bytes()).hexdigest()
+  )
+  for flag in ('--step=1', '--prefix=a'):
+    code, output = command(
+      'embed', pairs, '--checkpoint', onnx, flag, '--out', tmp_path / 'none'
+    )
+    assert code == 2 and 'is an ONNX file, of one network' in output
 
 
 @pytest.mark.parametrize('kind', ['onnx', 'stablehlo'])
@@ -178,7 +236,7 @@ def test_embeddings_of_data_and_of_pairs(
   out = tmp_path / 'embedded'
   code, output = command('embed', folder, '--checkpoint', pth, '--out', out)
   assert code == 0, output
-  assert output.startswith('embedding 24 images; the first take longer')
+  assert output.startswith(f'embedding 24 images with {pth.name}, step 0; the ')
   names = ['embeddings.npy', 'images.tsv', 'labels.npy', 'metadata.json']
   assert files(out) == names
   assert (

@@ -15,12 +15,14 @@ from elasticface_jax.commands import (
   plan,
   prepare,
   train,
+  verify,
 )
 
 # In the order of `elasticface --help`.
 _COMMANDS = {
   'train': (train, 'Train a recipe, or resume the run in a folder.'),
   'evaluate': (evaluate, 'Verify pair sets with a trained backbone.'),
+  'verify': (verify, 'Tell whether two images show one person.'),
   'embed': (embed, 'Write the embeddings of all images of a data set.'),
   'export': (export, 'Write a backbone that runs without this package.'),
   'convert': (convert, 'Make a run folder from PyTorch weights.'),

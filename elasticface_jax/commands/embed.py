@@ -9,16 +9,16 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from elasticface_jax import atomic, terminal
-from elasticface_jax.commands import _checkpoint, _paths
+from elasticface_jax.commands import _checkpoint, _faces, _paths
 from elasticface_jax.errors import InputError
 
 if TYPE_CHECKING:
   import numpy as np
 
-  from elasticface_jax.weights import Weights
+  from elasticface_jax.weights import Embedder
 
 # Images that are read at a time are this many evaluation batches, which is how
 # many all devices take at a time, at least.
@@ -37,9 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=_paths.text,
     metavar='DATA',
     help='data set, as for inspect; pair set, .bin or .npz; folder of images; '
-    'or one image. Faces are aligned, 112x112',
+    'or one image. Faces are aligned, 112x112, unless --landmarks or --detect '
+    'aligns them',
   )
-  _checkpoint.add_arguments(parser)
+  _checkpoint.add_network(parser, required=True)
+  _checkpoint.add_step(parser)
+  _checkpoint.add_prefix(parser)
+  _faces.add_arguments(parser, skip=True)
   parser.add_argument(
     '--out',
     required=True,
@@ -47,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='DIR',
     help='folder to make, for embeddings.npy (float32; the sum of the '
     'embeddings of an image and of its mirror image, not normalised), '
-    'labels.npy or same.npy, images.tsv (names of images and people), and '
-    'metadata.json',
+    'labels.npy or same.npy, images.tsv (names of images and people), '
+    'metadata.json, and landmarks.tsv of photographs',
   )
 
 
@@ -56,7 +60,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
   """Writes the embeddings, and prints where they are."""
   atomic.check_unused(args.out, '--out')
   begin = time.perf_counter()
-  embed(_checkpoint.open_weights(args), args.data, args.out)
+  asked = _faces.alignment(args)
+  embed(_checkpoint.open_network(args), args.data, args.out, asked)
   *names, last = sorted(path.name for path in args.out.iterdir())
   seconds = terminal.duration(time.perf_counter() - begin)
   print(f'{", ".join(names)} and {last} are in {args.out}; it took {seconds}')
@@ -72,6 +77,7 @@ class _Images(NamedTuple):
     truth: arrays to write, by name; complete once all batches are read.
     columns: of images.tsv.
     rows: of images.tsv, one for each image; to be read after the batches.
+    landmarks: text of landmarks.tsv; empty for faces that were aligned.
   """
 
   count: int
@@ -79,10 +85,14 @@ class _Images(NamedTuple):
   truth: dict[str, np.ndarray]
   columns: Sequence[str]
   rows: Iterator[tuple[str, ...]]
+  landmarks: str = ''
 
 
 def embed(
-  weights: Weights, source: str | os.PathLike[str], out: str | os.PathLike[str]
+  network: Embedder,
+  source: str | os.PathLike[str],
+  out: str | os.PathLike[str],
+  alignment: _faces.Alignment | None = None,
 ) -> None:
   """Writes the embeddings of all images of a data set or a pair set.
 
@@ -91,14 +101,16 @@ def embed(
   takes them; ``labels.npy``, int32 ``[n]``, of a data set, or ``same.npy``,
   bool ``[n / 2]``, of a pair set; ``images.tsv``, but for a pair set, whose
   images have no names: a line for each image, with its name and, of a data set,
-  its label and the name of the person; and ``metadata.json``. Images keep the
-  order of the data; those of a folder are sorted by name.
+  its label and the name of the person; ``metadata.json``; and of photographs
+  ``landmarks.tsv``, the points that they were aligned by. Images keep the order
+  of the data; those of a folder are sorted by name.
 
   Args:
-    weights: the backbone.
+    network: from `weights.open_embedder`.
     source: a data set, as for `data.open_encoded`, a pair set, a folder of
       images, or an image.
     out: the folder; not there yet, or empty.
+    alignment: how to align photographs; None for faces that are aligned.
 
   Raises:
     InputError: if the data or the folder cannot be used.
@@ -106,52 +118,63 @@ def embed(
   import jax
   import numpy as np
 
+  from elasticface_jax import embeddings
   from elasticface_jax.data.sources.encoded import counted
   from elasticface_jax.training import checkpoint
 
-  size = max(_BATCHES, jax.device_count()) * weights.eval_rows
-  images = _open(os.fspath(source), size)
+  size = max(_BATCHES, jax.device_count()) * network.eval_rows
+  images = _open(os.fspath(source), size, alignment)
   with atomic.folder(Path(out), '--out') as partial:
-    embeddings = np.lib.format.open_memmap(
+    written = np.lib.format.open_memmap(
       partial / 'embeddings.npy',
       mode='w+',
       dtype=np.float32,
-      shape=(images.count, weights.model['embedding_dim']),
+      shape=(images.count, network.embedding_dim),
     )
     print(
-      f'embedding {counted(images.count, "image")}; the first take longer, '
-      f'since {weights.model["name"]} is compiled ...',
+      f'embedding {counted(images.count, "image")} with {network.title}; the '
+      'first may take longer ...',
       flush=True,
     )
     with terminal.progress('images') as progress:
       progress(0, images.count)
       for places, batch in images.batches:
-        embeddings[places] = weights.embed(batch)
+        written[places] = network.embed(batch)
         progress(places.stop, images.count)
-    embeddings.flush()
+    written.flush()
     for name, values in images.truth.items():
       np.save(partial / f'{name}.npy', values)
     if images.columns:
       with open(partial / 'images.tsv', 'w', encoding='utf-8') as table:
         for row in (images.columns, *images.rows):
-          table.write('\t'.join(map(_escaped, row)) + '\n')
+          table.write('\t'.join(map(embeddings.escaped, row)) + '\n')
+    if images.landmarks:
+      (partial / 'landmarks.tsv').write_text(images.landmarks, encoding='utf-8')
     checkpoint.write_json(
-      partial / 'metadata.json', weights.describe() | {'data': str(source)}
+      partial / 'metadata.json', network.describe() | {'data': str(source)}
     )
 
 
-def _open(source: str, size: int) -> _Images:
+def _open(
+  source: str, size: int, alignment: _faces.Alignment | None
+) -> _Images:
   """Opens whatever holds images, to be read `size` images at a time."""
   from elasticface_jax import data
 
   path = Path(source)
   if data.is_remote(source):
-    return _of_data_set(source, size)
-  if path.is_file():
-    return (_of_files if _is_image(path) else _of_pairs)(path, size)
-  if path.is_dir() and _is_flat(path):
-    return _of_files(path, size)
-  return _of_data_set(source, size)
+    return _of_data_set(source, size, alignment)
+  if path.is_file() and not _is_image(path):
+    if alignment is not None:
+      raise InputError(
+        f'{source} is a pair set, whose faces are aligned and have no names; '
+        'leave --landmarks and --detect out, or make one of photographs by '
+        'elasticface prepare --list'
+      )
+    return _of_pairs(path, size)
+  if path.is_file() or (path.is_dir() and _is_flat(path)):
+    return _of_files(path, size, alignment)
+  return _of_data_set(source, size, alignment)
 
 
 def _is_flat(folder: Path) -> bool:
@@ -168,12 +191,16 @@ def _is_image(path: Path) -> bool:
   return (kind or '').startswith('image/')
 
 
-def _of_data_set(source: str, size: int) -> _Images:
+def _of_data_set(
+  source: str, size: int, alignment: _faces.Alignment | None
+) -> _Images:
   import numpy as np
 
   from elasticface_jax import data
 
-  opened = data.open_encoded(source)
+  opened, landmarks = data.open_encoded(source), ''
+  if alignment is not None:
+    opened, landmarks = _faces.aligned(alignment, opened)
   labels = np.zeros(opened.num_images, np.int32)
 
   def read():
@@ -186,8 +213,8 @@ def _of_data_set(source: str, size: int) -> _Images:
     for index, label in enumerate(labels.tolist()):
       yield opened.image_name(index), str(label), opened.class_name(label)
 
-  columns = 'image', 'label', 'person'
-  return _Images(opened.num_images, read(), {'labels': labels}, columns, rows())
+  columns, truth = ('image', 'label', 'person'), {'labels': labels}
+  return _Images(opened.num_images, read(), truth, columns, rows(), landmarks)
 
 
 def _of_pairs(path: Path, size: int) -> _Images:
@@ -199,48 +226,30 @@ def _of_pairs(path: Path, size: int) -> _Images:
   return _Images(count, batches, {'same': pairs.same}, (), iter(()))
 
 
-def _of_files(path: Path, size: int) -> _Images:
+def _of_files(
+  path: Path, size: int, alignment: _faces.Alignment | None
+) -> _Images:
   import numpy as np
 
   from elasticface_jax import data
 
   files = data.list_images(path)
-  # Twice, since a bad file should end the command before its work, not after.
-  for file in files:
-    _read_face(file)
+  if alignment is None:
+    # Twice, since a bad file should end the command before its work, not after.
+    for file in files:
+      _faces.read_face(file)
+    names, landmarks = [file.name for file in files], ''
+    read = lambda index: _faces.read_face(files[index])
+  else:
+    names, read, landmarks = _faces.aligned_files(alignment, files, str(path))
   batches = (
-    (s, np.stack([_read_face(file) for file in files[s]]))
-    for s in _slices(len(files), size)
+    (s, np.stack([read(index) for index in range(s.start, s.stop)]))
+    for s in _slices(len(names), size)
   )
-  rows = ((file.name,) for file in files)
-  return _Images(len(files), batches, {}, ('image',), rows)
+  rows = ((name,) for name in names)
+  return _Images(len(names), batches, {}, ('image',), rows, landmarks)
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:
   for start in range(0, count, size):
     yield slice(start, min(start + size, count))
-
-
-def _read_face(file: Path) -> Any:
-  from elasticface_jax import data
-
-  image = data.read_image(file)
-  height, width, _ = image.shape
-  if (height, width) != (112, 112):
-    raise InputError(
-      f'{file}: the image is {width}x{height}, not 112x112; give aligned faces'
-    )
-  return image
-
-
-def _escaped(name: str) -> str:
-  r"""Returns a name without tabs, line breaks and other control characters.
-
-  Examples:
-    >>> _escaped('Zoë/1.jpg'), _escaped('a\tb\n')
-    ('Zoë/1.jpg', 'a\\tb\\n')
-  """
-  return ''.join(
-    c if c.isprintable() and c != '\\' else c.encode('unicode_escape').decode()
-    for c in name
-  )

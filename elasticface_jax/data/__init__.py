@@ -16,7 +16,12 @@ TensorFlow is imported when the first image or batch needs it, not before.
 
 from elasticface_jax.data.feed import dataset, has_graph
 from elasticface_jax.data.order import batch_indices, check_window
-from elasticface_jax.data.pair_lists import pairs_from_folder, read_pair_list
+from elasticface_jax.data.pair_lists import (
+  in_pairs,
+  paired_files,
+  pairs_from_folder,
+  read_pair_list,
+)
 from elasticface_jax.data.pairs import (
   PairSet,
   is_pair_set,
@@ -51,7 +56,11 @@ from elasticface_jax.data.tools.inspection import (
   inspect_pairs,
   inspect_rec,
 )
-from elasticface_jax.data.tools.prepare import Prepared, prepare_shards
+from elasticface_jax.data.tools.prepare import (
+  Prepared,
+  check_shards,
+  prepare_shards,
+)
 from elasticface_jax.data.tools.report import (
   Report,
   write_report,
@@ -73,9 +82,11 @@ __all__ = [
   'all_in_order',
   'batch_indices',
   'batches',
+  'check_shards',
   'check_window',
   'dataset',
   'has_graph',
+  'in_pairs',
   'inspect',
   'inspect_images',
   'inspect_pairs',
@@ -86,6 +97,7 @@ __all__ = [
   'open_encoded',
   'open_pairs',
   'open_source',
+  'paired_files',
   'pairs_from_folder',
   'prepare_shards',
   'read_encoded',

@@ -12,7 +12,7 @@ folder.
 import functools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,12 +87,52 @@ def pairs_from_folder(
   are read too, but are only resized and cropped when decoded.
 
   Args:
+    folder: as for `paired_files`.
+    pair_list: from `read_pair_list`, N pairs.
+
+  Returns:
+    2N encoded images, pair after pair, and bool ``[N]``, for `write_pairs`.
+
+  Raises:
+    InputError: as `paired_files`, or if an image cannot be read.
+  """
+  paths = paired_files(folder, pair_list)
+  try:
+    encoded = {image: path.read_bytes() for image, path in paths.items()}
+  except OSError as error:
+    raise InputError(f'{error.filename}: {error.strerror}') from error
+  return in_pairs(encoded, pair_list)
+
+
+def in_pairs(
+  encoded: Mapping[tuple[str, int], bytes], pair_list: Sequence[ListedPair]
+) -> tuple[list[bytes], np.ndarray]:
+  """Puts images into the order of listed pairs.
+
+  Args:
+    encoded: images by name and number of the person.
+    pair_list: from `read_pair_list`, N pairs.
+
+  Returns:
+    As `pairs_from_folder`.
+  """
+  return [
+    encoded[image] for pair in pair_list for image in (pair.first, pair.second)
+  ], np.array([pair.same for pair in pair_list], bool)
+
+
+def paired_files(
+  folder: str | os.PathLike, pair_list: Sequence[ListedPair]
+) -> dict[tuple[str, int], Path]:
+  """Finds the image files of listed pairs.
+
+  Args:
     folder: holds ``name/name_0001.jpg`` and so on; ``.jpeg`` and ``.png`` are
       found too, in upper or lower case.
     pair_list: from `read_pair_list`, N pairs.
 
   Returns:
-    2N encoded images, pair after pair, and bool ``[N]``, for `write_pairs`.
+    The file of each image, by name and number of the person.
 
   Raises:
     InputError: if there is no such folder, or images are missing or there
@@ -110,13 +150,9 @@ def pairs_from_folder(
     for image in (pair.first, pair.second):
       places.setdefault(image, pair.place)
   try:
-    paths = _find(folder, places)
-    encoded = {image: path.read_bytes() for image, path in paths.items()}
+    return _find(folder, places)
   except OSError as error:
     raise InputError(f'{error.filename}: {error.strerror}') from error
-  return [
-    encoded[image] for pair in pair_list for image in (pair.first, pair.second)
-  ], np.array([pair.same for pair in pair_list], bool)
 
 
 def _find(

@@ -490,8 +490,17 @@ def write_json(path: Path, content: Any) -> None:
     part.write_text(text)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-  """Reads JSON that a run wrote.
+def read_json(
+  path: Path, remedy: str = 'Restore it, or start in a new --workdir'
+) -> dict[str, Any]:
+  """Reads JSON that a run or another command wrote.
+
+  Args:
+    path: the file.
+    remedy: what to do where it is none.
+
+  Returns:
+    Its content.
 
   Raises:
     InputError: if it is no JSON, or no object.
@@ -500,12 +509,8 @@ def read_json(path: Path) -> dict[str, Any]:
     content = json.loads(path.read_text())
   except ValueError as error:
     raise InputError(
-      f'{path} is not JSON ({error}); was it edited? Restore it, or start in a '
-      'new --workdir'
+      f'{path} is not JSON ({error}); was it edited? {remedy}'
     ) from error
   if not isinstance(content, dict):
-    raise InputError(
-      f'{path} is not what a run wrote; was it edited? Restore it, or start in '
-      'a new --workdir'
-    )
+    raise InputError(f'{path} is not what a run wrote; was it edited? {remedy}')
   return content

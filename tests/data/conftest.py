@@ -41,6 +41,17 @@ def rewrite(folder, records, property_text='5,112,112\n'):
 
 def assert_interrupt_ends(code, *arguments):
   """Runs code in a process, and interrupts it once it prints 'reading'."""
+  ended, errors = interrupted(code, *arguments)
+  if ended in (-signal.SIGABRT, -signal.SIGKILL):
+    # On a busy machine, TensorFlow's threads abort about one in two hundred
+    # processes while the interpreter ends, or keep it from ending.
+    ended, errors = interrupted(code, *arguments)
+  assert ended == -signal.SIGINT
+  assert errors.strip().endswith(b'KeyboardInterrupt')
+
+
+def interrupted(code, *arguments):
+  """Returns the exit code and stderr of such a process."""
   root = Path(elasticface_jax.__file__).parent.parent
   child = subprocess.Popen(
     [sys.executable, '-c', code, *arguments],
@@ -53,10 +64,12 @@ def assert_interrupt_ends(code, *arguments):
     assert child.stdout.readline() == b'reading\n'
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate(timeout=60)
+  except subprocess.TimeoutExpired:
+    child.kill()
+    _, errors = child.communicate()
   finally:
     child.kill()
-  assert child.returncode == -signal.SIGINT
-  assert errors.strip().endswith(b'KeyboardInterrupt')
+  return child.returncode, errors
 
 
 @pytest.fixture(scope='session')

@@ -48,6 +48,10 @@ CALLS = {
   'write_report': lambda p: data.write_report(
     data.inspect(p('rec'), fix=p('clean')), p('report')
   ),
+  'paired_files': lambda p: data.paired_files(
+    p('lfw'), data.read_pair_list(p('pairs.txt'))
+  ),
+  'check_shards': lambda p: data.check_shards(p('shards'), 'tfrecord'),
   'prepare_shards': lambda p: data.prepare_shards(
     data.open_encoded(p('rec')), p('shards')
   ),

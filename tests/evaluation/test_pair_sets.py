@@ -67,5 +67,5 @@ def test_too_few_folds(folds):
 def test_names_must_differ(small, tmp_path):
   (tmp_path / 'b').mkdir()
   paths = small('lfw.bin', 10), small('b/lfw.bin', 10)
-  with pytest.raises(InputError, match="two pair sets are called 'lfw'"):
+  with pytest.raises(InputError, match="two sets are called 'lfw'"):
     open_sets(*paths)

@@ -55,9 +55,13 @@ def expected(folder, train_here, run_here):
 
 @pytest.mark.slow
 def test_of_any_device_count(folder, train_here, run_here, expected):
-  for devices in (4, 8):  # And 2 in what follows, up to the kill.
-    ended = train_here(folder / str(devices), devices, **RUN)
+  # And 2 in what follows, up to the kill. An evaluation, on all devices, moves
+  # no bits.
+  verified = {'eval__pairs': "('synthetic',)", 'eval_every': 5}
+  for devices, more in ((4, {}), (8, verified)):
+    ended = train_here(folder / str(devices), devices, **RUN | more)
     assert printed(ended.out) == expected, devices
+  assert 'step 5  synthetic: accuracy' in ended.out
   # Another step of the same run is another state.
   earlier = run_here('fingerprint', folder / '1', '--step', STEPS - 3)
   assert len(earlier.out.strip()) == 64 and earlier.out.strip() != expected

@@ -191,7 +191,7 @@ def test_failed_write_costs_no_checkpoint(tmp_path, train, train_here):
 def test_state_is_saved_before_it_is_verified(
   tmp_path, train_here, monkeypatch
 ):
-  def verify(*_):
+  def verify(*_, **__):
     raise InputError('embedding row 0 is not finite')
 
   monkeypatch.setattr(evaluation, 'verify', verify)

@@ -10,8 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elasticface_jax import cli, interop, losses, models, recipes, weights
-from elasticface_jax.commands.evaluate import evaluate
+from elasticface_jax import (
+  cli,
+  embeddings,
+  interop,
+  losses,
+  models,
+  pair_sets,
+  recipes,
+  weights,
+)
 from elasticface_jax.interop import torch_files
 from elasticface_jax.training import checkpoint, state
 
@@ -82,7 +90,11 @@ def test_starts_from_the_weights_and_resumes(fine_tune, released, tmp_path):
   # Verified as in the run: pairs are drawn with its seed and their number.
   config = weights.open_weights(tmp_path / 'at_once').config
   start = dataclasses.replace(weights.open_weights(released), config=config)
-  (result,) = evaluate(start, ['synthetic'], folds=10, out=None).values()
+  (pairs,) = pair_sets.open_pair_sets(
+    ['synthetic'], **weights.synthetic_pairs(start)
+  )
+  images = embeddings.Computed(start).of_images(pairs.images, lambda *_: None)
+  result = pair_sets.verify(pairs, images, folds=10)
   assert accuracies(tmp_path / 'at_once')[0] == result.accuracy
 
   # In two parts; the second no longer needs the weights.

@@ -112,7 +112,7 @@ def prepare_shards(
       unfinished directory.
   """
   out = Path(out)
-  _check_arguments(out, file_format)
+  check_shards(out, file_format)
   decode.tensorflow()  # Before TFDS imports it, loudly.
   ranges = shard_ranges(source, num_shards)
   plan = {
@@ -147,7 +147,17 @@ def prepare_shards(
   )
 
 
-def _check_arguments(out: Path, file_format: str) -> None:
+def check_shards(out: str | os.PathLike, file_format: str) -> None:
+  """Checks that `prepare_shards` may write, before work that comes before it.
+
+  Args:
+    out: as for `prepare_shards`.
+    file_format: likewise.
+
+  Raises:
+    InputError: if it may not.
+  """
+  out = Path(out)
   if file_format not in FILE_FORMATS:
     raise InputError(
       f'--format {file_format}: must be one of {", ".join(FILE_FORMATS)}'
