@@ -14,6 +14,7 @@ from elasticface_jax.commands import (
   inspect,
   plan,
   prepare,
+  report,
   train,
   verify,
 )
@@ -23,6 +24,7 @@ _COMMANDS = {
   'train': (train, 'Train a recipe, or resume the run in a folder.'),
   'evaluate': (evaluate, 'Verify pair sets with a trained backbone.'),
   'verify': (verify, 'Tell whether two images show one person.'),
+  'report': (report, 'Write one page of runs, side by side.'),
   'embed': (embed, 'Write the embeddings of all images of a data set.'),
   'export': (export, 'Write a backbone that runs without this package.'),
   'convert': (convert, 'Make a run folder from PyTorch weights.'),
