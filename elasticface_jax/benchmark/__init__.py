@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmarks of the training step, the head, the loop and the input.
+"""Benchmarks of training step, head, embedding, loop and input.
 
-Nothing here is needed to train. The step and the head need only jax, flax and
-optax; the loop and the input name the packages that are missing.
+Nothing here is needed to train. The first three need only jax, flax and optax;
+the loop and the input name the packages that are missing.
 """

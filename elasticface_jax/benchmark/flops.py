@@ -68,6 +68,24 @@ def step(backbone: Any, recipe: Any) -> dict[str, int]:
   }
 
 
+def forward(backbone: Any) -> int:
+  """Counts the FLOPs of the embedding of one image.
+
+  Args:
+    backbone: a `models.Backbone`.
+
+  Returns:
+    FLOPs of a forward pass in evaluation.
+  """
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  images = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), 'float32')
+  return count(
+    lambda *inputs: backbone.apply(*inputs, train=False)[0],
+    *jax.eval_shape(backbone.init, key),
+    images,
+  )
+
+
 def head_products(recipe: Any, products: int) -> int:
   """Counts the FLOPs of products of all embeddings with all class centres.
 

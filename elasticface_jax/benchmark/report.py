@@ -75,6 +75,27 @@ def step(result: Mapping[str, Any]) -> str:
   )
 
 
+def embed(result: Mapping[str, Any]) -> str:
+  """Formats the result of `embed.measure`."""
+  model = result['recipe']['model']
+  table = [('embedding', 'ms', 'images/s', 'TFLOP/s', 'of peak')]
+  for name, variant in result['variants'].items():
+    table.append(
+      (
+        name,
+        format_spread(variant['batch_seconds'], 1e3),
+        f'{variant["images_per_second"]:,.1f}',
+        f'{variant["model_flop_per_second"] / 1e12:,.3f}',
+        f'{variant["share_of_matrix_peak"]:.1%}',
+      )
+    )
+  title = (
+    f'{model["name"]}, {model.get("dtype", "float32")}, {result["images"]} '
+    'images, each with its mirror image'
+  )
+  return '\n'.join([title, terminal.table(table), *_ratios(result)])
+
+
 def head(results: Sequence[Mapping[str, Any]]) -> str:
   """Formats the results of `head.measure`."""
   table = [

@@ -138,15 +138,28 @@ def check(
       'so --against merged has nothing to merge: raise --batch-size'
     )
   if 'torch' in against:
-    platform = mesh.devices.flat[0].platform
-    if mesh.size > 1 or platform not in ('cpu', 'gpu'):
-      raise InputError(
-        f'--against torch compares one CPU or GPU, not {mesh.size} {platform} '
-        'device(s): leave --devices at 1, or leave it out'
-      )
-    with needs('--against torch'):
-      import torch  # noqa: F401
+    check_torch(mesh)
     torch_step.check(recipe)
+
+
+def check_torch(mesh: jax.sharding.Mesh) -> None:
+  """Checks that PyTorch can be measured on the devices.
+
+  Args:
+    mesh: the devices.
+
+  Raises:
+    InputError: if they are several, or neither CPU nor GPU, or torch is not
+      installed.
+  """
+  platform = mesh.devices.flat[0].platform
+  if mesh.size > 1 or platform not in ('cpu', 'gpu'):
+    raise InputError(
+      f'--against torch compares one CPU or GPU, not {mesh.size} {platform} '
+      'device(s): leave --devices at 1, or leave it out'
+    )
+  with needs('--against torch'):
+    import torch  # noqa: F401
 
 
 def make_task(
@@ -215,7 +228,7 @@ def measure(
     'recipe': dataclasses.asdict(recipe),
     'model_flop': flop,
     'variants': results,
-    'time_ratios': _ratios(spent),
+    'time_ratios': best_ratios(spent),
   }
 
 
@@ -228,8 +241,16 @@ def _by_kind(recipe: Recipe, flop: Mapping[str, int]) -> dict:
   }
 
 
-def _ratios(spent: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  """Returns the others' times over ours, and ours over the merged step's."""
+def best_ratios(spent: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """Returns the others' times over ours, and ours over the merged step's.
+
+  Args:
+    spent: seconds of each variant, `OURS` among them, ``[rounds]``.
+
+  Returns:
+    Spreads of the ratios, and that of the best of PyTorch once more, with its
+    name.
+  """
   others = [name for name in spent if name not in (OURS, MERGED)]
   ratios = {
     f'{name} / {OURS}': timing.ratio(spent[name], spent[OURS])

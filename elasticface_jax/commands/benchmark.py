@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`elasticface benchmark`: measures the speed of training on this machine."""
+"""`elasticface benchmark`: measures speeds on this machine."""
 
 import argparse
 import dataclasses
@@ -13,8 +13,9 @@ from elasticface_jax import atomic, missing, recipes
 from elasticface_jax.commands import _paths
 from elasticface_jax.errors import InputError
 
-PARTS = 'step', 'head', 'loop', 'input'
-AGAINST = 'torch', 'merged'
+PARTS = 'step', 'head', 'embed', 'loop', 'input'
+# Parts that have each comparison.
+_COMPARED = {'torch': ('step', 'embed', 'all'), 'merged': ('step', 'all')}
 _BATCH = 512  # Default of head and input.
 _NUM_CLASSES = 85_742, 1_000_000  # Defaults of the head.
 
@@ -27,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     'part',
     choices=parts,
     metavar='|'.join(parts),
-    help='the training step, the head alone, the overhead of the loop, the '
-    'input alone, or all of them',
+    help='the training step, the head alone, the embedding of images, the '
+    'overhead of the loop, the input alone, or all of them',
   )
   _add_recipe(parser)
   _add_measurement(parser)
@@ -102,9 +103,10 @@ def _add_measurement(parser: argparse.ArgumentParser) -> None:
     '--against',
     action='append',
     default=[],
-    choices=AGAINST,
-    help='compare the step with its twin in PyTorch (extra [bench]), or with '
-    'the batch as one group for each device; repeat for both',
+    choices=_COMPARED,
+    help='compare step and embedding with their twins in PyTorch (extra '
+    '[bench]), or the step with the batch as one group for each device; repeat '
+    'for both',
   )
   how.add_argument(
     '--devices',
@@ -190,10 +192,12 @@ def measure(
   """
   if args.out is not None:
     atomic.check_file(args.out, '--out')
-  if args.against and args.part not in ('step', 'all'):
-    raise InputError(
-      f'--against {args.against[0]} is for step and all, not for {args.part}'
-    )
+  for name in args.against:
+    parts = _COMPARED[name]
+    if args.part not in parts:
+      raise InputError(
+        f'--against {name} is for {", ".join(parts)}, not for {args.part}'
+      )
   if 'torch' in args.against:
     # JAX would take most of a GPU's memory when it starts.
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
@@ -290,6 +294,8 @@ def _parts(args, config, mesh, left_out) -> Iterator[tuple[str, Any]]:
         'raise --group-size or --batch-size'
       )
     step.check(recipe, mesh, args.against)
+  if 'embed' in wanted and 'torch' in args.against:
+    step.check_torch(mesh)
   for name, check in (
     ('loop', loop.check),
     ('input', lambda: input.check(args.data)),
@@ -319,7 +325,7 @@ def _parts(args, config, mesh, left_out) -> Iterator[tuple[str, Any]]:
 
 
 def _measure(args, recipe, mesh, wanted, heads, batch_size):
-  from elasticface_jax.benchmark import head, input, loop, step
+  from elasticface_jax.benchmark import embed, head, input, loop, step
 
   turns = {'rounds': args.rounds, 'seconds': args.seconds}
   images_per_second = args.images_per_second
@@ -337,6 +343,9 @@ def _measure(args, recipe, mesh, wanted, heads, batch_size):
       )
     del run_of_step
     gc.collect()
+  if 'embed' in wanted:
+    against = [name for name in args.against if name == 'torch']
+    yield 'embed', embed.measure(recipe, mesh, against, **turns)
   if heads:
     yield 'head', [head.measure(one, mesh, **turns) for one in heads]
   if 'input' in wanted:

@@ -77,7 +77,7 @@ def test_all_of_it_with_jax_alone(tmp_path):
   document = json.loads(out.read_text())
   assert set(document) == {
     *('command', 'hardware', 'software', 'rounds', 'seconds', 'left_out'),
-    *('step', 'head'),
+    *('step', 'head', 'embed'),
   }
   assert set(document['left_out']) == {'loop', 'input'}
   for why in document['left_out'].values():
@@ -96,7 +96,7 @@ def test_all_of_it_with_jax_alone(tmp_path):
   assert 'left out: loop' in output and 'left out: input' in output
   assert 'one_stage, float32, 1 x 4 images, elastic_arcface' in output
   tables = [line for line in output.splitlines() if line.startswith('|')]
-  assert len(tables) == 3 + 4
+  assert len(tables) == 3 + 3 + 4
   assert len({len(line) for line in tables[:3]}) == 1
 
 
@@ -141,7 +141,7 @@ def test_saved_configs_that_are_none(tmp_path):
   [
     (['step', '--loss=archface'], "'archface' is unknown"),
     (['head', '--num-classes=9', '--num-blocks=10'], 'head.num_blocks=10'),
-    (['head', '--against=merged'], 'for step and all, not for head'),
+    (['head', '--against=merged'], 'for step, all, not for head'),
     (['step', '--devices=100'], '--devices 100'),
     (['step', '--batch-size=1'], 'group_size=1: .* at least 2 images'),
     (['step', '--out=none/at/all.json'], 'there is no folder .*none/at; make'),

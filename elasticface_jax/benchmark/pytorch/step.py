@@ -83,7 +83,7 @@ def make_variants(
     InputError: if the recipe needs something that is not written here.
   """
   check(recipe)
-  _allow_fast_kernels(device)
+  allow_fast_kernels(device)
   wanted = names_of(device) if names is None else names
   variants = {}
   if device == 'cpu':
@@ -99,8 +99,8 @@ def make_variants(
   step = Step(recipe, device, channels_last=True)
   if _LAST in wanted:
     variants[_LAST] = step
-  modes = {n: mode for n, mode in _COMPILED[device].items() if n in wanted}
-  variants |= _compiled(step, modes)
+  modes = [name for name in _COMPILED[device] if name in wanted]
+  variants |= compiled(step, step.objective, modes, device)
   return {name: _waiting(run, device) for name, run in variants.items()}
 
 
@@ -262,7 +262,8 @@ def _sgd(parameters, batch_size):
   )
 
 
-def _allow_fast_kernels(device):
+def allow_fast_kernels(device: str) -> None:
+  """Lets a GPU's libraries choose kernels by trial, and use TF32."""
   if device == 'cuda':
     import torch
 
@@ -270,26 +271,40 @@ def _allow_fast_kernels(device):
     torch.set_float32_matmul_precision('high')
 
 
-def _compiled(step, modes):
-  """Returns the compiled variants; prints why one is left out."""
+def compiled(
+  run: Callable, function: Callable, names: Collection[str], device: str
+) -> dict[str, Callable[[], object]]:
+  """Compiles a function in some modes; prints why one is left out.
+
+  Args:
+    run: runs `function`, which it takes as its argument.
+    function: of tensors.
+    names: of variants, some of `names_of`.
+    device: where it runs.
+
+  Returns:
+    ``run`` with the compiled function, by name.
+  """
   import torch
 
   variants = {}
-  for name, mode in modes.items():
-    objective = torch.compile(
-      step.objective, fullgraph=True, dynamic=False, mode=mode
+  for name in names:
+    run_compiled = functools.partial(
+      run,
+      torch.compile(
+        function, fullgraph=True, dynamic=False, mode=_COMPILED[device][name]
+      ),
     )
-    run_step = functools.partial(step, objective)
     try:
       # CUDA graphs are recorded at the second call, and played from the third.
       for _ in range(3):
-        run_step()
+        run_compiled()
     # A compiler may be missing, or fail in any way.
     except Exception as error:
       cause = getattr(error, 'inner_exception', error)
       print(f'left out: {name}, as {first_line(cause)}', flush=True)
     else:
-      variants[name] = run_step
+      variants[name] = run_compiled
   return variants
 
 
