@@ -519,12 +519,16 @@ def _repeat(
   out: Path,
 ) -> list[Element]:
   found = []
+  folders = repeat.new_folders(runs)
   for run in runs:
     found.append(element('h3', run.name))
     recipe = recipes[run.name]
+    workdir, results = folders[run.name]
+    # Without a command that trains it, there is only the folder of now.
+    trained = str(run.folder) if recipe is None else workdir
     if recipe is not None:
       found.append(element('p', 'Train it again, with the versions above:'))
-      found.append(command(repeat.training(run, recipe)))
+      found.append(command(repeat.training(run, recipe, workdir)))
     elif run.config:
       text = (
         'No recipe of this version makes its config: it was trained by another '
@@ -533,9 +537,10 @@ def _repeat(
       found.append(element('p', text, class_='note'))
     if run.fingerprint is not None:
       found.append(element('p', 'The same bits have the same fingerprint:'))
-      found.append(command(f'elasticface fingerprint NEW --step {run.step}'))
+      found.append(command(repeat.fingerprint(run, trained)))
       found.append(element('p', f'prints {run.fingerprint}.'))
-    evaluation = repeat.evaluation(run)
+    own = None if recipe is None else workdir
+    evaluation = repeat.evaluation(run, results, own)
     if evaluation:
       found.append(element('p', 'Evaluate it again:'))
       found.append(command(evaluation))

@@ -10,6 +10,10 @@ from elasticface_jax import config_rules, recipes
 from elasticface_jax.errors import InputError
 from elasticface_jax.report.read import Run, path_of
 
+# PJRT_NPROC as the command line sets it: see runtime.py.
+_THREADS = '32'
+_FILES = ('.pth', '.pt', '.onnx')  # Of networks without steps.
+
 
 class Recipe(NamedTuple):
   """The recipe that is nearest to a config.
@@ -21,6 +25,48 @@ class Recipe(NamedTuple):
 
   name: str
   changes: tuple[str, ...]
+
+
+class Folders(NamedTuple):
+  """New folders of a run, for its commands.
+
+  Attributes:
+    workdir: of the training.
+    results: of the first evaluation; others have a number after it.
+  """
+
+  workdir: str
+  results: str
+
+
+def new_folders(runs: Sequence[Run]) -> dict[str, Folders]:
+  """Returns folders for the commands of a page, by the name of the run.
+
+  All differ, so that the commands can be pasted one after the other.
+  """
+  taken: set[str] = set()
+  found = {}
+  for run in runs:
+    base = f'NEW_{run.name.replace("/", "_")}'
+    k, name = 1, base
+    while any(_collide(name, one) for one in taken):
+      k += 1
+      name = f'NEW{k}_{base.removeprefix("NEW_")}'
+    taken.add(name)
+    found[run.name] = Folders(name, f'{name}_results')
+  return found
+
+
+def _collide(name: str, other: str) -> bool:
+  """Returns True if two runs would write into one folder.
+
+  The folder of a run called a_results is that of the results of a run called a.
+  """
+  return (
+    name == other
+    or name.startswith(f'{other}_results')
+    or other.startswith(f'{name}_results')
+  )
 
 
 def nearest_recipe(config: Mapping[str, Any]) -> Recipe | None:
@@ -83,42 +129,65 @@ def _quoted(word: str) -> str:
   return shlex.quote(word)
 
 
-def training(run: Run, recipe: Recipe) -> str:
-  """Returns the command that trains a run anew, in a folder of its own."""
+def training(run: Run, recipe: Recipe, workdir: str) -> str:
+  """Returns the command that trains a run anew, into a folder of its own."""
   starts = run.manifest.get('starts')
   first = starts[0] if isinstance(starts, list) and starts else {}
   threads = first.get('cpu_threads') if isinstance(first, Mapping) else None
   lines = [f'elasticface train --config {recipe.name}']
   lines += [_quoted(change) for change in recipe.changes]
-  lines.append('--workdir NEW')
-  if threads:
-    # On a CPU the number of threads decides how sums are split.
-    lines[0] = f'PJRT_NPROC={threads} {lines[0]}'
+  lines.append(f'--workdir {shlex.quote(workdir)}')
+  if threads and str(threads) != _THREADS:
+    # On a CPU the number of threads decides how sums are split. The command
+    # sets the usual number itself.
+    lines[0] = f'PJRT_NPROC={shlex.quote(str(threads))} {lines[0]}'
   return ' \\\n  '.join(lines)
 
 
-def evaluation(run: Run) -> str:
-  """Returns the command that evaluates the sets of a run anew."""
+def evaluation(run: Run, out: str, trained: str | None = None) -> str:
+  """Returns the commands that evaluate the sets of a run anew.
+
+  Args:
+    run: a run or an evaluation.
+    out: folder of the first command; others have a number after it.
+    trained: folder that stands for the run's own: that of `training`.
+
+  Returns:
+    One command for each network, step and number of folds, a line or more each;
+    empty if nothing was evaluated.
+  """
   by_network: dict[tuple, list[str]] = {}
   for name, result in run.results.items():
     if result.protocol == 'pairs':
-      network = result.summary.get('checkpoint', run.folder)
+      network = str(result.summary.get('checkpoint', run.folder))
+      if trained is not None and _is_own(run, network):
+        network = trained
       folds = result.summary.get('folds', 10)
       path = path_of(run.config, name, result.summary)
-      found = by_network.setdefault((str(network), result.step, folds), [])
+      found = by_network.setdefault((network, result.step, folds), [])
       found.append(f'--pairs {shlex.quote(path)}')
   commands = []
-  for (network, step, folds), pairs in by_network.items():
+  for k, ((network, step, folds), pairs) in enumerate(by_network.items(), 1):
     lines = [f'elasticface evaluate --checkpoint {shlex.quote(network)}']
-    if step is not None and Path(network).suffix not in (
-      '.pth',
-      '.pt',
-      '.onnx',
-    ):
+    if step is not None and Path(network).suffix not in _FILES:
       lines[0] += f' --step {step}'
-    lines += [*pairs, f'--folds {folds} --out NEW']
+    place = shlex.quote(out if k == 1 else f'{out}_{k}')
+    lines += [*pairs, f'--folds {folds} --out {place}']
     commands.append(' \\\n  '.join(lines))
   return '\n'.join(commands)
+
+
+def fingerprint(run: Run, folder: str) -> str:
+  """Returns the command that prints the fingerprint of a run in a folder."""
+  return f'elasticface fingerprint {shlex.quote(folder)} --step {run.step}'
+
+
+def _is_own(run: Run, network: str) -> bool:
+  """Returns True if a network is the run's, which may have been moved since."""
+  path = Path(network)
+  if path.suffix in _FILES:
+    return False
+  return path.resolve() == run.folder.resolve() or not path.exists()
 
 
 def page(folders: Sequence[Path], out: Path) -> str:

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from elasticface_jax import cli, recipes, report
+from elasticface_jax import cli, recipes, report, runtime
 from elasticface_jax.report import figures, repeat, svg, words
 
 VOID = {'meta', 'img', 'br', 'link', 'input', 'hr'}
@@ -406,21 +406,77 @@ def test_evaluations_beside_runs(two_runs, tmp_path):
   assert findings.text.count('accepts') == 3
 
 
+def parsed(text):
+  """Parses a printed command as the command line does."""
+  parts = shlex.split(text.replace('\\\n', ' '))
+  return cli._parser().parse_known_args(parts[1:])
+
+
 def test_commands_make_the_run_again(two_runs):
   for run in report.read_runs(two_runs):
     recipe = repeat.nearest_recipe(run.config)
-    text = repeat.training(run, recipe)
-    assert text.startswith('PJRT_NPROC=32 elasticface train --config ')
-    parts = shlex.split(text.replace('\\\n', ' '))[2:]
-    args, rest = cli._parser().parse_known_args(parts)
+    text = repeat.training(run, recipe, 'NEW it')
+    # The command line sets the usual number of threads itself.
+    assert runtime.CPU_THREADS == repeat._THREADS
+    assert text.startswith('elasticface train --config ')
+    args, rest = parsed(text)
     made = recipes.load(args.config, rest)
     saved = json.loads((run.folder / 'config.json').read_text())
     assert json.loads(json.dumps(made.to_dict())) == saved
-    parts = shlex.split(repeat.evaluation(run).replace('\\\n', ' '))[1:]
-    args = cli._parser().parse_args(parts)
+    assert str(args.workdir) == 'NEW it'
+    args, _ = parsed(repeat.evaluation(run, 'out', 'NEW it'))
     assert args.pairs == [run.results['faces'].summary['path']]
     assert (args.step, args.folds) == (60, 10)
+    assert (str(args.checkpoint), str(args.out)) == ('NEW it', 'out')
+    args, _ = parsed(repeat.evaluation(run, 'out'))
     assert args.checkpoint == run.folder
+
+
+def test_another_number_of_threads_is_part_of_the_command(two_runs):
+  (run, _) = report.read_runs(two_runs)
+  run.manifest['starts'][0]['cpu_threads'] = '4'
+  text = repeat.training(run, repeat.nearest_recipe(run.config), 'NEW')
+  assert text.startswith('PJRT_NPROC=4 elasticface train --config ')
+
+
+def test_commands_can_be_pasted_in_order(make_run, tmp_path):
+  # Names that would give one folder to two commands.
+  names = ['a/b_c', 'a_b/c', 'a_b/c_results', 'my runs/c']
+  folders = [make_run(tmp_path / name) for name in names]
+  page = page_of(folders, tmp_path / 'page.html')
+  (part,) = (s for s in page.all('section') if s.attributes['id'] == 'repeat')
+  made, trained = set(), []
+  for text in [code.text for code in part.all('code')][:-1]:
+    words = shlex.split(text.replace('\\\n', ' '))
+    if words[1] == 'train':
+      trained.append(words[words.index('--workdir') + 1])
+      made.add(trained[-1])
+    elif words[1] == 'fingerprint':
+      assert words[2] == trained[-1]
+    else:
+      assert words[words.index('--checkpoint') + 1] == trained[-1]
+      made.add(words[words.index('--out') + 1])
+  assert len(made) == 2 * len(names)
+  assert {'NEW_my runs_c', 'NEW_my runs_c_results'} < made
+
+
+def test_other_networks_are_evaluated_as_they_were(
+  two_runs, make_run, tmp_path
+):
+  run = make_run(tmp_path / 'run')
+  results = json.loads((run / 'results.json').read_text())
+  other = results['faces'] | {'checkpoint': 'n.onnx', 'step': None}
+  moved = results['faces'] | {'checkpoint': str(tmp_path / 'before')}
+  third = results['faces'] | {'checkpoint': str(two_runs[0])}
+  edit(run / 'results.json', lambda r: r.update(a=other, faces=moved, b=third))
+  (read,) = report.read_runs([run])
+  commands = repeat.evaluation(read, 'out', 'NEW').replace('\\\n', ' ')
+  found = [parsed(text)[0] for text in commands.splitlines()]
+  assert [(str(a.checkpoint), a.step, str(a.out)) for a in found] == [
+    ('NEW', 60, 'out'),
+    ('n.onnx', None, 'out_2'),
+    (str(two_runs[0]), 60, 'out_3'),
+  ]
 
 
 def test_config_of_another_version_has_no_command(two_runs):
