@@ -85,6 +85,8 @@ def style(axes: Axes) -> Axes:
   """Sets grid and frame of axes, and returns them."""
   axes.grid(color=RULE, alpha=0.3, linewidth=0.8)
   axes.spines[['top', 'right']].set_visible(False)
+  # Whole numbers at the ticks, not a small rest and an offset to be added.
+  axes.ticklabel_format(axis='y', useOffset=False)
   return axes
 
 
@@ -98,16 +100,27 @@ def style_steps(axes: Axes, last: int) -> None:
   axes.set_xlim(-0.03 * last, 1.03 * last)
 
 
-def rate(value: float) -> str:
-  """Formats a rate such as a FAR, short.
+def rate(value: float, digits: int = 2) -> str:
+  """Formats a rate such as a FAR, short; powers of ten below 0.1 as such.
+
+  Args:
+    value: the rate.
+    digits: most of its digits.
 
   Examples:
-    >>> rate(1e-3), rate(0.01), rate(0.1), rate(1 / 3000)
-    ('1e-3', '0.01', '0.1', '3.3e-4')
+    >>> rate(1e-3), rate(0.01), rate(0.1), rate(1 / 3000), rate(0)
+    ('1e-3', '1e-2', '0.1', '3.3e-4', '0')
+    >>> rate(0.01017, 3), rate(0.25)
+    ('1.02e-2', '0.25')
   """
-  if value >= 1e-2:
-    return f'{value:.2g}'
-  return f'{value:.1e}'.replace('.0e', 'e').replace('e-0', 'e-')
+  # What rounds up to 0.1 is written as that.
+  rounded = float(f'{value:.{digits}g}')
+  if not rounded or rounded >= 0.1:
+    return f'{rounded:.{digits}g}'
+  mantissa, _, power = f'{value:.{digits - 1}e}'.partition('e')
+  if '.' in mantissa:
+    mantissa = mantissa.rstrip('0').rstrip('.')
+  return f'{mantissa}e{int(power)}'
 
 
 def draw_roc(axes: Axes, curve: Curve, *, label: str, index: int) -> None:
@@ -229,7 +242,8 @@ def marks(summary: Mapping[str, Any]) -> list[Mark]:
     summary: of the result's ``as_dict``; whatever it does not have is left out.
 
   Returns:
-    The threshold of the accuracy, and that of FAR 1e-3.
+    The threshold of the accuracy, that of the lowest FAR that the pairs can
+    measure, and a mark without a position if they cannot measure others.
   """
   found = []
   if {'accuracy', 'accuracy_std', 'threshold'} <= summary.keys():
@@ -241,22 +255,37 @@ def marks(summary: Mapping[str, Any]) -> list[Mark]:
         f'{summary["threshold"]:.3f}',
       )
     )
-  points = summary.get('tar_at_far') or {}
-  if '0.001' in points:
-    found.append(_mark_of_far(points['0.001']))
+  points = sorted(
+    (summary.get('tar_at_far') or {}).values(), key=lambda p: p['far_target']
+  )
+  measured = [point for point in points if is_measurable(point)]
+  if measured:
+    found.append(_mark_of_far(measured[0]))
+  if others := [point for point in points if not is_measurable(point)]:
+    listed = ', '.join(rate(point['far_target']) for point in others[::-1])
+    found.append(
+      Mark(
+        None,
+        f'FAR {listed} cannot be measured with '
+        f'{others[0]["num_impostors"]:,} impostors',
+      )
+    )
   return found
+
+
+def is_measurable(point: Mapping[str, Any]) -> bool:
+  """Returns True if an operating point has enough impostors for its FAR."""
+  return point['num_impostors'] * point['far_target'] >= 1
 
 
 def _mark_of_far(point: Mapping[str, Any]) -> Mark:
   """Says how many impostors score above the threshold of a FAR."""
-  impostors, target = point['num_impostors'], point['far_target']
-  note = f'FAR {rate(target)}'
-  if impostors * target < 1:
-    note = f'too few for {note}'
-  threshold, far = point['threshold'], point['far']
-  if far is None:
-    return Mark(None, f'{impostors:,} impostors ({note})')
-  label = f'{round(far * impostors) or "none"} of {impostors:,} impostors'
+  impostors, threshold = point['num_impostors'], point['threshold']
+  note = f'FAR {rate(point["far_target"])}'
+  if point['far'] is None:
+    return Mark(None, f'no threshold for {note}')
+  accepted = round(point['far'] * impostors) or 'none'
+  label = f'{accepted} of {impostors:,} impostors'
   if threshold is None:  # The best score is an impostor's.
     return Mark(None, f'{label} ({note}): no genuine pair either')
   return Mark(threshold, f'{label} at cosine {threshold:.3f} ({note})')
@@ -315,6 +344,23 @@ def draw_margin(
   if points:
     steps, values, spread = zip(*points, strict=True)
     _curve(axes, steps, values, spread, label=label, index=index)
+
+
+def finish_margin(axes: Axes) -> None:
+  """Keeps the rounding errors of a constant margin from filling the axes.
+
+  To be called after `draw_margin`: the axis spans a tenth of its value, or 0.05
+  in its unit, at least.
+  """
+  low, high = axes.get_ylim()
+  middle = (low + high) / 2
+  half = max(high - low, 0.1 * abs(middle), 0.05) / 2
+  axes.set_ylim(middle - half, middle + half)
+
+
+def shape_of_spread(num_points: int) -> str:
+  """Says how the deviation of a curve of so many points is drawn."""
+  return 'bars' if num_points <= _FEW else 'bands'
 
 
 def draw_accuracy(

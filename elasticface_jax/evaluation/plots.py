@@ -32,7 +32,7 @@ def plot_roc(
 
   A curve begins at 1 / number of impostor pairs, the lowest FAR that can be
   measured. Its band is the exact 95 % interval of TAR at each FAR, for
-  independent pairs. Circles are at FAR 0.1, 0.01, 1e-3, ...
+  independent pairs. Circles are at FAR 0.1, 1e-2, 1e-3, ...
 
   Args:
     results: results by name of the set, each with pairs of both kinds.
@@ -63,7 +63,7 @@ def plot_roc(
     figure,
     axes,
     columns=1 if len(results) < 4 else 2,
-    title='bands: 95 % intervals; circles: FAR 0.1, 0.01, 1e-3, ...',
+    title='bands: 95 % intervals; circles: FAR 0.1, 1e-2, 1e-3, ...',
   )
   _save(figure, path)
 
@@ -73,8 +73,9 @@ def plot_scores(
 ) -> None:
   """Draws the distribution of the scores of genuine and of impostor pairs.
 
-  Lines mark the threshold of the accuracy and that of FAR 1e-3. Bins are as
-  wide as the number of pairs allows.
+  Lines mark the threshold of the accuracy and that of the lowest FAR of the
+  result that its pairs can measure. Bins are as wide as the number of pairs
+  allows.
 
   Args:
     name: name of the set.
@@ -165,6 +166,7 @@ def _margins(
   for index, name in enumerate(names):
     label = name if several else None
     drawing.draw_margin(axes, rows, name, factor=1, label=label, index=index)
+  drawing.finish_margin(axes)
   axes.set_ylabel('margin, mean ± deviation')
   if several:
     axes.legend(fontsize='small')

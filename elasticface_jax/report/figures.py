@@ -191,8 +191,15 @@ def _margins(runs: Sequence[Run]) -> Figure | None:
           label=None,
           index=index,
         )
+    for axes in panels[1:]:
+      drawing.finish_margin(axes)
     figure.align_ylabels(panels)
     title = 'Angle to the own class, and the margins drawn'
+    numbers = [
+      sum(f'{name}_std' in row for row in run.trained)
+      for run in runs
+      for name in found.get(run.name, ())
+    ]
     findings = ' '.join(
       words.margin(run, found.get(run.name, ())) for run in runs if run.trained
     )
@@ -200,7 +207,9 @@ def _margins(runs: Sequence[Run]) -> Figure | None:
       title,
       findings,
       svg.convert(figure, 'margins', title=title, description=findings),
-      _legend(runs, found, about='bands: ± deviation over samples'),
+      _legend(
+        runs, found, about=f'{_shapes(numbers)}: ± deviation over samples'
+      ),
       _margin_table(runs, found),
       is_tall=True,
     )
@@ -269,13 +278,14 @@ def _accuracy(name: str, runs: Sequence[Run]) -> Figure | None:
       for run, found in records.items()
     }
     findings = words.metric(points, ' %', 4)
+    numbers = [len(found) for found in records.values()]
     return Figure(
       title,
       findings,
       svg.convert(
         figure, f'accuracy-{_id(name)}', title=title, description=findings
       ),
-      _legend(runs, records, about='bars: ± deviation of folds'),
+      _legend(runs, records, about=f'{_shapes(numbers)}: ± deviation of folds'),
       _steps_table(title, '%', points),
     )
 
@@ -357,7 +367,7 @@ def _roc_table(
           drawing.rate(far),
           run,
           words.with_interval(float(value), (float(low), float(high))),
-          f'{curve.far[k]:.3g}',
+          drawing.rate(float(curve.far[k]), 3),
           f'{cut:.4f}' if math.isfinite(cut) else 'none',
         )
       )
@@ -414,7 +424,10 @@ def _scores(
     ]
     patterns = ('none', '2 4', '8 4', '8 4 2 4')
     entries += [
-      Line(mark.label, svg.variable(drawing.INK), pattern)
+      # Words about a threshold that is not drawn have no sample of a line.
+      Line(mark.label, '', '')
+      if mark.position is None
+      else Line(mark.label, svg.variable(drawing.INK), pattern)
       for mark, pattern in zip(marks, patterns, strict=False)
     ]
     name = f'scores-{index}-{_id(result.name)}'
@@ -460,6 +473,11 @@ def _legend(
     if run.name in shown
   ]
   return entries + ([Line(about, '', '')] if about else [])
+
+
+def _shapes(numbers: Sequence[int]) -> str:
+  """Says how the deviations of curves of so many points are drawn."""
+  return ' and '.join(sorted({*map(drawing.shape_of_spread, numbers)}))
 
 
 def _line(label: str, index: int) -> Line:

@@ -156,7 +156,10 @@ def _headline(runs: Sequence[Run], names: Sequence[str]) -> Table:
     'set', 'run', 'step', 'pairs',
     'accuracy, % ± deviation of folds [95 % interval]',
     'accepts a cosine above',
-    *(f'TAR at FAR {far}, % [95 % interval]' for far in fars),
+    *(
+      f'TAR at FAR {drawing.rate(targets[far])}, % [95 % interval]'
+      for far in fars
+    ),
     'EER, % [95 % interval]', 'AUC (no unit) [95 % interval]',
   )  # fmt: skip
   rows = []
@@ -344,6 +347,9 @@ def _set(name: str, runs: Sequence[Run]) -> list[Element]:
       whose.setdefault(one, []).append(run)
   found = [note(one, _listed(names)) for one, names in whose.items()]
   drawn = figures.roc(name, runs)
+  if drawn:
+    text = 'FAR and TAR of the ROC are FMR and 1 - FNMR of the DET.'
+    found.append(element('p', text))
   drawn += figures.scores(name, runs)
   if drawn:
     found.append(grid([figure(made) for made in drawn]))
@@ -372,7 +378,7 @@ def _remarks(result: Result) -> list[str]:
       f'accuracy is over {summary["folds"]} folds, published ones are over 10.'
     )
   for point in (summary.get('tar_at_far') or {}).values():
-    if point['num_impostors'] * point['far_target'] < 1:
+    if not drawing.is_measurable(point):
       found.append(
         f'FAR {drawing.rate(point["far_target"])} cannot be measured with '
         f'{point["num_impostors"]:,} impostor pairs.'
@@ -447,6 +453,10 @@ def _numbers(name: str, results: Mapping[str, Result]) -> list[Element]:
   ]
 
 
+# Values that are written as rates; keys of tables named so are, too.
+_RATES = ('far', 'fpir', 'far_target', 'fpir_target', 'far_interval')
+
+
 def _is_table(value: Any) -> bool:
   return (
     isinstance(value, Mapping)
@@ -458,7 +468,7 @@ def _is_table(value: Any) -> bool:
 def _records(title: str, values: Mapping[str, Mapping]) -> Table:
   """Lists records, a line for each of them and each run."""
   flat = [
-    (str(key), run, _flat(record))
+    (_target(title, str(key)), run, _flat(record))
     for run, records in values.items()
     for key, record in records.items()
   ]
@@ -470,6 +480,16 @@ def _records(title: str, values: Mapping[str, Mapping]) -> Table:
   return Table(title, ('at', 'run', *names), rows)
 
 
+def _target(title: str, key: str) -> str:
+  """Returns the key of a record: one of ``tar_at_far`` is a rate."""
+  if not title.partition(' ')[0].endswith(('_at_far', '_at_fpir')):
+    return key
+  try:
+    return drawing.rate(float(key), 5)
+  except ValueError:
+    return key
+
+
 def _flat(content: Any, prefix: str = '') -> dict[str, str]:
   """Returns the values in nested content by dotted name, as text."""
   if isinstance(content, Mapping):
@@ -479,16 +499,18 @@ def _flat(content: Any, prefix: str = '') -> dict[str, str]:
   ):
     entries = enumerate(content)
   elif isinstance(content, list):
-    return {prefix: ', '.join(map(_scalar, content)) or 'none'}
+    return {prefix: ', '.join(_scalar(x, prefix) for x in content) or 'none'}
   else:
-    return {prefix: _scalar(content)}
+    return {prefix: _scalar(content, prefix)}
   found = {}
   for key, value in entries:
     found |= _flat(value, f'{prefix}.{key}' if prefix else str(key))
   return found
 
 
-def _scalar(value: Any) -> str:
+def _scalar(value: Any, name: str) -> str:
+  if name.rpartition('.')[2] in _RATES and is_number(value) and value >= 0:
+    return drawing.rate(value, 5)
   if is_number(value):
     return words.number(value)
   return 'none' if value is None else str(value)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from elasticface_jax.evaluation.curves import Curve
-from elasticface_jax.evaluation.drawing import rate
+from elasticface_jax.evaluation.drawing import is_measurable, rate
 from elasticface_jax.report.read import Result, Run, is_number
 
 NOT_MEASURABLE = 'not measurable'
@@ -95,14 +95,14 @@ def is_interval(value: Any) -> bool:
 
 def tar(point: Mapping[str, Any]) -> str:
   """Returns TAR of an operating point with its interval, or says why not."""
-  if point['num_impostors'] * point['far_target'] < 1:
+  if not is_measurable(point):
     return NOT_MEASURABLE
   return with_interval(point['tar'], point.get('tar_interval'))
 
 
 def threshold(point: Mapping[str, Any]) -> str:
   """Returns the threshold of an operating point, or says why there is none."""
-  if point['num_impostors'] * point['far_target'] < 1:
+  if not is_measurable(point):
     return NOT_MEASURABLE
   if point['threshold'] is None:
     return 'none: the best score is an impostor’s'

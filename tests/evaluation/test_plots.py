@@ -128,20 +128,30 @@ def test_scores_draw_shares_and_thresholds(drawn):
 
 
 @pytest.mark.parametrize(
-  ('num_pairs', 'begins', 'ends'),
+  ('num_pairs', 'begins', 'lacking'),
   [
-    (40, '20 impostors (too few', ' for FAR 1e-3)'),
-    (600, '300 impostors (too few', ' for FAR 1e-3)'),
-    (6000, '3 of 3,000 impostors at cosine ', ' (FAR 1e-3)'),
+    (40, None, 'FAR 1e-2, 1e-3 cannot be measured with 20 impostors'),
+    (600, '3 of 300 ', 'FAR 1e-3 cannot be measured with 300 impostors'),
+    (6000, '3 of 3,000 ', None),
   ],
 )
-def test_scores_say_how_many_impostors_are_accepted(
-  drawn, num_pairs, begins, ends
+def test_scores_mark_the_lowest_far_that_they_measure(
+  drawn, num_pairs, begins, lacking
 ):
-  plots.plot_scores('a', result_of(num_pairs), 'scores.png', title='run')
-  label = drawn[0].axes[0].lines[1].get_label()
-  assert label.startswith(begins) and label.endswith(ends)
-  assert 'FAR 0' not in label
+  result = result_of(num_pairs)
+  plots.plot_scores('a', result, 'scores.png', title='run')
+  lines = drawn[0].axes[0].lines[1:]
+  if begins:
+    far, name = (1e-2, '1e-2') if lacking else (1e-3, '1e-3')
+    threshold = result.tar_at_far[far].threshold
+    line, lines = lines[0], lines[1:]
+    assert line.get_label() == (
+      f'{begins}impostors at cosine {threshold:.3f} (FAR {name})'
+    )
+    assert line.get_xdata()[0] == threshold
+  assert [line.get_label() for line in lines] == [lacking] * bool(lacking)
+  # Words, without a sample of a line.
+  assert [line.get_linestyle() for line in lines] == ['None'] * len(lines)
 
 
 def test_scores_without_a_threshold_say_so(drawn):
@@ -217,6 +227,35 @@ def test_training_draws_the_margins_of_the_loss(drawn, margins, legend):
     assert len(axes.lines) == len(margins)
     if legend:
       assert legend_of(axes) == margins
+
+
+@pytest.mark.parametrize('margin', [0.35, 0.0, 28.0])
+def test_rounding_errors_of_a_margin_do_not_fill_its_panel(drawn, margin):
+  rows = [
+    {
+      'step': step,
+      'loss': 3.0,
+      'margin_mean': margin + step * 1e-8,
+      'margin_std': 6e-8,
+    }
+    for step in range(1, 5)
+  ]
+  plots.plot_training(rows, 'a.png', title='run')
+  axes = panel(drawn[0], 'margin, mean ± deviation')
+  low, high = axes.get_ylim()
+  assert high - low == pytest.approx(max(0.05, margin / 10))
+  assert low < margin < high
+  drawn[0].draw_without_rendering()
+  assert axes.yaxis.get_offset_text().get_text() == ''
+
+
+def test_a_margin_that_varies_fills_its_panel(drawn):
+  rows = rows_of(40)
+  for row in rows:
+    row['margin_mean'] = row['step'] / 40
+  plots.plot_training(rows, 'a.png', title='run')
+  low, high = panel(drawn[0], 'margin, mean ± deviation').get_ylim()
+  assert 1 < high - low < 1.2
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,73 @@ def test_numbers_are_those_of_the_results(page, two_runs):
     assert row[8].startswith(f'{100 * result["eer"]:.2f}')
 
 
+def test_scores_mark_only_what_can_be_measured(page):
+  figure = next(f for f in page.all('figure') if 'Scores of faces' in f.text)
+  entries = {e.text: list(e.all('line')) for e in figure.all('li')}
+  lacking = 'FAR 1e-3 cannot be measured with 200 impostors'
+  (marked,) = (text for text in entries if '(FAR 1e-2)' in text)
+  assert marked.startswith('2 of 200 impostors at cosine ')
+  assert entries[marked] and not entries[lacking]
+
+
+def test_rates_are_written_in_one_way(page):
+  assert not re.search(r'F[AM]R 0\.0', page.text)
+  for table in page.all('table'):
+    head, *rows = [[c.text for c in r.all('th', 'td')] for r in table.all('tr')]
+    caption = table.children[0].text
+    for name in (
+      'FAR at most',
+      'FMR at most',
+      'far_target',
+      'far',
+      'FAR found',
+    ):
+      if name in head:
+        cells = {row[head.index(name)] for row in rows}
+        assert not any(cell.startswith('0.0') for cell in cells), cells
+        assert '1e-2' in cells
+    if caption == 'tar_at_far of faces':
+      assert {row[0] for row in rows} == {'1e-2', '1e-3'}
+  text = 'FAR and TAR of the ROC are FMR and 1 - FNMR of the DET.'
+  assert page.text.count(text) == 1
+
+
+@pytest.mark.parametrize(
+  ('totals', 'shape'),
+  [((60,), 'bars'), ((80,), 'bands'), ((60, 80), 'bands and bars')],
+)
+def test_legend_says_how_a_spread_is_drawn(make_run, tmp_path, totals, shape):
+  folders = [make_run(tmp_path / str(n), total=n) for n in totals]
+  made = figures.training(report.read_runs(folders), ['faces'])
+  assert made[0].legend[-1].label == f'{shape}: ± deviation over samples'
+  assert made[-1].legend[-1].label == 'bars: ± deviation of folds'
+
+
+def test_rounding_errors_of_a_margin_do_not_fill_its_panel(
+  make_run, tmp_path, monkeypatch
+):
+  run = make_run(tmp_path / 'run', loss='cosface', total=8)
+  rows = [
+    json.loads(row) for row in (run / 'metrics.jsonl').read_text().splitlines()
+  ]
+  for row in rows:
+    if 'loss' in row:
+      row |= {'margin_mean': 0.35 + 1e-8 * row['step'], 'margin_std': 6e-8}
+  text = ''.join(json.dumps(row) + '\n' for row in rows)
+  (run / 'metrics.jsonl').write_text(text)
+  drawn = []
+  convert = svg.convert
+  monkeypatch.setattr(
+    svg,
+    'convert',
+    lambda figure, *a, **k: drawn.append(figure) or convert(figure, *a, **k),
+  )
+  figures.training(report.read_runs([run]), [])
+  low, high = drawn[0].axes[1].get_ylim()
+  assert high - low == pytest.approx(0.05)
+  assert drawn[0].axes[1].yaxis.get_offset_text().get_text() == ''
+
+
 def test_findings_tell_runs_apart_or_not(page):
   (roc,) = (f for f in page.all('figure') if 'ROC of' in f.text)
   assert 'The interval of cos lies above all others' in roc.text
