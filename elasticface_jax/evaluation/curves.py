@@ -144,7 +144,9 @@ def _band(
   )
 
 
-def histogram(scores: np.ndarray, same: np.ndarray) -> Histogram:
+def histogram(
+  scores: np.ndarray, same: np.ndarray, *, width: float | None = None
+) -> Histogram:
   """Counts scores in bins that are as wide as the number of pairs allows.
 
   The width is 1, 2 or 5 times a power of ten: the one nearest to Scott's rule
@@ -153,6 +155,8 @@ def histogram(scores: np.ndarray, same: np.ndarray) -> Histogram:
   Args:
     scores: finite score of each pair, any float dtype, ``[N]``.
     same: whether the pair is genuine, bool or 0 and 1, ``[N]``.
+    width: of a bin, such as that of another network's scores; None for the rule
+      above.
 
   Returns:
     The counts of both kinds, in the same bins.
@@ -166,7 +170,7 @@ def histogram(scores: np.ndarray, same: np.ndarray) -> Histogram:
   """
   scores, same = np.asarray(scores, np.float64), np.asarray(same, bool)
   kinds = [scores[same], scores[~same]]
-  width = _bin_width([kind for kind in kinds if len(kind)])
+  width = width or _bin_width([kind for kind in kinds if len(kind)])
   # A score on an edge belongs to the bin above it; rounding must not move it.
   first, last = (math.floor(f(scores) / width + 1e-9) for f in (np.min, np.max))
   edges = np.arange(first, last + 2) * width

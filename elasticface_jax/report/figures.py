@@ -130,6 +130,8 @@ def _metric(
     over = '' if title.endswith('training') else ' over training'
     title = f'{title[0].upper()}{title[1:]}{over}'
     findings = words.metric(points, '' if unit == 'no unit' else f' {unit}')
+    if name == 'loss':
+      findings += words.other_losses([r for r in runs if r.name in points])
     return Figure(
       title,
       findings,
@@ -312,7 +314,10 @@ def roc(name: str, runs: Sequence[Run]) -> list[Figure]:
       drawing.draw_roc,
       drawing.finish_roc,
       (lowest,),
-      words.roc(curves),
+      words.roc(
+        curves,
+        {run: r.summary.get('fingerprint') for run, r in results.items()},
+      ),
     ),
     (
       'det',

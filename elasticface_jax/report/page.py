@@ -144,6 +144,12 @@ def _results(runs: Sequence[Run], sets: Sequence[str]) -> list[Element]:
 
 
 def _headline(runs: Sequence[Run], names: Sequence[str]) -> Table:
+  # A run that has other protocols only has parts of its own.
+  runs = [
+    run
+    for run in runs
+    if any(run.results[n].is_of_pairs for n in names if n in run.results)
+  ]
   results = [run.results.get(name) for name in names for run in runs]
   targets = {
     far: point['far_target']
@@ -244,7 +250,7 @@ def _facts(
   arguments = ', '.join(
     f'{name.removeprefix("loss.")}={_value(value)}'
     for name, value in config.items()
-    if name.startswith('loss.') and name != 'loss.name'
+    if name.startswith('loss.') and name != 'loss.name' and not _is_empty(value)
   )
   total = config.get('total_steps')
   facts += [
@@ -313,6 +319,10 @@ def _differences(runs: Sequence[Run]) -> Element:
     rows,
   )
   return table(made, wide=len(runs) > 2)
+
+
+def _is_empty(value: Any) -> bool:
+  return value is None or (isinstance(value, str | list | dict) and not value)
 
 
 def _value(value: Any) -> str:

@@ -141,9 +141,35 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     if places.count(place) > 1:
       raise InputError(f'{folder} is given twice; name each folder once')
   names = _names(places)
-  return [
+  runs = [
     _read(folder, name) for folder, name in zip(folders, names, strict=True)
   ]
+  _share_widths(runs)
+  return runs
+
+
+def _share_widths(runs: Sequence[Run]) -> None:
+  """Counts scores of a set again where bins of another run are wider.
+
+  Shares of pairs in bins compare only in bins of one width.
+  """
+  for name in {name for run in runs for name in run.results}:
+    drawn = [
+      run
+      for run in runs
+      if name in run.results and run.results[name].histogram is not None
+    ]
+    widths = [run.results[name].histogram.width for run in drawn]
+    for run, width in zip(drawn, widths, strict=True):
+      if not math.isclose(width, max(widths)):
+        scores, same = read_scores(run.folder / f'scores_{name}.npz')
+        # The difference of two edges has a rounding error.
+        found = curves.histogram(
+          scores, same, width=float(f'{max(widths):.0e}')
+        )
+        run.results[name] = dataclasses.replace(
+          run.results[name], histogram=found
+        )
 
 
 def _names(places: Sequence[Path]) -> list[str]:

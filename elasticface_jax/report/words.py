@@ -12,7 +12,7 @@ import numpy as np
 
 from elasticface_jax.evaluation.curves import Curve
 from elasticface_jax.evaluation.drawing import is_measurable, rate
-from elasticface_jax.report.read import Result, Run, is_number
+from elasticface_jax.report.read import Result, Run, differing_fields, is_number
 
 NOT_MEASURABLE = 'not measurable'
 NONE = 'not recorded'
@@ -131,8 +131,15 @@ def margin_unit(loss: Any, margin: str) -> str:
   return 'factor' if loss == 'sphereface' else 'angle'
 
 
-def roc(curves: Mapping[str, Curve]) -> str:
-  """Says what TAR each run has at the lowest FAR of `common_far`."""
+def roc(
+  curves: Mapping[str, Curve], fingerprints: Mapping[str, Any] | None = None
+) -> str:
+  """Says what TAR each run has at the lowest FAR of `common_far`.
+
+  Args:
+    curves: by name of the run.
+    fingerprints: of the networks, likewise; those of one are not compared.
+  """
   far = common_far(curves.values())
   found = []
   for name, curve in curves.items():
@@ -147,12 +154,37 @@ def roc(curves: Mapping[str, Curve]) -> str:
     f'{first.num_impostors:,} impostor pairs measure no FAR below '
     f'{rate(first.lowest_far)}.'
   )
-  if len(curves) > 1:
+  networks: dict[Any, list[str]] = {}
+  for name in curves:
+    # Older results have no fingerprint: each is a network of its own.
+    key = (fingerprints or {}).get(name) or ('run', name)
+    networks.setdefault(key, []).append(name)
+  found += [
+    f'{" and ".join(names)} are one network: their fingerprints are equal.'
+    for names in networks.values()
+    if len(names) > 1
+  ]
+  if len(networks) > 1:
+    others = {names[0]: curves[names[0]] for names in networks.values()}
     limits = [
-      (c.tar_low[c.at(far)], c.tar_high[c.at(far)]) for c in curves.values()
+      (c.tar_low[c.at(far)], c.tar_high[c.at(far)]) for c in others.values()
     ]
-    found.append(_compared(list(curves), limits, f'TAR at FAR {rate(far)}'))
+    found.append(_compared(list(others), limits, f'TAR at FAR {rate(far)}'))
   return ' '.join(found)
+
+
+def other_losses(runs: Sequence[Run]) -> str:
+  """Says that values of different losses cannot be compared; or nothing.
+
+  The sentence begins with a space.
+  """
+  fields = [name for name in differing_fields(runs) if name.startswith('loss.')]
+  if not fields:
+    return ''
+  return (
+    f' The runs differ in {", ".join(fields)}: values of their losses are not '
+    'comparable.'
+  )
 
 
 def common_far(curves: Sequence[Curve]) -> float:
@@ -237,13 +269,23 @@ def metric(
       found.append(f'{name} has no finite value.')
       continue
     (first, begin), (last, end) = finite[0], finite[-1]
-    show = lambda value: f'{value:.{digits}g}{unit}'
     low, high = (f(v for _, v in finite) for f in (min, max))
+    more = _more_digits(low, high)
+    show = lambda value, n=digits + more: f'{value:.{n}g}{unit}'
     found.append(
       f'{name}: {show(begin)} at step {first:,}, {show(end)} at step {last:,}'
       + (f'; between {show(low)} and {show(high)}.' if first < last else '.')
     )
   return ' '.join(found)
+
+
+def _more_digits(low: float, high: float) -> int:
+  """Returns how many more digits tell numbers apart that lie close together."""
+  if not low < high:
+    return 0
+  size = math.floor(math.log10(max(abs(low), abs(high))))
+  more = size - math.floor(math.log10(high - low)) - 1
+  return min(max(more, 0), 4)
 
 
 def margin(run: Run, names: Sequence[str]) -> str:
@@ -264,9 +306,10 @@ def margin(run: Run, names: Sequence[str]) -> str:
   ]
   if angles:
     (first, begin), (last, end) = angles[0], angles[-1]
+    n = 1 + _more_digits(*sorted((begin, end)))
     found.append(
-      f'The angle to the own class goes from {begin:.1f}° at step {first:,} to '
-      f'{end:.1f}° at step {last:,}.'
+      f'The angle to the own class goes from {begin:.{n}f}° at step {first:,} '
+      f'to {end:.{n}f}° at step {last:,}.'
     )
   return f'{run.name}: {" ".join(found)}' if found else ''
 

@@ -471,6 +471,59 @@ def test_evaluations_beside_runs(two_runs, tmp_path):
   (roc,) = (f for f in page.all('figure') if 'ROC of' in f.text)
   (findings,) = roc.all('p')
   assert findings.text.count('accepts') == 3
+  same = 'arc and out are one network: their fingerprints are equal.'
+  assert same in findings.text
+  assert 'The interval of cos lies above all others' in findings.text
+  one = page_of([two_runs[0], out], tmp_path / 'one.html')
+  assert same in one.text and 'Intervals overlap' not in one.text
+
+
+def test_a_run_without_pair_sets_is_not_in_their_table(two_runs, tmp_path):
+  out = tmp_path / 'ijb'
+  out.mkdir()
+  text = '{"ijbc": {"protocol": "templates", "num_templates": 3}}'
+  (out / 'results.json').write_text(text)
+  page = page_of([*two_runs, out], tmp_path / 'page.html')
+  table = next(
+    t for t in page.all('table') if 'Verification of pairs' in t.text
+  )
+  assert len(list(table.all('tr'))) == 3
+  assert 'ijb' not in table.text and 'not evaluated' not in page.text
+
+
+def test_losses_that_differ_are_not_compared(page, two_runs):
+  figure = next(f for f in page.all('figure') if 'Loss over' in f.text)
+  assert re.search(r'The runs differ in [^:]*loss\.name', figure.text)
+  assert 'values of their losses are not comparable.' in figure.text
+  (run, _) = report.read_runs(two_runs)
+  assert words.other_losses([run, run]) == ''
+  facts = next(d for d in page.all('dl')).text
+  assert 'elastic_arcface(' in facts
+  assert '=[]' not in facts and '="' not in facts and '=null' not in facts
+
+
+def test_close_numbers_have_more_digits():
+  found = words.metric({'a': [(1, 11.2021), (60, 11.1534)]}, ' nats')
+  assert found == (
+    'a: 11.202 nats at step 1, 11.153 nats at step 60; between 11.153 nats and '
+    '11.202 nats.'
+  )
+  assert '15 at step 1, 3.12 at' in words.metric(
+    {'a': [(1, 15), (2, 3.12)]}, ''
+  )
+  assert '0.35 at step 1' in words.metric({'a': [(1, 0.35), (2, 0.35)]}, '')
+
+
+def test_histograms_of_a_set_have_bins_of_one_width(make_run, tmp_path):
+  folders = [make_run(tmp_path / f'{k}', separation=k) for k in (0.1, 8.0)]
+  alone = [report.read_runs([f])[0].results['faces'] for f in folders]
+  together = [r.results['faces'] for r in report.read_runs(folders)]
+  first, second = (result.histogram.width for result in alone)
+  assert first != second
+  for before, result in zip(alone, together, strict=True):
+    found = result.histogram
+    assert found.width == pytest.approx(max(first, second))
+    assert found.genuine.sum() == before.histogram.genuine.sum() == 200
 
 
 def parsed(text):
