@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Elements of the page. Text becomes text, whatever characters it holds."""
 
+import re
 from collections.abc import Sequence
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
@@ -63,7 +64,11 @@ def table(made: Table, *, wide: bool = False) -> Element:
     'tr',
     *(
       element(
-        'th', text, scope='col', role='columnheader', class_=_wrapping(text)
+        'th',
+        *unbroken(text),
+        scope='col',
+        role='columnheader',
+        class_=_wrapping(text),
       )
       for text in made.headings
     ),
@@ -100,6 +105,20 @@ def _wrapping(text: str) -> str:
   return 'words' if longest <= _LONGEST else 'name'
 
 
+def unbroken(text: str) -> list[Element | str]:
+  """Returns a text as children in which no line breaks within 1e-3.
+
+  Examples:
+    >>> as_text(element('p', *unbroken('at FAR 1e-3.')))
+    '<p>at FAR <span class="rate">1e-3</span>.</p>'
+  """
+  parts = re.split(r'([\d.]+e-\d+)', text)
+  return [
+    element('span', part, class_='rate') if k % 2 else part
+    for k, part in enumerate(parts)
+  ]
+
+
 def details(summary: str, *children: Element | str) -> Element:
   """Makes a part that is closed at first."""
   return element('details', element('summary', summary), *children)
@@ -132,7 +151,7 @@ def figure(made: Figure) -> Element:
     'figure',
     caption,
     made.drawing,
-    element('p', made.findings, class_='findings'),
+    element('p', *unbroken(made.findings), class_='findings'),
     details(
       'Numbers of this figure',
       table(made.table, wide=len(made.table.headings) > 4),
@@ -143,7 +162,7 @@ def figure(made: Figure) -> Element:
 
 def _legend_entry(entry: Line) -> Element:
   if not entry.colour:
-    return element('li', element('span', entry.label))
+    return element('li', element('span', *unbroken(entry.label)))
   line = element(
     'line', x1='1', y1='6', x2='31', y2='6',
     style=f'stroke: {entry.colour}; stroke-dasharray: {entry.pattern}',
@@ -152,7 +171,7 @@ def _legend_entry(entry: Line) -> Element:
     'svg', line, viewBox='0 0 32 12', class_='sample', aria_hidden='true',
     focusable='false',
   )  # fmt: skip
-  return element('li', sample, element('span', entry.label))
+  return element('li', sample, element('span', *unbroken(entry.label)))
 
 
 def note(made: Note, whose: str = '') -> Element:
