@@ -7,6 +7,7 @@ import argparse
 import functools
 import math
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -220,7 +221,10 @@ def _benchmarks(args: argparse.Namespace) -> Iterator[EvaluationSet]:
   from elasticface_jax import evaluation, evaluation_sets
 
   for folder in args.ijb:
-    ijb = evaluation.read_ijb(folder)
+    with warnings.catch_warnings():
+      # What it warns of stands below the table too.
+      warnings.simplefilter('ignore', UserWarning)
+      ijb = evaluation.read_ijb(folder)
     protocol = functools.partial(
       evaluation.evaluate_ijb,
       ijb,

@@ -173,6 +173,17 @@ def test_images_that_are_missing_are_found_before_any_work(
   assert not network.sizes
 
 
+def test_image_in_two_templates_is_said_once(tmp_path, evaluate, faces):
+  points = write_ijb(tmp_path / 'ijbc', faces)
+  again = points.read_text().splitlines()[0]
+  points.write_text(points.read_text() + again + '\n')
+  tid_mid = points.with_name('ijbc_face_tid_mid.txt')
+  tid_mid.write_text(tid_mid.read_text() + '1.png 8 9\n')
+  # `evaluate` asserts that nothing is on stderr.
+  text = evaluate('--ijb=ijbc')
+  assert text.count('image 1.png is in templates 1 and 8') == 1
+
+
 def test_landmarks_outside_of_an_image_are_said(
   tmp_path, evaluate, faces, monkeypatch
 ):
