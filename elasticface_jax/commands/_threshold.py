@@ -101,11 +101,13 @@ def _point(
   path: Path, name: str, result: Mapping[str, Any], far: float, remedy: str
 ) -> Mapping[str, Any]:
   """Returns the operating point of a FAR that the pairs can measure."""
+  from elasticface_jax.evaluation.rates import is_measurable
+
   points = {float(key): point for key, point in result['tar_at_far'].items()}
   num_impostors = next(iter(points.values()))['num_impostors']
-  allowed = [known for known in points if _is_measurable(known, num_impostors)]
+  allowed = [known for known in points if is_measurable(known, num_impostors)]
   listed = ' or '.join(f'{known:g}' for known in allowed) or 'none'
-  if not _is_measurable(far, num_impostors):
+  if not is_measurable(far, num_impostors):
     raise InputError(
       f'FAR {far:g} cannot be measured with the {num_impostors:,} impostor '
       f'pairs of {name} in {path}; choose --far (there: {listed}), or evaluate '
@@ -128,10 +130,6 @@ def _point(
       'have the best score; choose a larger --far'
     )
   return point
-
-
-def _is_measurable(far: float, num_impostors: int) -> bool:
-  return far * num_impostors >= 1 - 1e-9
 
 
 def _from_scores(

@@ -49,7 +49,7 @@ def benchmark_table(results: Mapping[str, Result]) -> str:
   for headings, members in kinds.items():
     rows = [row for name, result in members for row in result.rows(name)]
     notes = [note for name, result in members for note in result.notes(name)]
-    tables.append('\n'.join([*_aligned([headings, *rows]), *notes]))
+    tables.append('\n'.join([*aligned([headings, *rows]), *notes]))
   return '\n\n'.join(tables)
 
 
@@ -77,6 +77,29 @@ def percent(
   return f'{text} [{low}, {high}]'
 
 
+def rate(value: float, digits: int = 2) -> str:
+  """Formats a rate such as a FAR, short; powers of ten below 0.1 as such.
+
+  Args:
+    value: the rate.
+    digits: most of its digits.
+
+  Examples:
+    >>> rate(1e-3), rate(0.01), rate(0.1), rate(1 / 3000), rate(0)
+    ('1e-3', '1e-2', '0.1', '3.3e-4', '0')
+    >>> rate(0.01017, 3), rate(0.25)
+    ('1.02e-2', '0.25')
+  """
+  # What rounds up to 0.1 is written as that.
+  rounded = float(f'{value:.{digits}g}')
+  if not rounded or rounded >= 0.1:
+    return f'{rounded:.{digits}g}'
+  mantissa, _, power = f'{value:.{digits - 1}e}'.partition('e')
+  if '.' in mantissa:
+    mantissa = mantissa.rstrip('0').rstrip('.')
+  return f'{mantissa}e{int(power)}'
+
+
 def power(rate: float) -> str:
   """Formats a target rate as a power of ten.
 
@@ -94,8 +117,15 @@ def power(rate: float) -> str:
   return f'{mantissa.removesuffix(".0")}e{int(exponent)}'
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-  """Aligns the first column to the left and the others to the right."""
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+  """Aligns the first column to the left and the others to the right.
+
+  Args:
+    rows: cells of each line.
+
+  Returns:
+    Lines without blanks at their ends.
+  """
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return [
     '  '.join(

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from elasticface_jax import missing
+from elasticface_jax.evaluation import rates
+from elasticface_jax.evaluation.benchmark_tables import rate
 from elasticface_jax.evaluation.curves import Curve, Histogram
 
 with missing.needs(__name__):
@@ -98,29 +100,6 @@ def style_steps(axes: Axes, last: int) -> None:
   axes.xaxis.set_major_formatter(StrMethodFormatter('{x:,.0f}'))
   axes.set_xlabel(STEP)
   axes.set_xlim(-0.03 * last, 1.03 * last)
-
-
-def rate(value: float, digits: int = 2) -> str:
-  """Formats a rate such as a FAR, short; powers of ten below 0.1 as such.
-
-  Args:
-    value: the rate.
-    digits: most of its digits.
-
-  Examples:
-    >>> rate(1e-3), rate(0.01), rate(0.1), rate(1 / 3000), rate(0)
-    ('1e-3', '1e-2', '0.1', '3.3e-4', '0')
-    >>> rate(0.01017, 3), rate(0.25)
-    ('1.02e-2', '0.25')
-  """
-  # What rounds up to 0.1 is written as that.
-  rounded = float(f'{value:.{digits}g}')
-  if not rounded or rounded >= 0.1:
-    return f'{rounded:.{digits}g}'
-  mantissa, _, power = f'{value:.{digits - 1}e}'.partition('e')
-  if '.' in mantissa:
-    mantissa = mantissa.rstrip('0').rstrip('.')
-  return f'{mantissa}e{int(power)}'
 
 
 def draw_roc(axes: Axes, curve: Curve, *, label: str, index: int) -> None:
@@ -275,7 +254,7 @@ def marks(summary: Mapping[str, Any]) -> list[Mark]:
 
 def is_measurable(point: Mapping[str, Any]) -> bool:
   """Returns True if an operating point has enough impostors for its FAR."""
-  return point['num_impostors'] * point['far_target'] >= 1
+  return rates.is_measurable(point['far_target'], point['num_impostors'])
 
 
 def _mark_of_far(point: Mapping[str, Any]) -> Mark:

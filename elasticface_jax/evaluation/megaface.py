@@ -22,6 +22,7 @@ from elasticface_jax.evaluation.benchmark_tables import percent, power
 from elasticface_jax.evaluation.intervals import binomial_interval
 from elasticface_jax.evaluation.megaface_files import MegaFace
 from elasticface_jax.evaluation.products import COLUMNS, ROWS, blocks, product
+from elasticface_jax.evaluation.rates import is_measurable
 from elasticface_jax.evaluation.templates import (
   check_embeddings,
   read_rows,
@@ -62,7 +63,7 @@ class MegaFacePoint:
   @property
   def is_measurable(self) -> bool:
     """True if a single false accept among these pairs is within the target."""
-    return 1 / self.num_impostors <= self.far_target
+    return is_measurable(self.far_target, self.num_impostors)
 
   def as_dict(self) -> dict[str, Any]:
     """Returns a dict for JSON: what is infinite or not measured is None."""

@@ -14,6 +14,7 @@ from typing import Any
 from elasticface_jax import atomic, missing
 from elasticface_jax.errors import InputError
 from elasticface_jax.evaluation import Verification, curves, drawing
+from elasticface_jax.evaluation.benchmark_tables import rate
 from elasticface_jax.evaluation.drawing import text
 
 with missing.needs(__name__):
@@ -54,7 +55,7 @@ def plot_roc(
     curve = curves.curve(result.scores, result.same)
     far = curve.lowest_far
     label = f'{name}, {curve.num_impostors:,} impostors: from FAR '
-    label = text(label + drawing.rate(far))
+    label = text(label + rate(far))
     drawing.draw_roc(axes, curve, label=label, index=index)
     lowest = min(lowest, far)
   drawing.finish_roc(axes, lowest)

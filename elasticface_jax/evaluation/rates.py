@@ -60,7 +60,7 @@ class OperatingPoint:
 
     Below it, ``far`` is 0 whatever the network does.
     """
-    return 1 / self.num_impostors <= self.far_target
+    return is_measurable(self.far_target, self.num_impostors)
 
   @property
   def is_bounded(self) -> bool:
@@ -88,6 +88,20 @@ class OperatingPoint:
         else None
       )
     return point
+
+
+def is_measurable(far: float, num_impostors: int) -> bool:
+  """Returns True if a single false accept is within a FAR.
+
+  Args:
+    far: the target.
+    num_impostors: number of impostor pairs.
+
+  Examples:
+    >>> is_measurable(1e-3, 1000), is_measurable(1e-3, 999)
+    (True, False)
+  """
+  return 1 / num_impostors <= far
 
 
 def roc(

@@ -6,7 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from elasticface_jax.evaluation.benchmark_tables import benchmark_table
+from elasticface_jax.evaluation.benchmark_tables import (
+  aligned,
+  benchmark_table,
+  percent,
+  rate,
+)
 from elasticface_jax.evaluation.rates import OperatingPoint
 from elasticface_jax.evaluation.verification import (
   PUBLISHED_FOLDS,
@@ -54,12 +59,7 @@ def table(results: Mapping[str, Verification]) -> str:
   rows = [_HEADINGS]
   for name, result in results.items():
     rows += _table_rows(name, result)
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = [
-    '  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
-    for row in rows
-  ]
-  return '\n'.join([*(line.rstrip() for line in lines), *_notes(results)])
+  return '\n'.join([*aligned(rows), *_notes(results)])
 
 
 def tables(results: Mapping[str, Any]) -> str:
@@ -92,10 +92,10 @@ def _table_rows(name: str, result: Verification) -> list[tuple[str, ...]]:
   rates = [('-', '-'), ('', ''), ('', '')]
   points = [('-', '-', '-')]
   if result.tar_at_far is not None:
-    rates[0] = _percent(result.eer), _percent(result.auc)
+    rates[0] = percent(result.eer), percent(result.auc)
     rates[1] = _limits(result.eer_interval), _limits(result.auc_interval)
     points = [_point_cells(point) for point in result.tar_at_far.values()]
-  accuracy, deviation = _percent(result.accuracy), _percent(result.accuracy_std)
+  accuracy, deviation = percent(result.accuracy), percent(result.accuracy_std)
   accuracies = (
     f'{accuracy} ± {deviation}',
     _limits(result.accuracy_interval),
@@ -110,14 +110,13 @@ def _table_rows(name: str, result: Verification) -> list[tuple[str, ...]]:
 
 
 def _point_cells(point: OperatingPoint) -> tuple[str, str, str]:
-  far = _far(point)
+  far = rate(point.far_target, 3)
   if not point.is_measurable:
     return far, 'not measurable', '-'
   # Infinite where the best score is an impostor's: no pair is accepted.
   infinite = math.isinf(point.threshold)
   threshold = 'none' if infinite else f'{point.threshold:.3f}'
-  tar = f'{_percent(point.tar)} {_limits(point.tar_interval)}'
-  return far, tar, threshold
+  return far, percent(point.tar, point.tar_interval), threshold
 
 
 def _notes(results: Mapping[str, Verification]) -> list[str]:
@@ -175,22 +174,9 @@ def _notes_of_far(name: str, result: Verification) -> list[str]:
 
 
 def _listed(points: Sequence[OperatingPoint]) -> str:
-  return ' and '.join(_far(point) for point in points)
-
-
-def _far(point: OperatingPoint) -> str:
-  """Writes a FAR as 1e-3, 2.5e-4; from 0.1 on as 0.1, 0.25."""
-  far = point.far_target
-  if far >= 0.1:
-    return f'{far:.3g}'
-  mantissa, exponent = f'{far:.2e}'.split('e')
-  return f'{float(mantissa):g}e{int(exponent)}'
-
-
-def _percent(rate: float) -> str:
-  return f'{100 * rate:.2f}'
+  return ' and '.join(rate(point.far_target, 3) for point in points)
 
 
 def _limits(interval: tuple[float, float]) -> str:
-  low, high = map(_percent, interval)
+  low, high = map(percent, interval)
   return f'[{low}, {high}]'

@@ -15,6 +15,7 @@ import numpy as np
 
 from elasticface_jax import missing
 from elasticface_jax.evaluation import drawing
+from elasticface_jax.evaluation.benchmark_tables import rate
 from elasticface_jax.evaluation.curves import Curve, Histogram
 from elasticface_jax.report import svg, words
 from elasticface_jax.report.read import Result, Run
@@ -369,10 +370,10 @@ def _roc_table(
       cut = curve.thresholds[k]
       rows.append(
         (
-          drawing.rate(far),
+          rate(far),
           run,
           words.with_interval(float(value), (float(low), float(high))),
-          drawing.rate(float(curve.far[k]), 3),
+          rate(float(curve.far[k]), 3),
           f'{cut:.4f}' if math.isfinite(cut) else 'none',
         )
       )

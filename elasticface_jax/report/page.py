@@ -10,6 +10,7 @@ from xml.etree.ElementTree import Element
 
 from elasticface_jax import atomic
 from elasticface_jax.evaluation import drawing
+from elasticface_jax.evaluation.benchmark_tables import rate
 from elasticface_jax.report import figures, pictures, repeat, words
 from elasticface_jax.report.figures import Table
 from elasticface_jax.report.html import (
@@ -163,7 +164,7 @@ def _headline(runs: Sequence[Run], names: Sequence[str]) -> Table:
     'accuracy, % ± deviation of folds [95 % interval]',
     'accepts a cosine above',
     *(
-      f'TAR at FAR {drawing.rate(targets[far])}, % [95 % interval]'
+      f'TAR at FAR {rate(targets[far])}, % [95 % interval]'
       for far in fars
     ),
     'EER, % [95 % interval]', 'AUC (no unit) [95 % interval]',
@@ -390,7 +391,7 @@ def _remarks(result: Result) -> list[str]:
   for point in (summary.get('tar_at_far') or {}).values():
     if not drawing.is_measurable(point):
       found.append(
-        f'FAR {drawing.rate(point["far_target"])} cannot be measured with '
+        f'FAR {rate(point["far_target"])} cannot be measured with '
         f'{point["num_impostors"]:,} impostor pairs.'
       )
   remarks = summary.get('remarks')
@@ -495,7 +496,7 @@ def _target(title: str, key: str) -> str:
   if not title.partition(' ')[0].endswith(('_at_far', '_at_fpir')):
     return key
   try:
-    return drawing.rate(float(key), 5)
+    return rate(float(key), 5)
   except ValueError:
     return key
 
@@ -520,7 +521,7 @@ def _flat(content: Any, prefix: str = '') -> dict[str, str]:
 
 def _scalar(value: Any, name: str) -> str:
   if name.rpartition('.')[2] in _RATES and is_number(value) and value >= 0:
-    return drawing.rate(value, 5)
+    return rate(value, 5)
   if is_number(value):
     return words.number(value)
   return 'none' if value is None else str(value)

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from elasticface_jax.evaluation.benchmark_tables import rate
 from elasticface_jax.evaluation.curves import Curve
-from elasticface_jax.evaluation.drawing import is_measurable, rate
+from elasticface_jax.evaluation.drawing import is_measurable
 from elasticface_jax.report.read import Result, Run, differing_fields, is_number
 
 NOT_MEASURABLE = 'not measurable'
