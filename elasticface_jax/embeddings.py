@@ -7,6 +7,7 @@ of files by their paths, so that a benchmark need not know which it has.
 """
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
@@ -17,6 +18,7 @@ import jax
 import numpy as np
 
 from elasticface_jax.data.sources.encoded import counted
+from elasticface_jax.data.threads import in_order
 from elasticface_jax.errors import InputError
 from elasticface_jax.training import checkpoint
 from elasticface_jax.weights import Embedder, origin
@@ -86,9 +88,15 @@ class Computed:
     Raises:
       InputError: if a file cannot be read.
     """
-    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      chunks = _read_ahead(pool, read, _slices(len(paths), self._chunk))
+    pool = futures.ThreadPoolExecutor(os.cpu_count())
+    try:
+      # As many again as the network takes, while it works.
+      faces = in_order(pool, read, range(len(paths)), ahead=self._chunk)
+      chunks = _stacked(faces, self._chunk)
       return self._embed(chunks, len(paths), progress)
+    finally:
+      # A file that cannot be read ends all: nobody waits for the others.
+      pool.shutdown(wait=False, cancel_futures=True)
 
   def _embed(
     self, chunks: Iterator[np.ndarray], count: int, progress: Progress
@@ -108,28 +116,10 @@ def _slices(count: int, size: int) -> Iterator[slice]:
     yield slice(start, min(start + size, count))
 
 
-def _read_ahead(
-  pool: futures.Executor,
-  read: Callable[[int], np.ndarray],
-  slices: Iterator[slice],
-) -> Iterator[np.ndarray]:
-  """Reads a chunk of faces while the one before it is embedded."""
-
-  def start(chunk):
-    return [pool.submit(read, i) for i in range(chunk.start, chunk.stop)]
-
-  waiting = None
-  try:
-    for chunk in slices:
-      reading = start(chunk)
-      if waiting is not None:
-        yield np.stack([one.result() for one in waiting])
-      waiting = reading
-    if waiting is not None:
-      yield np.stack([one.result() for one in waiting])
-  finally:
-    # A file that cannot be read ends all: nobody waits for the others.
-    pool.shutdown(wait=False, cancel_futures=True)
+def _stacked(faces: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
+  """Stacks faces, `size` at a time and what is left at the end."""
+  while chunk := list(itertools.islice(faces, size)):
+    yield np.stack(chunk)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -6,10 +6,9 @@ cannot be aligned is known before any work; then each is aligned when it is
 read.
 """
 
-import collections
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -23,6 +22,7 @@ from elasticface_jax.alignment.warp import align
 from elasticface_jax.data.sources import decode
 from elasticface_jax.data.sources.encoded import EncodedSource
 from elasticface_jax.data.sources.images import read_image
+from elasticface_jax.data.threads import in_order
 from elasticface_jax.errors import InputError
 
 _THREADS = min(16, os.cpu_count() or 1)
@@ -139,31 +139,20 @@ def search(
   total = len(photographs)
   points, problems = np.full((total, 5, 2), np.nan), {}
   progress(0, total)
-  threads = _THREADS if finder.parallel else 1
-  for index, found in enumerate(_in_order(find, range(total), threads)):
-    if isinstance(found, NotAligned):
-      problems[index] = found
-    else:
-      points[index] = found
-    progress(index + 1, total)
-  return Found(points, problems)
-
-
-def _in_order(find: Callable, indices: range, threads: int) -> Iterator:
-  """Yields results in order; threads work a little ahead of the reader."""
-  if threads == 1:
-    yield from map(find, indices)
-    return
-  pool, ahead = ThreadPoolExecutor(threads), collections.deque()
+  pool = ThreadPoolExecutor(_THREADS)  # Its threads start with the first call.
   try:
-    for index in indices:
-      ahead.append(pool.submit(find, index))
-      if len(ahead) > 4 * threads:
-        yield ahead.popleft().result()
-    while ahead:
-      yield ahead.popleft().result()
+    results = map(find, range(total))
+    if finder.parallel:
+      results = in_order(pool, find, range(total), ahead=4 * _THREADS)
+    for index, found in enumerate(results):
+      if isinstance(found, NotAligned):
+        problems[index] = found
+      else:
+        points[index] = found
+      progress(index + 1, total)
   finally:
     pool.shutdown(wait=True, cancel_futures=True)
+  return Found(points, problems)
 
 
 class Files:

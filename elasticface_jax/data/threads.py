@@ -9,7 +9,7 @@ can keep the process from ending. Python threads are fast enough because reads,
 
 import collections
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -23,6 +23,30 @@ from elasticface_jax.data.sources.opening import Source
 _CHUNK = 32
 _BATCHES_AHEAD = 2
 _FETCHERS = 8  # Threads that only wait for storage.
+
+
+def in_order(
+  pool: ThreadPoolExecutor, function: Callable, items: Iterable, *, ahead: int
+) -> Iterator:
+  """Yields a function's results in the order of its arguments.
+
+  The pool is not this generator's own: one that is dropped half-way would end
+  its threads when Python collects garbage, which Python 3.12 may do where it
+  cannot wait for threads.
+
+  Args:
+    pool: threads that call the function.
+    function: of one argument.
+    items: the arguments.
+    ahead: calls that may be under way or done while nobody takes a result.
+  """
+  waiting: collections.deque[Future] = collections.deque()
+  for item in items:
+    waiting.append(pool.submit(function, item))
+    if len(waiting) > ahead:
+      yield waiting.popleft().result()
+  while waiting:
+    yield waiting.popleft().result()
 
 
 class Batch(NamedTuple):

@@ -11,7 +11,6 @@ A call that follows a crash resumes there, after the last complete shard.
 the same records.
 """
 
-import collections
 import contextlib
 import functools
 import hashlib
@@ -33,6 +32,7 @@ from elasticface_jax.data.sources.encoded import (
   counted,
 )
 from elasticface_jax.data.sources.shards import INFO, ShardSource
+from elasticface_jax.data.threads import in_order
 from elasticface_jax.errors import InputError, first_line
 
 NAME = 'aligned_faces'
@@ -261,20 +261,9 @@ def read_faces(
   return list(zip(encoded, labels.tolist(), strict=True))
 
 
-def _in_order(pool: ThreadPoolExecutor, read: Callable, images: range):
-  """Yields results of `read` for the chunks of a range; threads read ahead.
-
-  The pool is not this generator's own: one that is dropped half-way would end
-  its threads when Python collects garbage, which Python 3.12 may do where it
-  cannot wait for threads.
-  """
-  ahead = collections.deque()
-  for indices in chunks(images):
-    ahead.append(pool.submit(read, indices))
-    if len(ahead) > 2 * _THREADS:
-      yield ahead.popleft().result()
-  while ahead:
-    yield ahead.popleft().result()
+def _read_ahead(pool: ThreadPoolExecutor, read: Callable, images: range):
+  """Yields results of `read` for the chunks of a range; threads read ahead."""
+  return in_order(pool, read, chunks(images), ahead=2 * _THREADS)
 
 
 class _Progress:
@@ -297,7 +286,7 @@ def _examples(
 ) -> Iterator[tuple[bytes, bytes]]:
   """Yields the records of a shard: examples, and digests of their content."""
   example_of = decode.tensorflow().train.Example
-  for faces in _in_order(pool, functools.partial(read_faces, source), images):
+  for faces in _read_ahead(pool, functools.partial(read_faces, source), images):
     for encoded, label in faces:
       example = example_of()
       feature = example.features.feature
@@ -364,7 +353,7 @@ def _compare(
     return digests, checks.of_intact(encoded)
 
   sha, found = hashlib.sha256(), []
-  for digests, of_chunk in _in_order(pool, read, images):
+  for digests, of_chunk in _read_ahead(pool, read, images):
     sha.update(b''.join(digests))
     found.append(of_chunk)
     done.add(len(digests))
