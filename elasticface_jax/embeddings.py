@@ -65,7 +65,7 @@ class Computed:
     Returns:
       float32, ``[n, D]``.
     """
-    chunks = (images[s] for s in _slices(len(images), self._chunk))
+    chunks = (images[s] for s in slices(len(images), self._chunk))
     return self._embed(chunks, len(images), progress)
 
   def of_files(
@@ -111,7 +111,13 @@ class Computed:
     return found
 
 
-def _slices(count: int, size: int) -> Iterator[slice]:
+def slices(count: int, size: int) -> Iterator[slice]:
+  """Yields the slices of ``range(count)``, `size` numbers each.
+
+  Args:
+    count: numbers in all.
+    size: of a slice; the last one may have fewer.
+  """
   for start in range(0, count, size):
     yield slice(start, min(start + size, count))
 
@@ -338,7 +344,7 @@ class Saved:
     owners, indices = np.array(rows).reshape(-1, 2).T
     for i, folder in enumerate(self.folders):
       own = np.flatnonzero(owners == i)
-      for part in _slices(len(own), _ROWS):
+      for part in slices(len(own), _ROWS):
         found[own[part]] = folder.array[indices[own[part]]]
     progress(len(paths), len(paths))
     return found

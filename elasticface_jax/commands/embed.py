@@ -219,10 +219,11 @@ def _of_data_set(
 
 def _of_pairs(path: Path, size: int) -> _Images:
   from elasticface_jax import data
+  from elasticface_jax.embeddings import slices
 
   pairs = data.read_pairs(path)
   count = len(pairs.images)
-  batches = ((s, pairs.images[s]) for s in _slices(count, size))
+  batches = ((s, pairs.images[s]) for s in slices(count, size))
   return _Images(count, batches, {'same': pairs.same}, (), iter(()))
 
 
@@ -232,6 +233,7 @@ def _of_files(
   import numpy as np
 
   from elasticface_jax import data
+  from elasticface_jax.embeddings import slices
 
   files = data.list_images(path)
   if alignment is None:
@@ -244,12 +246,7 @@ def _of_files(
     names, read, landmarks = _faces.aligned_files(alignment, files, str(path))
   batches = (
     (s, np.stack([read(index) for index in range(s.start, s.stop)]))
-    for s in _slices(len(names), size)
+    for s in slices(len(names), size)
   )
   rows = ((name,) for name in names)
   return _Images(len(names), batches, {}, ('image',), rows, landmarks)
-
-
-def _slices(count: int, size: int) -> Iterator[slice]:
-  for start in range(0, count, size):
-    yield slice(start, min(start + size, count))
