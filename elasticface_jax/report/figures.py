@@ -231,7 +231,7 @@ def _margin_table(
 ) -> Table:
   rows = []
   for run in runs:
-    for row in _thinned(run.trained):
+    for row in thinned(run.trained):
       angle = row.get('target_angle')
       margins = [
         words.margin_of(run.config.get('loss.name'), name, row)
@@ -286,7 +286,7 @@ def _accuracy(name: str, runs: Sequence[Run]) -> Figure | None:
       title,
       findings,
       svg.convert(
-        figure, f'accuracy-{_id(name)}', title=title, description=findings
+        figure, f'accuracy-{id_of(name)}', title=title, description=findings
       ),
       _legend(runs, records, about=f'{_shapes(numbers)}: ± deviation of folds'),
       _steps_table(title, '%', points),
@@ -340,7 +340,7 @@ def roc(name: str, runs: Sequence[Run]) -> list[Figure]:
           title,
           sentences,
           svg.convert(
-            figure, f'{kind}-{_id(name)}', title=title, description=sentences
+            figure, f'{kind}-{id_of(name)}', title=title, description=sentences
           ),
           [
             *_legend(runs, curves, about='bands: 95 % intervals'),
@@ -424,7 +424,7 @@ def _scores(
     axes.set_xlabel('score, cosine (no unit)')
     kinds = (('genuine', found.genuine), ('impostor', found.impostor))
     entries = [
-      _line(f'{counts.sum():,} {kind} pairs', k)
+      line(f'{counts.sum():,} {kind} pairs', k)
       for k, (kind, counts) in enumerate(kinds)
       if counts.any()
     ]
@@ -436,7 +436,7 @@ def _scores(
       else Line(mark.label, svg.variable(drawing.INK), pattern)
       for mark, pattern in zip(marks, patterns, strict=False)
     ]
-    name = f'scores-{index}-{_id(result.name)}'
+    name = f'scores-{index}-{id_of(result.name)}'
     return Figure(
       title,
       findings,
@@ -474,9 +474,7 @@ def _legend(
   runs: Sequence[Run], shown: Mapping[str, object], about: str = ''
 ) -> list[Line]:
   entries = [
-    _line(run.name, index)
-    for index, run in enumerate(runs)
-    if run.name in shown
+    line(run.name, index) for index, run in enumerate(runs) if run.name in shown
   ]
   return entries + ([Line(about, '', '')] if about else [])
 
@@ -486,7 +484,7 @@ def _shapes(numbers: Sequence[int]) -> str:
   return ' and '.join(sorted({*map(drawing.shape_of_spread, numbers)}))
 
 
-def _line(label: str, index: int) -> Line:
+def line(label: str, index: int) -> Line:
   """Returns the entry of a curve, by its number."""
   style = drawing.line_style(index)
   pattern = drawing.PATTERNS[index % len(drawing.PATTERNS)]
@@ -497,7 +495,7 @@ def _line(label: str, index: int) -> Line:
   )
 
 
-def _thinned(rows: Sequence) -> list:
+def thinned(rows: Sequence) -> list:
   """Returns some twenty entries of a list, the first and the last included."""
   if len(rows) <= _ROWS:
     return list(rows)
@@ -514,12 +512,12 @@ def _steps_table(
     ('step', *(f'{name}, {unit}' for name in points)),
     [
       (f'{step:,}', *(words.number(by_step[name].get(step)) for name in points))
-      for step in _thinned(steps)
+      for step in thinned(steps)
     ],
   )
 
 
-def _id(name: str) -> str:
+def id_of(name: str) -> str:
   """Returns a name as letters and digits, different for different names."""
   return ''.join(
     c if c.isascii() and c.isalnum() else f'_{ord(c):x}' for c in name

@@ -2,19 +2,17 @@
 """The page: all parts in their order, as one HTML file."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from elasticface_jax import atomic
 from elasticface_jax.evaluation import drawing
 from elasticface_jax.evaluation.benchmark_tables import rate
-from elasticface_jax.report import figures, pictures, repeat, words
+from elasticface_jax.report import document, figures, pictures, repeat, words
+from elasticface_jax.report.document import Part
 from elasticface_jax.report.figures import Table
 from elasticface_jax.report.html import (
-  as_text,
   command,
   details,
   element,
@@ -32,8 +30,11 @@ from elasticface_jax.report.read import (
   is_number,
 )
 
-# Nothing is loaded from anywhere, and nothing is run.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_FOOTER = (
+  'FAR is the share of impostor pairs accepted (FMR), TAR that of genuine '
+  'pairs (1 - FNMR). Intervals are exact (Clopper-Pearson) at 95 %, for '
+  'independent pairs: where pairs share images they are too narrow.'
+)
 
 
 def write(runs: Sequence[Run], out: Path) -> None:
@@ -48,77 +49,31 @@ def write(runs: Sequence[Run], out: Path) -> None:
   Raises:
     InputError: if the file cannot be written.
   """
-  text = f'<!DOCTYPE html>\n{as_text(_page(runs, out))}\n'
-  with atomic.file(out) as part:
-    part.write_text(text, encoding='utf-8')
-
-
-def _page(runs: Sequence[Run], out: Path) -> Element:
   title = f'Report: {", ".join(run.name for run in runs)}'
+  document.write(out, title, _parts(runs, out), _FOOTER)
+
+
+def _parts(runs: Sequence[Run], out: Path) -> list[Part]:
   recipes = {
     run.name: repeat.nearest_recipe(run.config) if run.config else None
     for run in runs
   }
   sets = list(dict.fromkeys(name for run in runs for name in run.results))
   parts = [
-    ('Results', 'results', lambda: _results(runs, sets)),
-    ('Runs', 'runs', lambda: _runs(runs, recipes)),
+    Part('Results', 'results', lambda: _results(runs, sets)),
+    Part('Runs', 'runs', lambda: _runs(runs, recipes)),
   ]
   if any(run.rows for run in runs):
-    parts.append(('Training', 'training', lambda: _training(runs, sets)))
+    parts.append(Part('Training', 'training', lambda: _training(runs, sets)))
   parts += [
-    (f'{name}', f'set-{k}', lambda name=name: _set(name, runs))
+    Part(name, f'set-{k}', lambda name=name: _set(name, runs))
     for k, name in enumerate(sets)
   ]
-  parts += [
-    ('Config and manifest', 'config', lambda: _configs(runs)),
-    ('How to repeat it', 'repeat', lambda: _repeat(runs, recipes, out)),
+  return [
+    *parts,
+    Part('Config and manifest', 'config', lambda: _configs(runs)),
+    Part('How to repeat it', 'repeat', lambda: _repeat(runs, recipes, out)),
   ]
-  style = resources.files('elasticface_jax.report') / 'style.css'
-  head = element(
-    'head',
-    element('meta', charset='utf-8'),
-    element('meta', http_equiv='Content-Security-Policy', content=_POLICY),
-    element(
-      'meta', name='viewport', content='width=device-width, initial-scale=1'
-    ),
-    element('title', title),
-    element('style', style.read_text(encoding='utf-8')),
-  )
-  body = element(
-    'body',
-    element('a', 'Skip to the results', href='#results', class_='skip'),
-    element('header', element('h1', title), _contents(parts)),
-    element('main', *(_section(*part) for part in parts)),
-    element('footer', _footer()),
-  )
-  return element('html', head, body, lang='en')
-
-
-def _contents(parts: Sequence[tuple[str, str, Callable]]) -> Element:
-  links = (
-    element('li', element('a', name, href=f'#{anchor}'))
-    for name, anchor, _ in parts
-  )
-  return element('nav', element('ul', *links), aria_label='Contents')
-
-
-def _section(
-  name: str, anchor: str, make: Callable[[], Sequence[Element]]
-) -> Element:
-  heading = element('h2', name, id=f'{anchor}-heading')
-  return element(
-    'section', heading, *make(), id=anchor,
-    aria_labelledby=f'{anchor}-heading', tabindex='-1',
-  )  # fmt: skip
-
-
-def _footer() -> str:
-  return (
-    'FAR is the share of impostor pairs accepted (FMR), TAR that of genuine '
-    'pairs (1 - FNMR). Intervals are exact (Clopper-Pearson) at 95 %, for '
-    'independent pairs: where pairs share images they are too narrow.'
-  )
 
 
 # Results.
@@ -249,7 +204,7 @@ def _facts(
     many = f', {changed} field{"s" if changed > 1 else ""} changed'
     facts.append(('recipe', recipe.name + (many if changed else '')))
   arguments = ', '.join(
-    f'{name.removeprefix("loss.")}={_value(value)}'
+    f'{name.removeprefix("loss.")}={words.field(value)}'
     for name, value in config.items()
     if name.startswith('loss.') and name != 'loss.name' and not _is_empty(value)
   )
@@ -308,7 +263,7 @@ def _differences(runs: Sequence[Run]) -> Element:
     (
       name,
       *(
-        _value(run.config[name]) if name in run.config else 'no such field'
+        words.field(run.config[name]) if name in run.config else 'no such field'
         for run in runs
       ),
     )
@@ -324,11 +279,6 @@ def _differences(runs: Sequence[Run]) -> Element:
 
 def _is_empty(value: Any) -> bool:
   return value is None or (isinstance(value, str | list | dict) and not value)
-
-
-def _value(value: Any) -> str:
-  """Returns a field of a config as JSON, a text without quotes."""
-  return value if isinstance(value, str) and value else json.dumps(value)
 
 
 # Training and sets.
@@ -537,7 +487,7 @@ def _configs(runs: Sequence[Run]) -> list[Element]:
       text = f'{run.name} is an evaluation and has no config of its own.'
       found.append(element('p', text))
       continue
-    rows = [(name, _value(value)) for name, value in run.config.items()]
+    rows = [(name, words.field(value)) for name, value in run.config.items()]
     made = Table(f'Config of {run.name}', ('field', 'value'), rows)
     found.append(details(f'Config of {run.name}', table(made)))
     if run.manifest:

@@ -195,8 +195,8 @@ def _read(folder: Path, name: str) -> Run:
     )
   config, manifest, rows, notes = {}, {}, [], []
   if is_run:
-    config = _flat(checkpoint.read_json(folder / 'config.json'))
-    rows = [_record(row) for row in metrics.read(folder)]
+    config = fields_of(checkpoint.read_json(folder / 'config.json'))
+    rows = records(folder)
     if (folder / 'manifest.json').is_file():
       manifest = checkpoint.read_json(folder / 'manifest.json')
     else:
@@ -275,7 +275,7 @@ def _progress(
   return notes
 
 
-def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+def fields_of(config: Mapping[str, Any]) -> dict[str, Any]:
   """Returns fields by dotted name, of a config of any version."""
   try:
     return config_rules.flatten(config)
@@ -286,10 +286,51 @@ def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 # Results.
 
 
-def _results(
-  folder: Path, config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
-) -> dict[str, Result]:
-  """Reads the results of a folder, those of a newer verification first."""
+class Summary(NamedTuple):
+  """The newest numbers of a set in a run folder.
+
+  Attributes:
+    content: of ``results.json`` or ``metrics.jsonl``, as in `Result`.
+    step: of the checkpoint; None if it is not known.
+    is_newer: whether it is of ``metrics.jsonl`` alone: the end of the run,
+      which writes the files, has not come.
+  """
+
+  content: dict[str, Any]
+  step: int | None
+  is_newer: bool
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+  """Reads the records of a run; whatever is no number is a gap in a curve.
+
+  Args:
+    folder: the run folder.
+
+  Returns:
+    The records of training and verification, in their order.
+
+  Raises:
+    InputError: if ``metrics.jsonl`` is damaged.
+  """
+  return [_record(row) for row in metrics.read(folder)]
+
+
+def summaries(
+  folder: Path, rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Summary]:
+  """Reads the numbers of all sets, those of a newer verification first.
+
+  Args:
+    folder: of a run or an evaluation.
+    rows: its `records`.
+
+  Returns:
+    The newest numbers by name of the set.
+
+  Raises:
+    InputError: if ``results.json`` is damaged.
+  """
   newest = {
     name: max(by_step.items())
     for name, by_step in drawing.verified_in(rows).items()
@@ -312,12 +353,22 @@ def _results(
         summary is None or row.get('accuracy') != summary.get('accuracy')
       )
     if is_newer:
-      # The end of the run, which writes the files, has not come.
-      found[name] = Result(
-        name, {**row}, step, notes=[_no_scores(folder, config, name, row, step)]
-      )
+      found[name] = Summary({**row}, step, True)
     elif summary is not None:
-      found[name] = _with_scores(folder, config, name, summary, step)
+      found[name] = Summary(summary, step, False)
+  return found
+
+
+def _results(
+  folder: Path, config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Result]:
+  found = {}
+  for name, (content, step, is_newer) in summaries(folder, rows).items():
+    if is_newer:
+      note = _no_scores(folder, config, name, content, step)
+      found[name] = Result(name, content, step, notes=[note])
+    else:
+      found[name] = _with_scores(folder, config, name, content, step)
   return found
 
 

@@ -4,6 +4,7 @@
 Every figure has such sentences below it, so that nobody has to see it.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -64,6 +65,16 @@ def number(value: Any) -> str:
 def cosine(value: Any) -> str:
   """Returns a cosine with three digits."""
   return f'{value:.3f}' if is_number(value) else NONE
+
+
+def field(value: Any) -> str:
+  """Returns a field of a config as JSON, a text without quotes.
+
+  Examples:
+    >>> field('arcface'), field(''), field([0.5, None])
+    ('arcface', '""', '[0.5, null]')
+  """
+  return value if isinstance(value, str) and value else json.dumps(value)
 
 
 def with_interval(value: Any, interval: Any, digits: int = 2) -> str:
