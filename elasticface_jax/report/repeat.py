@@ -122,7 +122,7 @@ def _text(value: Any) -> str:
   return str(tuple(value)) if isinstance(value, list) else str(value)
 
 
-def _quoted(word: str) -> str:
+def quoted(word: str) -> str:
   """Returns a word for a shell, readable where it has quotes itself."""
   if "'" in word and not set(word) & set('"$`\\!'):
     return f'"{word}"'
@@ -135,7 +135,7 @@ def training(run: Run, recipe: Recipe, workdir: str) -> str:
   first = starts[0] if isinstance(starts, list) and starts else {}
   threads = first.get('cpu_threads') if isinstance(first, Mapping) else None
   lines = [f'elasticface train --config {recipe.name}']
-  lines += [_quoted(change) for change in recipe.changes]
+  lines += [quoted(change) for change in recipe.changes]
   lines.append(f'--workdir {shlex.quote(workdir)}')
   if threads and str(threads) != _THREADS:
     # On a CPU the number of threads decides how sums are split. The command

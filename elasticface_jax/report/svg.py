@@ -19,6 +19,7 @@ with missing.needs(__name__):
   from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 380, 290
+PAPER = '#ffffff'  # Below text that lies over lines.
 _DPI = 72  # Units of Matplotlib's SVG in an inch.
 _XLINK = '{http://www.w3.org/1999/xlink}href'
 # Settings of a user's matplotlibrc do not reach a page.
@@ -28,7 +29,11 @@ _OWN = (
 )  # fmt: skip
 _COLOURS = {
   colour: f'var(--c{k})' for k, colour in enumerate(drawing.PALETTE[:-1])
-} | {drawing.INK: 'var(--ink)', drawing.RULE: 'var(--rule)'}
+} | {
+  drawing.INK: 'var(--ink)',
+  drawing.RULE: 'var(--rule)',
+  PAPER: 'var(--paper)',
+}
 
 
 def variable(colour: str) -> str:

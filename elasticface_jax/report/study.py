@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A study's folder, configs x seeds, as plain data.
+
+A study may be under way: runs that have not begun, or are not finished or
+damaged, become notes, and the rest is shown.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from elasticface_jax.errors import InputError
+from elasticface_jax.report import read, study_analysis
+from elasticface_jax.report.read import Note, Summary, is_number
+from elasticface_jax.report.study_analysis import Analysis
+from elasticface_jax.report.study_repeat import Variant, study_command
+from elasticface_jax.training import checkpoint, run_folder
+
+FILE = 'study.json'
+_VERSION = 1
+# Rates of the analysis and of the runs are of one computation.
+_TOLERANCE = 1e-6
+_AGREE = ('data_fingerprint', 'versions', 'device_kind')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StudyRun:
+  """One run of a study.
+
+  Attributes:
+    config: name of its config.
+    seed: its seed.
+    folder: its run folder.
+    rows: records of training and verification.
+    results: numbers of the sets of pairs, by name.
+    step: newest step of a record or a result.
+    total: number of steps; None for a run that has not begun.
+    fingerprint: of its train state at the end; None if it is not known.
+    start: versions, device and data of its last start.
+    problem: why it cannot be read; empty otherwise.
+    fields: of its config, by dotted name.
+  """
+
+  config: str
+  seed: int
+  folder: Path
+  rows: Sequence[dict[str, Any]] = ()
+  results: Mapping[str, Summary] = dataclasses.field(default_factory=dict)
+  step: int = 0
+  total: int | None = None
+  fingerprint: str | None = None
+  start: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  problem: str = ''
+  fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def name(self) -> str:
+    """Config and seed, as ``--only`` takes them."""
+    return f'{self.config}:{self.seed}'
+
+  @property
+  def has_begun(self) -> bool:
+    """Tells that there is a run folder that can be read."""
+    return self.total is not None
+
+  @property
+  def is_finished(self) -> bool:
+    """Tells that the last step has been trained."""
+    return self.has_begun and self.step >= self.total
+
+  @property
+  def trained(self) -> list[dict[str, Any]]:
+    """The records of training."""
+    return [row for row in self.rows if 'loss' in row]
+
+
+class Study(NamedTuple):
+  """A folder of `elasticface study`.
+
+  Attributes:
+    folder: as it was given.
+    variants: the configs by name, in their order.
+    seeds: of every config.
+    differing: fields that differ between the configs.
+    runs: all of them, config by config.
+    analysis: of ``analysis.json``; means and deviations of the runs without it.
+    is_analysed: whether ``analysis.json`` could be read.
+    notes: what is missing, and the command that writes it.
+  """
+
+  folder: Path
+  variants: Mapping[str, Variant]
+  seeds: Sequence[int]
+  differing: Sequence[str]
+  runs: Sequence[StudyRun]
+  analysis: Analysis
+  is_analysed: bool
+  notes: Sequence[Note]
+
+  @property
+  def name(self) -> str:
+    """The last part of the folder's path."""
+    return self.folder.resolve().name
+
+  @property
+  def shared(self) -> dict[str, Any]:
+    """Fields that all configs have alike, by dotted name."""
+    first = next(iter(self.variants.values())).fields
+    return {
+      name: value for name, value in first.items() if name not in self.differing
+    }
+
+
+def is_study(folder: Path) -> bool:
+  """Tells whether a folder holds a study."""
+  return (folder / FILE).is_file()
+
+
+def read_study(folder: Path) -> Study:
+  """Reads a study, as far as it has come.
+
+  Args:
+    folder: of ``elasticface study --out``.
+
+  Returns:
+    The study.
+
+  Raises:
+    InputError: if ``study.json`` is damaged, or of a later version.
+  """
+  variants, seeds, differing = _content(folder / FILE)
+  runs = [
+    _run(folder, name, seed, variant)
+    for name, variant in variants.items()
+    for seed in seeds
+  ]
+  command = study_command(folder, list(variants.values()), seeds)
+  notes = [*_progress(runs, command), *_other_runs(runs, variants)]
+  path, analysis = folder / study_analysis.FILE, None
+  if not path.exists():
+    text = f'There is no {path.name}: differences are not compared.'
+    notes.append(Note(text, command))
+  else:
+    try:
+      analysis = study_analysis.read(path, list(variants))
+    except InputError as error:
+      text = f'{error}: differences are not compared.'
+      notes.append(Note(text, command))
+  if analysis is not None:
+    notes += _age(analysis, variants, seeds, runs, command)
+  results = {name: {} for name in variants}
+  for run in runs:
+    results[run.config][run.seed] = run.results
+  return Study(
+    folder,
+    variants,
+    seeds,
+    differing,
+    runs,
+    analysis or study_analysis.from_runs(results),
+    analysis is not None,
+    notes,
+  )
+
+
+def _content(path: Path) -> tuple[dict[str, Variant], list[int], list[str]]:
+  """Reads ``study.json``."""
+  remedy = (
+    'restore it, or move it away and give the command of the study again, '
+    'which picks up its runs'
+  )
+  content = checkpoint.read_json(path, remedy.capitalize())
+  if content.get('version') != _VERSION:
+    raise InputError(
+      f'{path} is of version {content.get("version")!r}, and this is '
+      f'elasticface for version {_VERSION}; use the elasticface that wrote it'
+    )
+  try:
+    variants = {
+      name: Variant(
+        str(one['spec']), tuple(map(str, one['changes'])), {**one['config']}
+      )
+      for name, one in content['configs'].items()
+    }
+    seeds = [int(seed) for seed in content['seeds']]
+    if not variants or not seeds:
+      raise ValueError('it has no config or no seed')
+    return variants, seeds, [str(name) for name in content['differing']]
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise InputError(
+      f'{path} is not what elasticface study wrote ({type(error).__name__}: '
+      f'{error}); {remedy}'
+    ) from error
+
+
+# Runs.
+
+
+def _run(folder: Path, name: str, seed: int, variant: Variant) -> StudyRun:
+  place = folder / name / f'seed_{seed}'
+  begun = StudyRun(name, seed, place)
+  if not (place / 'config.json').is_file():
+    return begun
+  try:
+    fields = read.fields_of(checkpoint.read_json(place / 'config.json'))
+    rows = read.records(place)
+    results = read.summaries(place, rows)
+    starts = []
+    if (place / 'manifest.json').is_file():
+      starts = checkpoint.read_json(place / 'manifest.json').get('starts')
+  except (InputError, OSError) as error:
+    return dataclasses.replace(begun, problem=str(error))
+  total = fields.get('total_steps')
+  if not isinstance(total, int) or isinstance(total, bool):
+    problem = f'{place / "config.json"} has no number as total_steps'
+    return dataclasses.replace(begun, problem=problem)
+  steps = [row['step'] for row in rows]
+  steps += [s.step for s in results.values() if s.step is not None]
+  last = starts[-1] if isinstance(starts, list) and starts else {}
+  return dataclasses.replace(
+    begun,
+    rows=rows,
+    results={name: s for name, s in results.items() if 'accuracy' in s.content},
+    step=max(steps, default=0),
+    total=total,
+    fingerprint=_fingerprint(place, results, total),
+    start=last if isinstance(last, Mapping) else {},
+    fields=fields,
+  )
+
+
+def _fingerprint(
+  place: Path, results: Mapping[str, Summary], total: int
+) -> str | None:
+  """Returns the fingerprint of the last step, as the run wrote it down."""
+  for summary in results.values():
+    found = summary.content.get('fingerprint')
+    if summary.step == total and isinstance(found, str):
+      return found
+  if results:
+    return None
+  try:  # Runs without pair sets write no results.
+    step, found = checkpoint.fingerprint(place)
+  except InputError:
+    return None
+  return found if step == total else None
+
+
+def _progress(runs: Sequence[StudyRun], command: str) -> list[Note]:
+  """Says which runs are missing, not finished, damaged or not finite."""
+  kinds: dict[str, dict[str, list[str]]] = collections.defaultdict(
+    lambda: collections.defaultdict(list)
+  )
+  notes = []
+  for run in runs:
+    if run.problem:
+      notes.append(Note(f'{run.name} is not shown: {run.problem}.'))
+    elif not run.has_begun:
+      kinds['not begun'][run.config].append(str(run.seed))
+    elif not run.is_finished:
+      at = f'{run.seed} (step {run.step:,} of {run.total:,})'
+      kinds['not finished'][run.config].append(at)
+    broken = sum(not is_number(v) for row in run.trained for v in row.values())
+    if broken:
+      text = (
+        f'{run.name}: {broken:,} values of metrics.jsonl are not finite: the '
+        'curves of its config have gaps there.'
+      )
+      notes.append(Note(text))
+  for kind, found in kinds.items():
+    number = sum(map(len, found.values()))
+    listed = '; '.join(
+      f'{name}, seed {", ".join(seeds)}' for name, seeds in found.items()
+    )
+    whole = f'{number} of {len(runs)} runs'
+    text = f'{whole} {"has" if number == 1 else "have"} {kind}: {listed}.'
+    if kind == 'not finished':
+      text = f'{whole} {"is" if number == 1 else "are"} {kind}: {listed}.'
+    notes.append(Note(text, command))
+  return notes
+
+
+def _other_runs(
+  runs: Sequence[StudyRun], variants: Mapping[str, Variant]
+) -> list[Note]:
+  """Says which runs were not trained as the study says, or not alike."""
+  notes = []
+  begun = [run for run in runs if run.has_begun]
+  for run in begun:
+    fields = _other_fields(run, variants[run.config])
+    if fields:
+      text = (
+        f'{run.folder} is another run than {FILE} says: '
+        f'{", ".join(fields)} {"differs" if len(fields) == 1 else "differ"}.'
+      )
+      notes.append(Note(text))
+  for field in _AGREE:
+    values: dict[str, list[str]] = {}
+    for run in begun:
+      if field in run.start:
+        shown = _listed_field(run.start[field])
+        values.setdefault(shown, []).append(run.name)
+    if len(values) > 1:
+      listed = '; '.join(
+        f'{value}: {len(names)} runs, {names[0]}'
+        + (' and others' if len(names) > 1 else '')
+        for value, names in values.items()
+      )
+      text = f'The runs differ in {field.replace("_", " ")}: {listed}.'
+      notes.append(Note(text))
+  return notes
+
+
+def _listed_field(value: Any) -> str:
+  if isinstance(value, Mapping):
+    return ', '.join(f'{name} {value[name]}' for name in sorted(value))
+  return str(value)
+
+
+def _other_fields(run: StudyRun, variant: Variant) -> list[str]:
+  """Returns fields in which a run is another one than the study says."""
+  asked = {**variant.fields, 'seed': run.seed}
+  return [
+    name
+    for name, value in asked.items()
+    if name in run.fields
+    and _plain(run.fields[name]) != _plain(value)
+    and not any(
+      name == free or name.startswith(f'{free}.')
+      for free in run_folder.FREE_FIELDS
+    )
+  ]
+
+
+def _plain(value: Any) -> Any:
+  return list(value) if isinstance(value, tuple) else value
+
+
+# Age of the analysis.
+
+
+def _age(
+  analysis: Analysis,
+  variants: Mapping[str, Variant],
+  seeds: Sequence[int],
+  runs: Sequence[StudyRun],
+  command: str,
+) -> list[Note]:
+  """Says what the analysis does not know yet."""
+  name, notes = study_analysis.FILE, []
+  others = {*analysis.configs} ^ {*variants}
+  if others:
+    listed = ', '.join(sorted(others))
+    text = f'{name} is of other configs than the study: {listed}.'
+    notes.append(Note(text, command))
+  if other := {*analysis.seeds} ^ {*seeds}:
+    listed = ', '.join(map(str, sorted(other)))
+    text = f'{name} is of other seeds than the study: {listed}.'
+    notes.append(Note(text, command))
+  changed = [run.name for run in runs if _is_newer(run, analysis)]
+  if changed:
+    many = 'a run has' if len(changed) == 1 else f'{len(changed)} runs have'
+    text = (
+      f'{name} is not of these runs: {many} other results now: '
+      f'{", ".join(changed)}.'
+    )
+    notes.append(Note(text, command))
+  return notes
+
+
+def _is_newer(run: StudyRun, analysis: Analysis) -> bool:
+  """Tells whether a run has results that the analysis does not know."""
+  for name, found in analysis.sets.items():
+    metric = found.metrics.get(study_analysis.ACCURACY)
+    level = metric and metric.levels.get(run.config)
+    known = level.by_seed.get(run.seed) if level else None
+    summary = run.results.get(name)
+    now = None if summary is None else summary.content['accuracy']
+    # Scores are what an analysis needs; without them it leaves a run out.
+    has_scores = (run.folder / f'scores_{name}.npz').is_file()
+    if known is None and now is not None:
+      if run.is_finished and has_scores and run.config in analysis.configs:
+        if run.seed in analysis.seeds:
+          return True
+    elif known is not None and (now is None or abs(known - now) > _TOLERANCE):
+      return True
+  return False
