@@ -5,7 +5,6 @@ A study may be under way: runs that have not begun, or are not finished or
 damaged, become notes, and the rest is shown.
 """
 
-import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -250,36 +249,45 @@ def _fingerprint(
 
 def _progress(runs: Sequence[StudyRun], command: str) -> list[Note]:
   """Says which runs are missing, not finished, damaged or not finite."""
-  kinds: dict[str, dict[str, list[str]]] = collections.defaultdict(
-    lambda: collections.defaultdict(list)
-  )
-  notes = []
-  for run in runs:
-    if run.problem:
-      notes.append(Note(f'{run.name} is not shown: {run.problem}.'))
-    elif not run.has_begun:
-      kinds['not begun'][run.config].append(str(run.seed))
-    elif not run.is_finished:
-      at = f'{run.seed} (step {run.step:,} of {run.total:,})'
-      kinds['not finished'][run.config].append(at)
-    broken = sum(not is_number(v) for row in run.trained for v in row.values())
-    if broken:
-      text = (
-        f'{run.name}: {broken:,} values of metrics.jsonl are not finite: the '
-        'curves of its config have gaps there.'
-      )
-      notes.append(Note(text))
-  for kind, found in kinds.items():
-    number = sum(map(len, found.values()))
-    listed = '; '.join(
-      f'{name}, seed {", ".join(seeds)}' for name, seeds in found.items()
-    )
-    whole = f'{number} of {len(runs)} runs'
-    text = f'{whole} {"has" if number == 1 else "have"} {kind}: {listed}.'
-    if kind == 'not finished':
-      text = f'{whole} {"is" if number == 1 else "are"} {kind}: {listed}.'
-    notes.append(Note(text, command))
+  notes = [
+    Note(f'{run.name} is not shown: {run.problem}.')
+    for run in runs
+    if run.problem
+  ]
+  missing = [run for run in runs if not run.has_begun and not run.problem]
+  if missing:
+    seeds = [(run.config, str(run.seed)) for run in missing]
+    has = 'has' if len(missing) == 1 else 'have'
+    text = f'{len(missing)} of {len(runs)} runs {has} not begun'
+    notes.append(Note(f'{text}: {_by_config(seeds)}.', command))
+  under_way = [run for run in runs if run.has_begun and not run.is_finished]
+  if under_way:
+    seeds = [
+      (run.config, f'{run.seed} (step {run.step:,} of {run.total:,})')
+      for run in under_way
+    ]
+    has = 'is' if len(under_way) == 1 else 'are'
+    text = f'{len(under_way)} of {len(runs)} runs {has} not finished'
+    notes.append(Note(f'{text}: {_by_config(seeds)}.', command))
+  broken = [
+    (run.config, str(run.seed))
+    for run in runs
+    if any(not is_number(v) for row in run.trained for v in row.values())
+  ]
+  if broken:
+    text = 'Values of metrics.jsonl are not finite, and curves have gaps there'
+    notes.append(Note(f'{text}: {_by_config(broken)}.'))
   return notes
+
+
+def _by_config(seeds: Sequence[tuple[str, str]]) -> str:
+  """Lists runs, given as config and seed, config by config."""
+  found: dict[str, list[str]] = {}
+  for config, seed in seeds:
+    found.setdefault(config, []).append(seed)
+  return '; '.join(
+    f'{config}, seed {", ".join(ones)}' for config, ones in found.items()
+  )
 
 
 def _other_runs(
@@ -300,12 +308,11 @@ def _other_runs(
     values: dict[str, list[str]] = {}
     for run in begun:
       if field in run.start:
-        shown = _listed_field(run.start[field])
+        shown = start_field(run.start[field])
         values.setdefault(shown, []).append(run.name)
     if len(values) > 1:
       listed = '; '.join(
-        f'{value}: {len(names)} runs, {names[0]}'
-        + (' and others' if len(names) > 1 else '')
+        f'{value} (runs: {len(names)}, such as {names[0]})'
         for value, names in values.items()
       )
       text = f'The runs differ in {field.replace("_", " ")}: {listed}.'
@@ -313,7 +320,8 @@ def _other_runs(
   return notes
 
 
-def _listed_field(value: Any) -> str:
+def start_field(value: Any) -> str:
+  """Returns what a run's start says, such as its versions, as text."""
   if isinstance(value, Mapping):
     return ', '.join(f'{name} {value[name]}' for name in sorted(value))
   return str(value)

@@ -5,6 +5,7 @@ Names stand in the drawings where they are long, so each has a height of its
 own.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -36,7 +37,8 @@ with missing.needs(__name__):
   from matplotlib.font_manager import FontProperties
 
 _MARKERS = 'os^DvPX*'
-_LINE = 16  # Height of a line of text.
+_SIZE = 12  # Of text.
+_LINE = 16  # Height of a line of it.
 _NAMES = 110  # Width of names beside the axes.
 _AXIS = 64  # Height of what is below the axes.
 _INSIDE = svg.WIDTH - 40  # Width of text above a row.
@@ -55,7 +57,7 @@ def runs(study: Study, name: str) -> Figure | None:
   title = f'Accuracy of each run on {name}'
   findings = study_words.levels(found)
   labels = [_wrapped(config, _NAMES) for config in found]
-  heights = [max(44, 14 + _LINE * len(label)) for label in labels]
+  heights = [max(44, 10 + (_LINE + 2) * len(label)) for label in labels]
   places = np.cumsum(heights) - np.array(heights) / 2
   with svg.new(int(sum(heights)) + _AXIS) as figure:
     axes = drawing.style(figure.subplots())
@@ -66,7 +68,8 @@ def runs(study: Study, name: str) -> Figure | None:
       )
     for place, (config, one) in zip(places, found.items(), strict=True):
       _draw_level(axes, place, one, list(study.variants).index(config))
-    axes.set_yticks(places, ['\n'.join(label) for label in labels])
+    texts = ['\n'.join(map(drawing.text, label)) for label in labels]
+    axes.set_yticks(places, texts, linespacing=1.6)
     axes.set_ylim(sum(heights), 0)
     axes.tick_params(axis='y', length=0)
     _few_ticks(axes)
@@ -188,22 +191,22 @@ class _Row(NamedTuple):
       label = _wrapped(f'{second} {study_words.MINUS}', _INSIDE)
       label += _wrapped(first, _INSIDE)
     # Text, the interval, and the marks of the seeds.
-    return cls(comparison, label, _LINE * len(label) + 36)
+    return cls(comparison, label, _LINE * len(label) + 42)
 
 
 def _draw_difference(axes: Axes, row: _Row, bottom: float) -> None:
   """Draws a row: its label, the interval, what is too small, and each seed."""
   one, place = row.comparison, bottom - 20
-  axes.text(
-    0,
-    bottom - row.height + 2,
-    '\n'.join(map(drawing.text, row.label)),
-    transform=axes.get_yaxis_transform(),
-    va='top',
-    linespacing=1.2,
-    bbox={'facecolor': svg.PAPER, 'edgecolor': 'none', 'pad': 1},
-    in_layout=False,
-  )
+  for k, text in enumerate(row.label):
+    # One by one: Matplotlib's lines lie closer where no letter has a tail.
+    axes.text(
+      0,
+      bottom - row.height + 12 + _LINE * k,
+      drawing.text(text),
+      transform=axes.get_yaxis_transform(),
+      bbox={'facecolor': svg.PAPER, 'edgecolor': 'none', 'pad': 1},
+      in_layout=False,
+    )
   if one.detectable is not None:
     size = 100 * one.detectable
     box = patches.Rectangle(
@@ -251,6 +254,7 @@ def _differences_table(title: str, found: Sequence[Comparison]) -> Table:
       f'{one.second} {study_words.MINUS} {one.first}',
       study_words.points(one.difference)
       + study_words.points_interval(one.interval),
+      study_words.p_value(one.p_adjusted),
       study_words.size(one.detectable),
       '; '.join(
         f'{seed}: {study_words.points(value)}'
@@ -261,7 +265,8 @@ def _differences_table(title: str, found: Sequence[Comparison]) -> Table:
     for one in found
   ]
   headings = (
-    'difference', 'points [interval]', 'could have seen', 'points by seed',
+    'second − first', 'points [interval]', 'p after correction',
+    'could have seen', 'by seed',
   )  # fmt: skip
   return Table(title, headings, rows)
 
@@ -434,7 +439,14 @@ def _wrapped(text: str, width: float) -> list[str]:
 
 
 def _width(text: str) -> float:
-  """Returns the width of a text in a drawing, with room for another font."""
-  size = FontProperties(family='DejaVu Sans', size=12)
-  paths = textpath.TextPath((0, 0), drawing.text(text) or ' ', prop=size)
-  return float(paths.get_extents().width) if text else 0.0
+  """Returns the width of a text in a drawing."""
+  return sum(map(_advance, text))
+
+
+@functools.cache
+def _advance(letter: str) -> float:
+  font = FontProperties(family='DejaVu Sans', size=_SIZE)
+  width, _, _ = textpath.text_to_path.get_text_width_height_descent(
+    letter, font, ismath=False
+  )
+  return width

@@ -4,7 +4,6 @@
 import collections
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 from xml.etree.ElementTree import Element
 
 from elasticface_jax.report import (
@@ -28,7 +27,7 @@ from elasticface_jax.report.html import (
   table,
   unbroken,
 )
-from elasticface_jax.report.study import Study, StudyRun
+from elasticface_jax.report.study import Study, StudyRun, start_field
 from elasticface_jax.report.study_analysis import (
   ACCURACY,
   Comparison,
@@ -103,7 +102,6 @@ def _study(study: Study) -> list[Element]:
     ('configs', ', '.join(study.variants)),
     ('seeds', _listed_seeds(study.seeds)),
     ('runs', f'{finished} of {len(study.runs)} finished'),
-    ('differ in', ', '.join(study.differing) or 'nothing'),
     (
       'shared by seed',
       study_words.shared(study.differing, len(study.variants)),
@@ -112,6 +110,8 @@ def _study(study: Study) -> list[Element]:
   ]
   found = [fields(facts), *map(note, study.notes)]
   found += [element('p', *unbroken(text)) for text in study.analysis.notes]
+  if not _sets(study):
+    found.append(element('p', 'No set of pairs has been evaluated yet.'))
   if study.differing and len(study.variants) > 1:
     found.append(_differences(study))
   return found
@@ -143,7 +143,7 @@ def _origin(runs: Sequence[StudyRun]) -> list[tuple[str, str]]:
   found = []
   for name in ('device_kind', 'versions', 'data_fingerprint'):
     values = collections.Counter(
-      _text(run.start[name]) for run in runs if name in run.start
+      start_field(run.start[name]) for run in runs if name in run.start
     )
     if values:
       many = len(values) > 1
@@ -153,12 +153,6 @@ def _origin(runs: Sequence[StudyRun]) -> list[tuple[str, str]]:
       )
       found.append((name.replace('device_kind', 'device'), listed))
   return [(name.replace('_', ' '), text) for name, text in found]
-
-
-def _text(value: Any) -> str:
-  if isinstance(value, Mapping):
-    return ', '.join(f'{name} {value[name]}' for name in sorted(value))
-  return str(value)
 
 
 def _differences(study: Study) -> Element:
@@ -258,7 +252,7 @@ def _comparisons(study: Study, metric: str, found: Metric) -> list[Element]:
   return [
     table(_comparison_table(study, metric, found.comparisons), wide=True),
     *([element('p', about)] if about else []),
-    element('ul', *sentences, class_='sentences'),
+    element('ul', *sentences),
   ]
 
 
@@ -435,11 +429,14 @@ def _repeat(study: Study, out: Path) -> list[Element]:
     found.append(details(f'Fingerprints of {len(known)} runs', prints))
   there = [name for name in _FILES if (study.folder / name).is_file()]
   if there:
-    entries = [(name, _FILES[name]) for name in there]
+    entries = [
+      element('li', element('code', name), f': {_FILES[name]}')
+      for name in there
+    ]
     found += [
       element('h3', 'Raw numbers'),
       element('p', f'In {study.folder}:'),
-      fields(entries),
+      element('ul', *entries),
     ]
   found += [
     element('h3', 'This page'),

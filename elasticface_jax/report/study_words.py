@@ -194,10 +194,8 @@ def differences(found: Sequence[Comparison], analysis: Analysis) -> str:
     )
   sizes = [one.detectable for one in found if one.detectable is not None]
   if sizes:
-    text += (
-      f' It could have seen {size(min(sizes))} to {size(max(sizes))} points, '
-      'before correction.'
-    )
+    ends = ' to '.join(dict.fromkeys(map(size, (min(sizes), max(sizes)))))
+    text += f' It could have seen {ends} points, before correction.'
   return text
 
 
@@ -232,12 +230,14 @@ def shared(differing: Sequence[str], num_configs: int) -> str:
     if not any(name.startswith(fields) for name in differing)
   ]
   others = [part for part in _DECIDE if part not in parts]
-  text = f'Runs of one seed share {", ".join(parts)}' if parts else ''
+  text = f'Runs of one seed share {_and(parts)}' if parts else ''
   if others:
-    begin = (
-      f'{text}, but perhaps not '
-      if text
-      else ('Runs of one seed may not share ')
-    )
-    text = f'{begin}{", ".join(others)}'
-  return f'{text}; the configs differ in {", ".join(differing) or "nothing"}.'
+    begin = f'{text}, but perhaps' if text else 'Runs of one seed may'
+    text = f'{begin} not {"" if text else "share "}{_and(others)}'
+  return f'{text}; the configs differ in {_and(differing) or "nothing"}.'
+
+
+def _and(names: Sequence[str]) -> str:
+  return ' and '.join(
+    [', '.join(names[:-1]), names[-1]] if names[1:] else names
+  )

@@ -8,10 +8,13 @@ import re
 import shutil
 import subprocess
 import urllib.request
+from pathlib import Path
 
 CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
 DRIVER = shutil.which('chromedriver')
 MISSING = 'chromium and chromedriver are not installed'
+MEASURE = Path(__file__).with_name('measure.js').read_text()
+OPEN_ALL = 'document.querySelectorAll("details").forEach(d => d.open = true)'
 _OPTIONS = {
   'browserName': 'chrome',
   'goog:loggingPrefs': {'browser': 'ALL'},

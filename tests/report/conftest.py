@@ -13,6 +13,9 @@ from PIL import Image
 from elasticface_jax import data, evaluation, pair_sets, recipes
 from elasticface_jax.training.checkpoint import Checkpoints, write_json
 
+from . import browser as chromium
+from . import study_folders
+
 NUM_PAIRS = 400
 
 
@@ -124,3 +127,17 @@ def two_runs(make_run, tmp_path_factory):
     make_run(place / 'arc', separation=0.6),
     make_run(place / 'cos', loss='elastic_cosface', separation=1.4),
   ]
+
+
+@pytest.fixture(scope='session')
+def study(tmp_path_factory):
+  """A finished study of three configs with five seeds."""
+  place = tmp_path_factory.mktemp('studies')
+  return study_folders.make_study(place / 'losses')
+
+
+@pytest.fixture(scope='module')
+def browser():
+  """A browser, which ends with the module."""
+  with chromium.opened() as opened:
+    yield opened

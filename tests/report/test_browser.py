@@ -1,27 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page in headless Chromium: layout, contrast, keyboard, console."""
 
-from pathlib import Path
-
 import pytest
 
 from elasticface_jax import report
 
 from . import browser as chromium
+from .browser import MEASURE, OPEN_ALL
 
-MEASURE = Path(__file__).with_name('measure.js').read_text()
-OPEN_ALL = 'document.querySelectorAll("details").forEach(d => d.open = true)'
 LONG = 'a_pair_set_with_a_name_that_is_longer_than_a_telephone_is_wide'
 
 pytestmark = pytest.mark.skipif(
   not (chromium.CHROMIUM and chromium.DRIVER), reason=chromium.MISSING
 )
-
-
-@pytest.fixture(scope='module')
-def browser():
-  with chromium.opened() as opened:
-    yield opened
 
 
 @pytest.fixture(scope='module')

@@ -7,6 +7,8 @@ import pytest
 
 from elasticface_jax import cli
 
+from .study_folders import edit
+
 
 def test_writes_a_page_and_says_what_is_missing(two_runs, tmp_path, capsys):
   run = shutil.copytree(two_runs[0], tmp_path / 'run')
@@ -60,3 +62,48 @@ def test_damaged_files_of_a_run_are_named(two_runs, tmp_path, capsys):
     assert cli.main(['report', str(run), '--out', out]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert str(run / name) in line
+
+
+def test_a_study_has_a_page_of_its_own(study, tmp_path, capsys):
+  copied = shutil.copytree(study, tmp_path / 'losses')
+  shutil.rmtree(copied / 'arcface' / 'seed_4')
+  (copied / 'analysis.json').unlink()
+  out = tmp_path / 'study.html'
+  assert cli.main(['report', str(copied), '--out', str(out)]) == 0
+  text = capsys.readouterr().out
+  assert f'{copied}: 1 of 15 runs has not begun: arcface, seed 4.' in text
+  assert f'{copied}: There is no analysis.json' in text
+  assert text.splitlines()[-1].startswith(f'{out}: ')
+  assert out.read_text().startswith('<!DOCTYPE html>')
+  names = sorted(p.name for p in tmp_path.iterdir())
+  assert names == ['losses', 'study.html']
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (None, ' is a study, which has a page of its own: give it alone, or runs'),
+    (lambda s: s.update(version=2), 'is of version 2'),
+    (lambda s: s.pop('seeds'), 'is not what elasticface study wrote (KeyError'),
+    (lambda s: s.update(seeds=[]), 'it has no config or no seed'),
+    (lambda s: s.update(configs={'a': 3}), 'is not what elasticface study'),
+    ('{"cut', 'study.json is not JSON'),
+  ],
+)
+def test_mistakes_with_studies_end_in_one_line(
+  study, two_runs, tmp_path, capsys, change, message
+):
+  copied = shutil.copytree(study, tmp_path / 'losses')
+  folders = [str(copied)]
+  if change is None:
+    folders.insert(0, str(two_runs[0]))
+  elif isinstance(change, str):
+    (copied / 'study.json').write_text(change)
+  else:
+    edit(copied / 'study.json', change)
+  out = tmp_path / 'a.html'
+  assert cli.main(['report', *folders, '--out', str(out)]) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith('elasticface: ') and message in line
+  assert str(copied) in line
+  assert not out.exists()
