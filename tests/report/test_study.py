@@ -266,6 +266,13 @@ def test_differences_have_zero_intervals_and_seeds(drawings):
     )
     np.testing.assert_allclose(mean.get_xdata(), middle)
     np.testing.assert_allclose(seeds.get_xdata(), values)
+    # Downwards: the label's line, the grey box, the marks, the next label.
+    baseline, box = axes.texts[j].get_position()[1], boxes[j]
+    assert baseline + 4 < box.get_y() < mean.get_ydata()[0]
+    marks = seeds.get_ydata()[0]
+    assert box.get_y() + box.get_height() < marks
+    if j < 2:
+      assert marks + 14 < axes.texts[j + 1].get_position()[1]
   labels = [t.get_text() for t in axes.texts]
   assert labels[0] == f'elastic_arc {MINUS} arcface'
 
