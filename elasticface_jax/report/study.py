@@ -367,31 +367,46 @@ def _age(
     listed = ', '.join(map(str, sorted(other)))
     text = f'{name} is of other seeds than the study: {listed}.'
     notes.append(Note(text, command))
-  changed = [run.name for run in runs if _is_newer(run, analysis)]
+  changed, left_out = [], []
+  for run in runs:
+    known = _known(run, analysis)
+    if any(old is not None and not _is_near(old, new) for old, new in known):
+      changed.append(run.name)
+    elif run.is_finished and any(old is None for old, _ in known):
+      left_out.append(run.name)
   if changed:
     many = 'a run has' if len(changed) == 1 else f'{len(changed)} runs have'
     text = (
-      f'{name} is not of these runs: {many} other results now: '
+      f'{name} is older than these runs: {many} other results now: '
       f'{", ".join(changed)}.'
+    )
+    notes.append(Note(text, command))
+  if left_out:
+    text = (
+      f'{name} leaves finished runs out: {", ".join(left_out)}. Its notes say '
+      'why, or it is older than they are.'
     )
     notes.append(Note(text, command))
   return notes
 
 
-def _is_newer(run: StudyRun, analysis: Analysis) -> bool:
-  """Tells whether a run has results that the analysis does not know."""
-  for name, found in analysis.sets.items():
-    metric = found.metrics.get(study_analysis.ACCURACY)
+def _known(
+  run: StudyRun, analysis: Analysis
+) -> list[tuple[float | None, float | None]]:
+  """Returns accuracies of a run on each set, in the analysis and now."""
+  if run.config not in analysis.configs or run.seed not in analysis.seeds:
+    return []
+  found = []
+  for name, of_set in analysis.sets.items():
+    metric = of_set.metrics.get(study_analysis.ACCURACY)
     level = metric and metric.levels.get(run.config)
     known = level.by_seed.get(run.seed) if level else None
     summary = run.results.get(name)
     now = None if summary is None else summary.content['accuracy']
-    # Scores are what an analysis needs; without them it leaves a run out.
-    has_scores = (run.folder / f'scores_{name}.npz').is_file()
-    if known is None and now is not None:
-      if run.is_finished and has_scores and run.config in analysis.configs:
-        if run.seed in analysis.seeds:
-          return True
-    elif known is not None and (now is None or abs(known - now) > _TOLERANCE):
-      return True
-  return False
+    if (known, now) != (None, None):
+      found.append((known, now))
+  return found
+
+
+def _is_near(known: float, now: float | None) -> bool:
+  return now is not None and abs(known - now) <= _TOLERANCE

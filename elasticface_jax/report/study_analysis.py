@@ -105,6 +105,7 @@ class Analysis:
     confidence: of the intervals; likewise.
     power: at which a difference would have been found; likewise.
     num_comparisons: that the correction is for; likewise.
+    correction: name of the correction; empty if it is not known.
     notes: sentences.
     sets: by name.
   """
@@ -115,10 +116,12 @@ class Analysis:
   confidence: float | None
   power: float | None
   num_comparisons: int | None
+  correction: str
   notes: Sequence[str]
   sets: dict[str, OfSet]
 
 
+_CORRECTIONS = {'closed': 'closed permutation tests', 'holm': 'Holm’s rule'}
 _OF_COMPARISON = (
   'difference', 'p', 'p_adjusted', 'detectable', 'detectable_adjusted',
 )  # fmt: skip
@@ -155,6 +158,7 @@ def _analysis(content: Mapping[str, Any], configs: Sequence[str]) -> Analysis:
     [int(seed) for seed in content['seeds']],
     *numbers,
     _whole(content.get('num_comparisons')),
+    _CORRECTIONS.get(str(content.get('correction')), ''),
     [str(note) for note in content.get('notes') or ()],
     {name: _of_set(found, configs) for name, found in content['sets'].items()},
   )
@@ -256,6 +260,7 @@ def from_runs(
     None,
     None,
     None,
+    '',
     [],
     {
       name: OfSet(

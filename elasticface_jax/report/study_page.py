@@ -263,9 +263,10 @@ def _comparison_table(
   interval, number = analysis.confidence, analysis.num_comparisons
   about = '' if interval is None else f' [{100 * interval:g} % interval]'
   of = '' if number is None else f' for {number} comparisons'
+  of += f', by {analysis.correction}' if analysis.correction else ''
   headings = (
     'second − first', 'seeds', f'difference, points{about}', 'p',
-    f'p after correction{of} (Holm)', 'could have seen, points',
+    f'p after correction{of}', 'could have seen, points',
     'could have seen after correction, points',
   )  # fmt: skip
   rows = [

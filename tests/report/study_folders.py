@@ -165,7 +165,8 @@ def make_study(
     analysis = {
       'configs': [*names], 'seeds': [*seeds], 'missing': [],
       'varying': 'loss.name', 'level': 0.05, 'confidence': 0.95, 'power': 0.8,
-      'num_comparisons': number, 'notes': ['A note of the analysis.'],
+      'num_comparisons': number, 'correction': 'holm',
+      'notes': ['A note of the analysis.'],
       'sets': {
         name: {
           'num_pairs': 400, 'num_genuine': 200, 'pairs_shared': True,

@@ -108,7 +108,7 @@ def test_table_of_comparisons_has_all_pairs(page, metric, caption):
   heading, *rows = rows_of(page, f'Comparisons in {caption}')
   assert heading[2:5] == [
     'difference, points [95 % interval]', 'p',
-    'p after correction for 3 comparisons (Holm)',
+    'p after correction for 3 comparisons, by Holm’s rule',
   ]  # fmt: skip
   pairs = itertools.combinations(range(3), 2)
   expected = [('0.0010', '0.0030'), ('0.030', '0.090'), ('0.19', '0.57')]
@@ -138,7 +138,7 @@ def comparison(**words):
   }  # fmt: skip
   found = Comparison('arcface', 'elastic_arc', **{**numbers, **words})
   return study_words.comparison(
-    found, Analysis([], [], 0.05, 0.95, 0.8, 6, [], {})
+    found, Analysis([], [], 0.05, 0.95, 0.8, 6, '', [], {})
   )
 
 
@@ -484,7 +484,7 @@ def test_an_analysis_that_is_older_than_the_runs_is_said(copied):
   metrics.write_text(text)
   (note,) = notes_of(copied)
   assert note.startswith(
-    'analysis.json is not of these runs: a run has other results now: '
+    'analysis.json is older than these runs: a run has other results now: '
     'arcface:2. This command writes it: elasticface study'
   )
   # A run that has been finished since.
@@ -494,12 +494,15 @@ def test_an_analysis_that_is_older_than_the_runs_is_said(copied):
       'elastic_arc'
     ]['by_seed'].pop('4'),
   )
-  (note,) = notes_of(copied)
-  assert '2 runs have other results now: arcface:2, elastic_arc:4.' in note
+  _, left_out = notes_of(copied)
+  assert left_out.startswith(
+    'analysis.json leaves finished runs out: elastic_arc:4. Its notes say why, '
+    'or it is older than they are. This command writes it: elasticface study'
+  )
   edit(copied / 'study.json', lambda s: s['seeds'].append(5))
   for k, name in enumerate(NAMES):
     study_folders.make_run(copied / name / 'seed_5', k, 5)
-  other, _ = notes_of(copied)
+  other, *_ = notes_of(copied)
   assert other.startswith(
     'analysis.json is of other seeds than the study: 5. This command writes'
   )
