@@ -180,7 +180,8 @@ def note(made: Note, whose: str = '') -> Element:
   if not made.command:
     return element('p', text, class_='note')
   code = element('code', made.command)
-  return element('p', f'{text} This command writes it: ', code, class_='note')
+  before = f'{text} This command {made.does}: '
+  return element('p', before, code, class_='note')
 
 
 def grid(children: Sequence[Element], kind: str = 'figures') -> Element:

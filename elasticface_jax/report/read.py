@@ -36,14 +36,17 @@ class Note(NamedTuple):
   Attributes:
     text: the sentence.
     command: that writes what is missing; empty if none does.
+    does: of the command.
   """
 
   text: str
   command: str = ''
+  does: str = 'writes it'
 
   def __str__(self):
-    more = f' This command writes it: {self.command}' if self.command else ''
-    return self.text + more
+    if not self.command:
+      return self.text
+    return f'{self.text} This command {self.does}: {self.command}'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

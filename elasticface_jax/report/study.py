@@ -21,6 +21,8 @@ FILE = 'study.json'
 _VERSION = 1
 # Rates of the analysis and of the runs are of one computation.
 _TOLERANCE = 1e-6
+# What the command of a study does with runs that are not finished.
+_GOES_ON = 'goes on with them'
 _AGREE = ('data_fingerprint', 'versions', 'device_kind')
 
 
@@ -136,6 +138,7 @@ def read_study(folder: Path) -> Study:
     for seed in seeds
   ]
   command = study_command(folder, list(variants.values()), seeds)
+  command = command.replace(' \\\n  ', ' ')
   notes = [*_progress(runs, command), *_other_runs(runs, variants)]
   path, analysis = folder / study_analysis.FILE, None
   if not path.exists():
@@ -255,12 +258,14 @@ def _progress(runs: Sequence[StudyRun], command: str) -> list[Note]:
     if run.problem
   ]
   missing = [run for run in runs if not run.has_begun and not run.problem]
+  under_way = [run for run in runs if run.has_begun and not run.is_finished]
   if missing:
     seeds = [(run.config, str(run.seed)) for run in missing]
     has = 'has' if len(missing) == 1 else 'have'
     text = f'{len(missing)} of {len(runs)} runs {has} not begun'
-    notes.append(Note(f'{text}: {_by_config(seeds)}.', command))
-  under_way = [run for run in runs if run.has_begun and not run.is_finished]
+    # The command is the same for those that are not finished.
+    again = '' if under_way else command
+    notes.append(Note(f'{text}: {_by_config(seeds)}.', again, _GOES_ON))
   if under_way:
     seeds = [
       (run.config, f'{run.seed} (step {run.step:,} of {run.total:,})')
@@ -268,7 +273,7 @@ def _progress(runs: Sequence[StudyRun], command: str) -> list[Note]:
     ]
     has = 'is' if len(under_way) == 1 else 'are'
     text = f'{len(under_way)} of {len(runs)} runs {has} not finished'
-    notes.append(Note(f'{text}: {_by_config(seeds)}.', command))
+    notes.append(Note(f'{text}: {_by_config(seeds)}.', command, _GOES_ON))
   broken = [
     (run.config, str(run.seed))
     for run in runs

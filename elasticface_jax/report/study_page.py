@@ -216,7 +216,7 @@ def _pairs(of_set: OfSet) -> list[str]:
       text += f', {of_set.num_genuine:,} of them genuine'
     found.append(f'{text}.')
   if of_set.pairs_shared is False:
-    found.append('The runs were not evaluated on the same pairs.')
+    found.append('Runs of other seeds have other pairs.')
   return found
 
 

@@ -127,19 +127,30 @@ def comparison(found: Comparison, analysis: Analysis) -> str:
 
 
 def _verdict(found: Comparison, analysis: Analysis) -> str:
+  """Says what the test tells of these pairs, and the interval of others."""
   if analysis.level is None:
     return 'no level says what that means'
+  leaves_zero = found.interval is not None and not _holds_zero(found.interval)
   if _decisive(found) <= analysis.level:
-    return f'the study tells them apart at level {analysis.level:g}'
+    text = f'the study tells them apart at level {analysis.level:g}'
+    if leaves_zero:
+      return f'{text}, on new pairs too'
+    return f'{text} on these pairs, and not surely on others'
   text = 'the study does not tell them apart'
+  if leaves_zero:
+    text = f'the interval excludes 0, but {text}'
   if found.p <= analysis.level:
     text += ' after the correction'
   if found.detectable is None:
-    return text
+    return f'{text}; nothing says what it could have seen'
   text += f'; it could have seen {size(found.detectable)} points'
   if found.detectable_adjusted is not None and analysis.num_comparisons != 1:
     text += f', or {size(found.detectable_adjusted)} after the correction'
   return text
+
+
+def _holds_zero(interval: tuple[float, float]) -> bool:
+  return interval[0] <= 0 <= interval[1]
 
 
 def _decisive(found: Comparison) -> float:

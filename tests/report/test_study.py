@@ -154,8 +154,12 @@ def test_sentences_never_claim_more_than_their_numbers():
   apart = comparison(p=0.001, p_adjusted=0.006)
   assert apart.endswith(
     'p 0.0010, after correction for 6 comparisons 0.0060: the study tells '
-    'them apart at level 0.05.'
+    'them apart at level 0.05 on these pairs, and not surely on others.'
   )
+  sure = comparison(p=0.001, p_adjusted=0.006, interval=(0.001, 0.008))
+  assert sure.endswith('apart at level 0.05, on new pairs too.')
+  early = comparison(interval=(-0.008, -0.001))
+  assert 'the interval excludes 0, but the study does not tell' in early
   corrected = comparison(p=0.03, p_adjusted=0.18)
   assert 'the study does not tell them apart after the correction;' in corrected
   untested = comparison(p=None, p_adjusted=None)
@@ -164,6 +168,7 @@ def test_sentences_never_claim_more_than_their_numbers():
   assert unknown.endswith('cannot be compared: not measurable.')
   equal = comparison(difference=0.0, interval=None, detectable=None)
   assert 'elastic_arc and arcface are 0.00 points apart, p 0.19' in equal
+  assert equal.endswith('apart; nothing says what it could have seen.')
   for text in (whole, below, corrected, untested, unknown, equal):
     assert 'no difference' not in text and 'equal' not in text
 
@@ -176,7 +181,7 @@ def test_page_has_a_sentence_for_each_comparison(page):
     if 'the study' in li.text and 'grey' not in li.text
   ]
   assert len(sentences) == 9  # Three pairs by three rates.
-  assert 'the study tells them apart at level 0.05.' in sentences[0]
+  assert 'the study tells them apart at level 0.05 on' in sentences[0]
   assert 'apart after the correction; it could' in sentences[1]
   assert 'does not tell them apart; it could have seen 0.84' in sentences[2]
   assert 'no difference' not in page.text
@@ -424,12 +429,12 @@ def test_runs_that_are_missing_or_under_way_are_said(copied, tmp_path):
   damaged, missing, under_way, analysis = notes_of(copied)
   assert damaged.startswith('elastic_cos:0 is not shown: ')
   assert 'line 1 is no record' in damaged
-  text = '2 of 15 runs have not begun: arcface, seed 3, 4. This command writes'
-  assert missing.startswith(text)
-  assert '--seeds 5 --out' in missing
+  assert missing == '2 of 15 runs have not begun: arcface, seed 3, 4.'
   assert under_way.startswith(
-    '1 of 15 runs is not finished: elastic_arc, seed 1 (step 30 of 60).'
+    '1 of 15 runs is not finished: elastic_arc, seed 1 (step 30 of 60). This '
+    'command goes on with them: elasticface study --config quickstart '
   )
+  assert under_way.endswith(f' --seeds 5 --out {copied}')
   assert analysis.startswith(
     'There is no analysis.json: differences are not compared. This command '
     'writes it: elasticface study --config quickstart'
