@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from elasticface_jax.errors import InputError
-from elasticface_jax.report import read, study_analysis
+from elasticface_jax.report import read, study_analysis, study_words
 from elasticface_jax.report.read import Note, Summary, is_number
 from elasticface_jax.report.study_analysis import Analysis
 from elasticface_jax.report.study_repeat import Variant, study_command
@@ -260,38 +260,38 @@ def _progress(runs: Sequence[StudyRun], command: str) -> list[Note]:
   missing = [run for run in runs if not run.has_begun and not run.problem]
   under_way = [run for run in runs if run.has_begun and not run.is_finished]
   if missing:
-    seeds = [(run.config, str(run.seed)) for run in missing]
     has = 'has' if len(missing) == 1 else 'have'
     text = f'{len(missing)} of {len(runs)} runs {has} not begun'
+    if len(missing) < len(runs):
+      text += f': {_seeds_by_config(missing)}'
     # The command is the same for those that are not finished.
     again = '' if under_way else command
-    notes.append(Note(f'{text}: {_by_config(seeds)}.', again, _GOES_ON))
+    notes.append(Note(f'{text}.', again, _GOES_ON))
   if under_way:
-    seeds = [
-      (run.config, f'{run.seed} (step {run.step:,} of {run.total:,})')
-      for run in under_way
-    ]
+    listed = ', '.join(
+      f'{run.name} (step {run.step:,} of {run.total:,})' for run in under_way
+    )
     has = 'is' if len(under_way) == 1 else 'are'
     text = f'{len(under_way)} of {len(runs)} runs {has} not finished'
-    notes.append(Note(f'{text}: {_by_config(seeds)}.', command, _GOES_ON))
+    notes.append(Note(f'{text}: {listed}.', command, _GOES_ON))
   broken = [
-    (run.config, str(run.seed))
+    run
     for run in runs
     if any(not is_number(v) for row in run.trained for v in row.values())
   ]
   if broken:
     text = 'Values of metrics.jsonl are not finite, and curves have gaps there'
-    notes.append(Note(f'{text}: {_by_config(broken)}.'))
+    notes.append(Note(f'{text}: {_seeds_by_config(broken)}.'))
   return notes
 
 
-def _by_config(seeds: Sequence[tuple[str, str]]) -> str:
-  """Lists runs, given as config and seed, config by config."""
-  found: dict[str, list[str]] = {}
-  for config, seed in seeds:
-    found.setdefault(config, []).append(seed)
+def _seeds_by_config(runs: Sequence[StudyRun]) -> str:
+  found: dict[str, list[int]] = {}
+  for run in runs:
+    found.setdefault(run.config, []).append(run.seed)
   return '; '.join(
-    f'{config}, seed {", ".join(ones)}' for config, ones in found.items()
+    f'{config}, seed {study_words.seeds(seeds)}'
+    for config, seeds in found.items()
   )
 
 

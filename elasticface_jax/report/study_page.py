@@ -100,7 +100,7 @@ def _study(study: Study) -> list[Element]:
   facts = [
     ('folder', str(study.folder)),
     ('configs', ', '.join(study.variants)),
-    ('seeds', _listed_seeds(study.seeds)),
+    ('seeds', study_words.seeds(study.seeds)),
     ('runs', f'{finished} of {len(study.runs)} finished'),
     (
       'shared by seed',
@@ -109,33 +109,17 @@ def _study(study: Study) -> list[Element]:
     *_origin(study.runs),
   ]
   found = [fields(facts), *map(note, study.notes)]
-  found += [element('p', *unbroken(text)) for text in study.analysis.notes]
+  if study.analysis.notes:
+    of_analysis = [
+      element('li', *unbroken(text)) for text in study.analysis.notes
+    ]
+    found.append(element('p', 'Notes of the analysis:'))
+    found.append(element('ul', *of_analysis))
   if not _sets(study):
     found.append(element('p', 'No set of pairs has been evaluated yet.'))
   if study.differing and len(study.variants) > 1:
     found.append(_differences(study))
   return found
-
-
-def _listed_seeds(seeds: Sequence[int]) -> str:
-  """Returns seeds, those that follow each other as a range.
-
-  Examples:
-    >>> _listed_seeds([0, 1, 2, 5])
-    '0 to 2, 5'
-  """
-  groups: list[list[int]] = []
-  for seed in sorted(seeds):
-    if groups and seed == groups[-1][-1] + 1:
-      groups[-1].append(seed)
-    else:
-      groups.append([seed])
-  return ', '.join(
-    f'{group[0]} to {group[-1]}'
-    if len(group) > 2
-    else ', '.join(map(str, group))
-    for group in groups
-  )
 
 
 def _origin(runs: Sequence[StudyRun]) -> list[tuple[str, str]]:

@@ -84,6 +84,27 @@ def points_interval(interval: tuple[float, float] | None) -> str:
   return f' [{low}, {high}]'
 
 
+def seeds(numbers: Sequence[int]) -> str:
+  """Returns seeds, those that follow each other as a range.
+
+  Examples:
+    >>> seeds([0, 1, 2, 5])
+    '0 to 2, 5'
+  """
+  groups: list[list[int]] = []
+  for seed in sorted(numbers):
+    if groups and seed == groups[-1][-1] + 1:
+      groups[-1].append(seed)
+    else:
+      groups.append([seed])
+  return ', '.join(
+    f'{group[0]} to {group[-1]}'
+    if len(group) > 2
+    else ', '.join(map(str, group))
+    for group in groups
+  )
+
+
 def level(found: Level | None) -> str:
   """Returns mean ± deviation of a rate in per cent, with its interval.
 

@@ -431,7 +431,7 @@ def test_runs_that_are_missing_or_under_way_are_said(copied, tmp_path):
   assert 'line 1 is no record' in damaged
   assert missing == '2 of 15 runs have not begun: arcface, seed 3, 4.'
   assert under_way.startswith(
-    '1 of 15 runs is not finished: elastic_arc, seed 1 (step 30 of 60). This '
+    '1 of 15 runs is not finished: elastic_arc:1 (step 30 of 60). This '
     'command goes on with them: elasticface study --config quickstart '
   )
   assert under_way.endswith(f' --seeds 5 --out {copied}')
@@ -604,7 +604,7 @@ def test_nothing_but_study_json_makes_a_page(copied, tmp_path):
   assert [h.text for h in page.all('h2')] == [
     'Study', 'Runs', 'Configs', 'How to repeat it',
   ]  # fmt: skip
-  assert '15 of 15 runs have not begun' in page.text
+  assert '15 of 15 runs have not begun.' in page.text
 
 
 def test_no_text_becomes_an_element(tmp_path):
