@@ -40,7 +40,7 @@ def _main(argv: Sequence[str] | None) -> int:
   # Orbax logs at length through absl what is printed here in one line.
   logging.getLogger('absl').setLevel(logging.CRITICAL)
   args, rest = _parser().parse_known_args(argv)
-  if rest and args.command not in ('train', 'plan'):
+  if rest and args.command not in ('train', 'study', 'plan'):
     return exit_codes.fail(
       f'unknown argument {rest[0]!r}; see elasticface {args.command} --help'
     )

@@ -66,22 +66,12 @@ def train(config: Any, workdir: Path) -> dict[str, Any] | None:
   runtime.check_platform()
   runtime.warn_of_environment()
   config_rules.check(c)
-  _check_place(workdir, c.data.source)
+  run_folder.check_place(workdir, '--workdir', c.data.source)
   with (
     runtime.fixed_arithmetic(x64=c.model.dtype == 'float64'),
     run_lock.hold(workdir) as check_held,
   ):
     return _train(c, workdir, check_held)
-
-
-def _check_place(workdir: Path, source: str) -> None:
-  """Raises an InputError if a run would write into a folder of images."""
-  images = Path(source).resolve()
-  if images.is_dir() and images in (path := workdir.resolve(), *path.parents):
-    raise InputError(
-      f'--workdir {workdir} is inside data.source={source}, where its folders '
-      'would be taken for people; give a folder outside of it'
-    )
 
 
 def _train(

@@ -15,6 +15,7 @@ from elasticface_jax.commands import (
   plan,
   prepare,
   report,
+  study,
   train,
   verify,
 )
@@ -22,6 +23,7 @@ from elasticface_jax.commands import (
 # In the order of `elasticface --help`.
 _COMMANDS = {
   'train': (train, 'Train a recipe, or resume the run in a folder.'),
+  'study': (study, 'Train configs times seeds, and compare them.'),
   'evaluate': (evaluate, 'Verify pair sets with a trained backbone.'),
   'verify': (verify, 'Tell whether two images show one person.'),
   'report': (report, 'Write one page of runs, side by side.'),

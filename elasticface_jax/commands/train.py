@@ -4,8 +4,8 @@
 import argparse
 from collections.abc import Sequence
 
-from elasticface_jax import exit_codes, missing
-from elasticface_jax.commands import _paths
+from elasticface_jax import missing
+from elasticface_jax.commands import _paths, _processes
 from elasticface_jax.errors import InputError
 
 
@@ -33,20 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action='store_true',
     help='print the resulting config, every field of it, and train nothing',
   )
-  several = parser.add_argument_group(
-    'several processes', 'Found by jax on TPU pods, SLURM and Open MPI.'
-  )
-  several.add_argument(
-    '--coordinator',
-    metavar='HOST:PORT',
-    help='address of process 0, with a free port',
-  )
-  several.add_argument(
-    '--processes', type=int, metavar='N', help='number of processes'
-  )
-  several.add_argument(
-    '--process', type=int, metavar='I', help='index of this one, from 0'
-  )
+  _processes.add_arguments(parser)
 
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -73,20 +60,6 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
     return
   # Imported by the first batch; too late, as the run folder is made before.
   missing.check('tensorflow')
-  from elasticface_jax import terminal
   from elasticface_jax.train import train
-  from elasticface_jax.training import processes
 
-  with terminal.lasting_output():
-    if not processes.start(args.coordinator, args.processes, args.process):
-      train(config, args.workdir)
-      return
-    code = 1
-    try:
-      code = exit_codes.run(
-        lambda: train(config, args.workdir), who=processes.name()
-      )
-    except Exception as error:
-      exit_codes.fail(processes.lost(error), who=processes.name())
-    finally:
-      processes.leave(code)
+  _processes.run(args, lambda: train(config, args.workdir))

@@ -43,18 +43,30 @@ FREE_FIELDS = (
 )
 
 
-def _flat(config: Mapping, prefix: str = '') -> dict[str, Any]:
-  flat = {}
+def flat(config: Mapping, prefix: str = '') -> dict[str, Any]:
+  """Returns the fields of a config by dotted name, with lists for tuples.
+
+  Args:
+    config: nested, JSON-like.
+    prefix: of the names.
+  """
+  fields = {}
   for key, value in config.items():
     if isinstance(value, Mapping):
-      flat |= _flat(value, f'{prefix}{key}.')
+      fields |= flat(value, f'{prefix}{key}.')
     else:
-      flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-  return flat
+      fields[prefix + key] = list(value) if isinstance(value, tuple) else value
+  return fields
 
 
-def _differs(field: str, before: Any, now: Any) -> bool:
-  """Tells whether a field has another value that would move bits."""
+def differs(field: str, before: Any, now: Any) -> bool:
+  """Tells whether a field has another value that would move bits.
+
+  Args:
+    field: dotted name.
+    before: its value in the config of a run folder.
+    now: its value in another config.
+  """
   if field == 'start.checkpoint':
     return bool(before) != bool(now)
   return before != now and not _is_free(field)
@@ -62,6 +74,25 @@ def _differs(field: str, before: Any, now: Any) -> bool:
 
 def _is_free(field: str) -> bool:
   return any(field == f or field.startswith(f + '.') for f in FREE_FIELDS)
+
+
+def check_place(folder: Path, argument: str, source: str) -> None:
+  """Checks that nothing would be written into a folder of images.
+
+  Args:
+    folder: where to write; need not exist.
+    argument: the command's name for it, for the message.
+    source: the config's ``data.source``.
+
+  Raises:
+    InputError: if the folder is inside of the source.
+  """
+  images = Path(source).resolve()
+  if images.is_dir() and images in (path := folder.resolve(), *path.parents):
+    raise InputError(
+      f'{argument} {folder} is inside data.source={source}, where its folders '
+      'would be taken for people; give a folder outside of it'
+    )
 
 
 def is_begun(workdir: Path) -> bool:
@@ -86,7 +117,7 @@ def needs_initial_weights(workdir: Path, checkpoint: str) -> bool:
   path = workdir / 'config.json'
   if not is_begun(workdir) or not path.exists():
     return True
-  before = _flat(read_json(path))
+  before = flat(read_json(path))
   moved = before.get('start.checkpoint') != checkpoint
   return moved and Path(checkpoint).exists()
 
@@ -113,7 +144,7 @@ def claim(
   here = environment()
   processes.check_agreement(
     **{
-      'the config': json.dumps(_flat(config), sort_keys=True),
+      'the config': json.dumps(flat(config), sort_keys=True),
       'data.source': data_fingerprint,
       'start.checkpoint': start_fingerprint or '',
       '--workdir': str(workdir),
@@ -143,7 +174,7 @@ def claim(
           f'{workdir} holds checkpoints but no {needed.name}, which says what '
           'they are of: restore it, or give a new --workdir'
         )
-    _check_config(workdir, _flat(read_json(path)), _flat(config))
+    _check_config(workdir, flat(read_json(path)), flat(config))
   if starts:
     _check_origin(workdir, starts[0], data_fingerprint, start_fingerprint)
     _warn_of_change(workdir, starts[-1], here)
@@ -173,7 +204,7 @@ def identity(config: Mapping, data_fingerprint: str) -> str:
   """
   fixed = {
     field: bool(value) if field == 'start.checkpoint' else value
-    for field, value in _flat(config).items()
+    for field, value in flat(config).items()
     if field == 'start.checkpoint' or not _is_free(field)
   }
   text = json.dumps([fixed, data_fingerprint], sort_keys=True)
@@ -207,7 +238,7 @@ def _check_config(workdir: Path, before: Mapping, now: Mapping) -> None:
   differing = {
     field: f'{field} was {before.get(field)!r}, is {now.get(field)!r}'
     for field in sorted(before.keys() | now.keys())
-    if _differs(field, before.get(field), now.get(field))
+    if differs(field, before.get(field), now.get(field))
   }
   if differing:
     remedy = 'use that config, or a new --workdir'

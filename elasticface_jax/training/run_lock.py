@@ -31,6 +31,18 @@ BEAT_SECONDS = 10
 WATCH_SECONDS = 3 * BEAT_SECONDS
 
 
+class InUse(InputError):
+  """A run folder that another run holds.
+
+  Attributes:
+    holder: that run, for a message.
+  """
+
+  def __init__(self, message: str, holder: str):
+    super().__init__(message)
+    self.holder = holder
+
+
 @contextlib.contextmanager
 def hold(workdir: Path) -> Iterator[Callable[[], None]]:
   """Holds a run folder for this run, and makes it if it is missing.
@@ -46,12 +58,14 @@ def hold(workdir: Path) -> Iterator[Callable[[], None]]:
 
   Raises:
     InputError: in all processes, if another run holds the folder, or it cannot
-      be made or written to.
+      be made or written to; in the first process it is `InUse` if one does.
   """
   lock = _Lock(workdir)
   try:
     refusals = processes.everywhere(lock.take(hold=processes.is_first()))
     for refusal in filter(None, refusals):
+      if lock.refused_by:
+        raise InUse(refusal, lock.refused_by)
       raise InputError(refusal)
     if processes.is_first():
       atomic.remove_parts(workdir)
@@ -60,13 +74,39 @@ def hold(workdir: Path) -> Iterator[Callable[[], None]]:
     lock.release()
 
 
+def holder(workdir: Path) -> str:
+  """Returns who holds a run folder, for a message; nothing if nobody does.
+
+  It takes no lock for longer than a look, and does not wait: a run of another
+  machine that was killed still counts as a holder.
+
+  Args:
+    workdir: W; may be missing.
+
+  Examples:
+    >>> import tempfile
+    >>> workdir = Path(tempfile.mkdtemp(), 'w')
+    >>> holder(workdir)
+    ''
+    >>> with hold(workdir):
+    ...   holder(workdir).startswith(f'process {os.getpid()} on ')
+    True
+  """
+  return _Lock(workdir).seen_holder()
+
+
 class _Lock:
-  """The lock file of one run folder."""
+  """The lock file of one run folder.
+
+  Attributes:
+    refused_by: the run that holds it, where `take` found one.
+  """
 
   def __init__(self, workdir: Path):
     self._workdir, self._path = workdir, workdir / FILE
     self._descriptor: int | None = None
     self._new = self._lost = False
+    self.refused_by = ''
     self._ended = threading.Event()
     self._beating = threading.Thread(target=self._beat, daemon=True)
     self._holder = {
@@ -142,9 +182,7 @@ class _Lock:
     if not self._is_there():  # Removed in between.
       os.close(self._descriptor)
       return self._take()
-    # Of a folder in containers of one machine, each mount has its own locks.
-    device = os.fstat(self._descriptor).st_dev
-    self._holder['machine'] = f'{_machine()} {device}'
+    self._holder['machine'] = self._name_machine(self._descriptor)
     found = self._read()
     # A lock of this machine would have been seen: its holder is gone.
     if found and not (locked and found['machine'] == self._holder['machine']):
@@ -154,17 +192,32 @@ class _Lock:
     self._beating.start()
     return ''
 
+  def seen_holder(self) -> str:
+    """Returns who holds the folder, without taking it; see `holder`."""
+    found = self._read()
+    if not found:
+      return ''
+    descriptor = os.open(self._path, os.O_RDONLY)
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+      if found['machine'] == self._name_machine(descriptor):
+        return ''  # It was killed.
+    except OSError:
+      pass  # Held, or there are no locks.
+    finally:
+      os.close(descriptor)
+    return _called(found)
+
   def _refused_by(self, holder: dict[str, Any] | None) -> str:
-    who = 'another run'
-    if holder:
-      who = (
-        f'process {holder["process"]} on {holder["host"]}, since '
-        f'{holder["since"]}'
-      )
+    self.refused_by = _called(holder) if holder else 'another run'
     return (
-      f'--workdir {self._workdir} is in use by {who}: wait for it, stop it, or '
-      'give another folder'
+      f'--workdir {self._workdir} is in use by {self.refused_by}: wait for it, '
+      'stop it, or give another folder'
     )
+
+  def _name_machine(self, descriptor: int) -> str:
+    # Of a folder in containers of one machine, each mount has its own locks.
+    return f'{_machine()} {os.fstat(descriptor).st_dev}'
 
   def _watch(self, found: dict[str, Any]) -> dict[str, Any] | None:
     """Waits for a sign of life; returns the holder if there is one."""
@@ -216,6 +269,13 @@ class _Lock:
     fields = self._holder.keys() | {'machine'}
     is_ours = isinstance(holder, dict) and holder.keys() == fields
     return holder if is_ours else None
+
+
+def _called(holder: dict[str, Any]) -> str:
+  """Returns the name of a holder for a message."""
+  return (
+    f'process {holder["process"]} on {holder["host"]}, since {holder["since"]}'
+  )
 
 
 def _machine() -> str:
