@@ -32,7 +32,7 @@ on_workers() {
 
 if [ "$*" = stop ]; then
   # The brackets keep pkill from finding its own shell.
-  on_workers "pkill -TERM -f '[e]lasticface train'"
+  on_workers "pkill -TERM -f '[e]lasticface (train|study)'"
   exit
 fi
 

@@ -20,6 +20,7 @@ from elasticface_jax import cli, interop, models, recipes, weights
 from elasticface_jax.errors import InputError
 from elasticface_jax.interop import torch_files
 from elasticface_jax.losses import _targets
+from elasticface_jax.studies import variants
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -79,8 +80,10 @@ def commands(page):
 
 def ours(words):
   """Returns the arguments of `elasticface` in a command; None without it."""
-  if words[:2] == ['sbatch', 'launch/slurm.sbatch']:
-    return ['train', *words[2:]]
+  if words[0] == 'sbatch':
+    place = words.index('launch/slurm.sbatch')
+    command = 'study' if '--array' in ' '.join(words[:place]) else 'train'
+    return [command, *words[place + 1 :]]
   if 'elasticface' in words:
     return words[words.index('elasticface') + 1 :]
   return None
@@ -89,8 +92,10 @@ def ours(words):
 def check_command(arguments):
   """Parses a command of ours, and makes the config that it names."""
   args, rest = cli._parser().parse_known_args(arguments)
-  assert not rest or args.command in ('train', 'plan'), rest
-  if getattr(args, 'config', None):
+  assert not rest or args.command in ('train', 'study', 'plan'), rest
+  if args.command == 'study':
+    variants.make(args.config, rest, args.vary)
+  elif getattr(args, 'config', None):
     recipes.load(args.config, rest)
   return args.command
 

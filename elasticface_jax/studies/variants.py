@@ -78,7 +78,8 @@ def make(
     for texts in itertools.product(*varied.values()):
       choice = dict(zip(varied, texts, strict=True))
       every = (*changes, *(f'{_FLAG}{k}={text}' for k, text in choice.items()))
-      flat = config_rules.flatten(recipes.load(spec, every).to_dict())
+      config = recipes.load(spec, every).to_dict()
+      flat = config_rules.flatten(config_rules.check(config))  # In its order.
       del flat['seed']
       name = ','.join([start, *(_choice_name(k, flat) for k in choice)])
       variants.append(Variant(_checked_name(name, spec), spec, every, flat))

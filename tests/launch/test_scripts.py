@@ -252,6 +252,28 @@ def test_slurm_does_not_go_on(slurm, code, environ):
   assert slurm(code, **environ)[::2] == (code, None)
 
 
+ARRAY = {
+  'SLURM_ARRAY_JOB_ID': '77',  # Of its first job, and of the array.
+  'SLURM_ARRAY_TASK_ID': '12',
+}
+
+
+def test_slurm_array_does_one_run_of_a_study(slurm):
+  code, srun, requeued = slurm(
+    0, '--config', 'a', '--config', 'two words', '--seeds', '5', **ARRAY
+  )
+  assert (code, requeued) == (0, None)
+  assert srun.splitlines()[2:] == [
+    *('elasticface', 'study', '--config', 'a', '--config', 'two words'),
+    *('--seeds', '5', '--only', '12'),
+  ]
+
+
+def test_slurm_requeues_one_job_of_an_array(slurm):
+  assert slurm(143, **ARRAY)[::2] == (143, ['requeue', '77_12'])
+  assert slurm(2, **ARRAY)[0] == 2
+
+
 def test_slurm_options():
   text = (LAUNCH / 'slurm.sbatch').read_text()
   before, _ = text.split('set -uo pipefail')
@@ -369,8 +391,9 @@ def test_pod_gives_the_code_of_the_command(pod):
 def test_pod_stop(pod, tmp_path):
   assert pod('stop') == 0
   pattern = (tmp_path / 'pkill').read_text().split(maxsplit=2)[2].strip()
-  running = 'venv/bin/python venv/bin/elasticface train --config c.py'
-  assert re.search(pattern, running)
+  for command in ('train', 'study'):
+    running = f'venv/bin/python venv/bin/elasticface {command} --config c.py'
+    assert re.search(pattern, running)
   (call,) = (tmp_path / 'gcloud').read_text().splitlines()
   assert not re.search(pattern, json.loads(call)[-1])  # Its own shell.
 
