@@ -49,22 +49,36 @@ def is_finished(folder: Path, run: Run) -> bool:
     written last.
 
   Raises:
-    InputError: if it holds a later step than the last one of its config.
+    InputError: if one of these files is damaged.
   """
   workdir, fields = run_path(folder, run), run.variant.fields
   step = newest_step(workdir)
-  if step is None or step < fields['total_steps']:
-    return False
-  if step > fields['total_steps']:
-    raise InputError(
-      f'{workdir} holds step {step}, and total_steps={fields["total_steps"]} '
-      f'is less: use --config.total_steps={step}, or another --out'
-    )
   return (
-    _is_of(workdir, run)
+    step == fields['total_steps']
+    and _is_of(workdir, run)
     and (workdir / 'training.png').exists()
     and {*fields['eval.pairs']} <= _verified(workdir, step)
   )
+
+
+def check_steps(folder: Path, runs: Sequence[Run]) -> None:
+  """Checks that no run has gone further than its config says.
+
+  Args:
+    folder: of the study.
+    runs: the runs.
+
+  Raises:
+    InputError: names the first that has; it could not be compared.
+  """
+  for run in runs:
+    workdir, total = run_path(folder, run), run.variant.fields['total_steps']
+    step = newest_step(workdir)
+    if step is not None and step > total:
+      raise InputError(
+        f'{workdir} holds step {step}, and total_steps={total} is less: use '
+        f'--config.total_steps={step}, or another --out'
+      )
 
 
 def newest_step(workdir: Path) -> int | None:
@@ -126,9 +140,10 @@ def _state(folder: Path, run: Run) -> str:
   done = '' if step is None else f'step {step} of {total}'
   if holder := run_lock.holder(workdir):
     return f'in work by {holder}' + (f', {done}' if done else '')
-  if step == total and is_finished(folder, run):
-    return 'finished'
-  return done or 'not begun'
+  try:
+    return 'finished' if is_finished(folder, run) else done or 'not begun'
+  except InputError as error:
+    return str(error)
 
 
 # Work.
@@ -147,6 +162,7 @@ def do_one(folder: Path, runs: Sequence[Run], run: Run) -> None:
       run in work.
     Stopped: after SIGTERM or Ctrl-C, with the state saved.
   """
+  check_steps(folder, [run])
   # The first process decides: others may see what is on a disk later.
   found = json.dumps(is_finished(folder, run))
   if json.loads(processes.everywhere(found)[0]):
@@ -156,11 +172,12 @@ def do_one(folder: Path, runs: Sequence[Run], run: Run) -> None:
     _train(folder, run)
   if not processes.is_first():
     return
-  left = sum(not is_finished(folder, other) for other in runs)
+  left = _unfinished(folder, runs)
   if left:
+    done = len(runs) - len(left)
     processes.say(
-      f'{len(runs) - left} of {len(runs)} runs are finished; the last one to '
-      'end writes the analysis'
+      f'{done} of {len(runs)} runs are finished; the last one to end writes '
+      'the analysis'
     )
   else:
     _analyse(folder, runs)
@@ -179,11 +196,12 @@ def do_all(folder: Path, runs: Sequence[Run]) -> None:
     InputError: names the runs that failed, at the end.
     Stopped: after SIGTERM or Ctrl-C, with the state saved.
   """
-  begun_with = [run for run in runs if is_finished(folder, run)]
-  if begun_with:
-    processes.say(f'{len(begun_with)} of {len(runs)} runs are finished')
+  check_steps(folder, runs)
+  left = _unfinished(folder, runs)
+  if len(left) < len(runs):
+    done = len(runs) - len(left)
+    processes.say(f'{done} of {len(runs)} runs are finished')
   failed: list[Run] = []
-  left = [run for run in runs if run not in begun_with]
   with _compiled_once():
     passed = _do(folder, runs, left, failed)
     # Who had one of them may have been killed meanwhile.
@@ -205,6 +223,18 @@ def do_all(folder: Path, runs: Sequence[Run]) -> None:
       f'{", ".join(run.name for run in failed)}; the same command tries them '
       'again'
     )
+
+
+def _unfinished(folder: Path, runs: Sequence[Run]) -> list[Run]:
+  """Returns the runs that have work left, those with damaged files included."""
+  left = []
+  for run in runs:
+    try:
+      if not is_finished(folder, run):
+        left.append(run)
+    except InputError:  # To be reported when its turn comes.
+      left.append(run)
+  return left
 
 
 def _do(

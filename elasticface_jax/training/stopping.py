@@ -6,6 +6,7 @@ process, notifies all of them, and finds a step that none has passed. A handler
 of ours would take that signal away from it, so a run has one or the other.
 """
 
+import itertools
 import os
 import signal
 
@@ -14,6 +15,9 @@ from jax.experimental import multihost_utils
 
 # SIGHUP comes when a terminal closes or its connection is lost.
 _SIGNALS = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+# Calls of the runtime, of all runs in this process. After a notice it waits for
+# a higher number than any before, and the steps of a second run begin at 1.
+_calls = itertools.count(1)
 
 
 class Listener:
@@ -69,7 +73,7 @@ class DistributedListener:
 
   def heard(self, step: int) -> int | None:
     """Returns SIGTERM at the step at which all stop; call it at every step."""
-    if multihost_utils.reached_preemption_sync_point(step):
+    if multihost_utils.reached_preemption_sync_point(next(_calls)):
       return signal.SIGTERM
     return None
 

@@ -240,15 +240,33 @@ def test_finished_takes_all_of_it(tmp_path, runs, break_it):
   assert not work.is_finished(tmp_path, runs[0])
 
 
-def test_run_that_went_further_is_refused(tmp_path, runs):
-  workdir = folder.run_path(tmp_path, runs[0])
-  write_run(runs[0].variant.config(0), workdir, step=9)
-  with pytest.raises(InputError) as error:
-    work.is_finished(tmp_path, runs[0])
-  assert str(error.value) == (
-    f'{workdir} holds step 9, and total_steps=4 is less: use '
+@pytest.mark.parametrize('only', [[], ['--only', 'arcface:1']])
+def test_run_that_went_further_is_refused(study, trained, tmp_path, runs, only):
+  workdir = folder.run_path(tmp_path / 'S', runs[2])
+  write_run(runs[2].variant.config(1), workdir, step=9)
+  code, _, err = study(*only)
+  assert code == 2 and not trained
+  assert err == [
+    f'elasticface: {workdir} holds step 9, and total_steps=4 is less: use '
     '--config.total_steps=9, or another --out'
+  ]
+
+
+def test_damaged_run_fails_alone(study, trained, tmp_path):
+  study()
+  path = tmp_path / 'S/cosface/seed_0/results.json'
+  path.write_text('[]')
+  trained.clear()
+  code, out, err = study()
+  assert code == 2 and not trained
+  assert out[1] == '3 of 4 runs are finished' and 'cosface:0' in err[1]
+  assert err[0] == (
+    f'cosface, seed 0 failed: {path} is not what a run wrote; was it edited? '
+    'Remove it to verify the run again'
   )
+  assert 'Remove it to verify' in study('--list')[1][1]
+  path.unlink()
+  assert study()[0] == 0 and trained == ['cosface:0']
 
 
 def test_list(study, trained, tmp_path, runs):

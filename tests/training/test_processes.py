@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType
 
 from elasticface_jax import cli
-from elasticface_jax.training import processes, run_lock, state
+from elasticface_jax.training import processes, run_lock, state, stopping
 
 SHORT = {'eval__pairs': '()'}
 
@@ -63,6 +63,22 @@ def test_one_process_has_all_samples_and_agrees_with_itself(cpu_mesh):
   assert batch.shape == (8, 3, 2) and batch.sharding == layout.sharded()
   np.testing.assert_array_equal(np.asarray(batch).reshape(24, 2), samples)
   processes.check_agreement(config='a', data='b')
+
+
+def test_second_run_of_a_process_stops_too(monkeypatch):
+  """The runtime is asked with numbers that rise over all runs."""
+  asked = []
+  monkeypatch.setattr(
+    stopping.multihost_utils,
+    'reached_preemption_sync_point',
+    lambda number: asked.append(number) or len(asked) == 5,
+  )
+  heard = []
+  for _ in range(2):
+    with stopping.DistributedListener() as listener:
+      heard += [listener.heard(step) for step in (1, 2, 3)]
+  assert heard == [None] * 4 + [signal.SIGTERM, None]
+  assert asked == list(range(asked[0], asked[0] + 6))
 
 
 @pytest.fixture

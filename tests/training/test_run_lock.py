@@ -46,6 +46,9 @@ def test_second_run_is_refused_at_once_and_told_by_whom(tmp_path, holder):
     error.value
   )
   assert 'wait for it, stop it, or give another folder' in str(error.value)
+  assert isinstance(error.value, run_lock.InUse)
+  assert error.value.holder == run_lock.holder(tmp_path / 'w')
+  assert error.value.holder.startswith(f'process {holder.pid} on {name}, since')
 
 
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
@@ -55,6 +58,7 @@ def test_killed_run_does_not_block(tmp_path, holder, number, capsys):
   part = tmp_path / 'w' / f'config.json.{os.uname().nodename}.71.part.json'
   for path in (part, tmp_path / 'w' / 'notes.part2'):
     path.write_text('half')
+  assert run_lock.holder(tmp_path / 'w') == ''
   with run_lock.hold(tmp_path / 'w'):
     assert not capsys.readouterr().out  # No need to wait.
     assert sorted(os.listdir(tmp_path / 'w')) == ['.lock', 'notes.part2']
@@ -92,6 +96,7 @@ def test_run_on_another_machine(tmp_path, monkeypatch, capsys, request, disk):
     request.getfixturevalue('no_locks')
   monkeypatch.setattr(run_lock, 'WATCH_SECONDS', 0.3)
   of_another_machine(tmp_path)
+  assert run_lock.holder(tmp_path).startswith('process 7 on elsewhere, since')
   with run_lock.hold(tmp_path):  # It gives no sign of life.
     out = capsys.readouterr().out
     assert 'was held by process 7 on elsewhere; waiting 0.3 s' in out
