@@ -195,3 +195,6 @@ def test_fields_that_move_the_initial_backbone(recipe, change):
       init = models.build(**config.model).init
       shapes.append(jax.eval_shape(init, jax.random.key(0))[0])
   assert shapes[0] != shapes[1]
+  field = change.partition('=')[0]
+  line = sharing.describe([one.fields, other.fields], 1)
+  assert f'not share the initial backbone (model.{field} differs)' in line
