@@ -177,7 +177,7 @@ def test_fields_that_leave_the_initial_backbone(recipe):
   first, second = (initial(v.config(0))[0].params for v in (one, other))
   assert equal(first, second)
   line = sharing.describe([one.fields, other.fields], 1)
-  assert 'seed share the initial backbone, but do not share the init' in line
+  assert 'one seed share the initial backbone and the order of images' in line
 
 
 @pytest.mark.parametrize(
