@@ -213,6 +213,7 @@ def test_commands_without_their_extra_name_it_in_one_line(tmp_path):
   hidden = [name for modules in missing._EXTRAS.values() for name in modules]
   needed = {
     f'train --config {QUICKSTART} --workdir w': 'ml-collections',
+    f'study --config {QUICKSTART} --seeds 1 --out s': r'[\w-]+',
     'evaluate --checkpoint w --pairs synthetic': r'\w+',
     'embed w --checkpoint w --out out': 'flax',
     'export --checkpoint w --format onnx --out out': 'flax',
