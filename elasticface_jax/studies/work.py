@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from elasticface_jax import config_rules
 from elasticface_jax.errors import InputError
 from elasticface_jax.studies.folder import run_path
 from elasticface_jax.studies.variants import Run
@@ -95,8 +96,8 @@ def _is_of(workdir: Path, run: Run) -> bool:
   path = workdir / 'config.json'
   if not path.exists():
     return False
-  before = run_folder.flat(read_json(path))
-  now = run_folder.flat(run.variant.config(run.seed).to_dict())
+  before = config_rules.flatten(read_json(path))
+  now = json.loads(json.dumps({'seed': run.seed, **run.variant.fields}))
   return not any(
     run_folder.differs(field, before.get(field), now.get(field))
     for field in before.keys() | now.keys()

@@ -43,20 +43,14 @@ FREE_FIELDS = (
 )
 
 
-def flat(config: Mapping, prefix: str = '') -> dict[str, Any]:
-  """Returns the fields of a config by dotted name, with lists for tuples.
-
-  Args:
-    config: nested, JSON-like.
-    prefix: of the names.
-  """
-  fields = {}
+def _flat(config: Mapping, prefix: str = '') -> dict[str, Any]:
+  flat = {}
   for key, value in config.items():
     if isinstance(value, Mapping):
-      fields |= flat(value, f'{prefix}{key}.')
+      flat |= _flat(value, f'{prefix}{key}.')
     else:
-      fields[prefix + key] = list(value) if isinstance(value, tuple) else value
-  return fields
+      flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+  return flat
 
 
 def differs(field: str, before: Any, now: Any) -> bool:
@@ -74,25 +68,6 @@ def differs(field: str, before: Any, now: Any) -> bool:
 
 def _is_free(field: str) -> bool:
   return any(field == f or field.startswith(f + '.') for f in FREE_FIELDS)
-
-
-def check_place(folder: Path, argument: str, source: str) -> None:
-  """Checks that nothing would be written into a folder of images.
-
-  Args:
-    folder: where to write; need not exist.
-    argument: the command's name for it, for the message.
-    source: the config's ``data.source``.
-
-  Raises:
-    InputError: if the folder is inside of the source.
-  """
-  images = Path(source).resolve()
-  if images.is_dir() and images in (path := folder.resolve(), *path.parents):
-    raise InputError(
-      f'{argument} {folder} is inside data.source={source}, where its folders '
-      'would be taken for people; give a folder outside of it'
-    )
 
 
 def is_begun(workdir: Path) -> bool:
@@ -117,7 +92,7 @@ def needs_initial_weights(workdir: Path, checkpoint: str) -> bool:
   path = workdir / 'config.json'
   if not is_begun(workdir) or not path.exists():
     return True
-  before = flat(read_json(path))
+  before = _flat(read_json(path))
   moved = before.get('start.checkpoint') != checkpoint
   return moved and Path(checkpoint).exists()
 
@@ -144,7 +119,7 @@ def claim(
   here = environment()
   processes.check_agreement(
     **{
-      'the config': json.dumps(flat(config), sort_keys=True),
+      'the config': json.dumps(_flat(config), sort_keys=True),
       'data.source': data_fingerprint,
       'start.checkpoint': start_fingerprint or '',
       '--workdir': str(workdir),
@@ -174,7 +149,7 @@ def claim(
           f'{workdir} holds checkpoints but no {needed.name}, which says what '
           'they are of: restore it, or give a new --workdir'
         )
-    _check_config(workdir, flat(read_json(path)), flat(config))
+    _check_config(workdir, _flat(read_json(path)), _flat(config))
   if starts:
     _check_origin(workdir, starts[0], data_fingerprint, start_fingerprint)
     _warn_of_change(workdir, starts[-1], here)
@@ -204,11 +179,30 @@ def identity(config: Mapping, data_fingerprint: str) -> str:
   """
   fixed = {
     field: bool(value) if field == 'start.checkpoint' else value
-    for field, value in flat(config).items()
+    for field, value in _flat(config).items()
     if field == 'start.checkpoint' or not _is_free(field)
   }
   text = json.dumps([fixed, data_fingerprint], sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_place(folder: Path, argument: str, source: str) -> None:
+  """Checks that nothing would be written into a folder of images.
+
+  Args:
+    folder: where to write; need not exist.
+    argument: the command's name for it, for the message.
+    source: the config's ``data.source``.
+
+  Raises:
+    InputError: if the folder is inside of the source.
+  """
+  images = Path(source).resolve()
+  if images.is_dir() and images in (path := folder.resolve(), *path.parents):
+    raise InputError(
+      f'{argument} {folder} is inside data.source={source}, where its folders '
+      'would be taken for people; give a folder outside of it'
+    )
 
 
 def _read_starts(workdir: Path, path: Path) -> list[dict[str, Any]]:
