@@ -5,6 +5,14 @@ The figures are in ``elasticface_jax.evaluation.plots``, which needs matplotlib.
 """
 
 from elasticface_jax.evaluation.benchmark_tables import benchmark_table
+from elasticface_jax.evaluation.comparisons import (
+  SeedMean,
+  SignFlipTest,
+  holm,
+  seed_mean,
+  seeds_needed,
+  sign_flip_test,
+)
 from elasticface_jax.evaluation.identification import (
   Identification,
   Search,
@@ -34,6 +42,11 @@ from elasticface_jax.evaluation.rates import (
   tar_at_far,
   threshold_at_far,
 )
+from elasticface_jax.evaluation.resampling import (
+  resample,
+  resampled_accuracy,
+  resampled_rates,
+)
 from elasticface_jax.evaluation.tables import table, tables
 from elasticface_jax.evaluation.templates import pool_templates, template_scores
 from elasticface_jax.evaluation.tinyface import (
@@ -41,7 +54,11 @@ from elasticface_jax.evaluation.tinyface import (
   evaluate_tinyface,
   read_tinyface,
 )
-from elasticface_jax.evaluation.verification import Verification, verify
+from elasticface_jax.evaluation.verification import (
+  Verification,
+  correct_pairs,
+  verify,
+)
 
 __all__ = [
   'IJB',
@@ -51,15 +68,19 @@ __all__ = [
   'MegaFaceResult',
   'OperatingPoint',
   'Search',
+  'SeedMean',
+  'SignFlipTest',
   'TemplateList',
   'TemplateVerification',
   'TinyFace',
   'Verification',
   'benchmark_table',
   'binomial_interval',
+  'correct_pairs',
   'evaluate_ijb',
   'evaluate_megaface',
   'evaluate_tinyface',
+  'holm',
   'identify',
   'operating_points',
   'pool_templates',
@@ -68,7 +89,13 @@ __all__ = [
   'read_ijb',
   'read_megaface',
   'read_tinyface',
+  'resample',
+  'resampled_accuracy',
+  'resampled_rates',
   'roc',
+  'seed_mean',
+  'seeds_needed',
+  'sign_flip_test',
   'table',
   'tables',
   'tar_at_far',

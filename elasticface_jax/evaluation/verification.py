@@ -188,6 +188,30 @@ def verify(
   )
 
 
+def correct_pairs(
+  scores: np.ndarray, same: np.ndarray, folds: int = PUBLISHED_FOLDS
+) -> np.ndarray:
+  """Finds the pairs that the protocol of `verify` judges rightly.
+
+  Args:
+    scores: cosine of each pair, from `verify`, ``[N]``.
+    same: whether the pair is genuine, bool, ``[N]``.
+    folds: number of folds, at least 2 and at most N.
+
+  Returns:
+    Whether each pair is judged rightly at the threshold of its fold, bool,
+    ``[N]``. The mean over the folds is the accuracy.
+
+  Examples:
+    >>> print(correct_pairs(np.array([0.9, 0.2, 0.8, 0.7]), [1, 0, 1, 0], 2))
+    [ True  True False  True]
+  """
+  same = checked_same(same, len(scores))
+  distances = 2 - 2 * np.asarray(scores, np.float64)
+  _, thresholds, _ = _cross_validate(distances, same, folds)
+  return (distances < thresholds[_folds(len(same), folds)]) == same
+
+
 def _key(far: float) -> str:
   short = f'{far:g}'
   return short if float(short) == far else repr(far)
@@ -258,6 +282,13 @@ def _squared_distances(embeddings: np.ndarray) -> tuple[np.ndarray, int]:
   return distances, int(np.count_nonzero(is_zero))
 
 
+def _folds(num_pairs: int, folds: int) -> np.ndarray:
+  """Returns the fold of each pair, ``[N]``."""
+  sizes = np.full(folds, num_pairs // folds)
+  sizes[: num_pairs % folds] += 1
+  return np.repeat(np.arange(folds), sizes)
+
+
 def _cross_validate(
   distances: np.ndarray, same: np.ndarray, folds: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -266,10 +297,8 @@ def _cross_validate(
   Also computes how many pairs of each fold would be judged rightly at the best
   threshold of all pairs, and are not at that of the other folds.
   """
-  num_pairs, num_thresholds = len(same), len(_DISTANCE_THRESHOLDS)
-  sizes = np.full(folds, num_pairs // folds)
-  sizes[: num_pairs % folds] += 1
-  fold = np.repeat(np.arange(folds), sizes)
+  num_thresholds, fold = len(_DISTANCE_THRESHOLDS), _folds(len(same), folds)
+  sizes = np.bincount(fold)
   # The first threshold that accepts each pair; for some, none does.
   first = np.searchsorted(_DISTANCE_THRESHOLDS, distances, side='right')
   counts = np.zeros((2, folds, num_thresholds + 1), np.int64)

@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Comparisons of two ways to train, each with several seeds on the same pairs.
+
+Every network scores the same pairs, and the networks of one seed share initial
+weights, order and augmentation. A difference of two configs therefore varies
+for three reasons: the seed, the pairs, and their interaction. With S seeds and
+N pairs,
+
+.. math::
+  d_{si} = \Delta + a_s + b_i + e_{si}, \qquad
+  \operatorname{Var} \bar d =
+    \frac{\sigma_a^2}{S} + \frac{\sigma_b^2}{N} + \frac{\sigma_e^2}{SN}.
+
+`seed_mean` estimates that variance and an interval for new seeds and new pairs.
+`sign_flip_test` asks whether the seeds at hand could have given this difference
+by chance, on these pairs.
+
+Shapes: S seeds, R replicates (resampled pairs), from ``resampling``.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import special
+
+from elasticface_jax.errors import InputError
+
+# All flips of so many seeds are half a million sums.
+_MOST_SEEDS = 20
+# Flips drawn for more seeds.
+_DRAWN_FLIPS = 2**17
+# Sums that differ by less than this share of their size are equal: differences
+# are ratios of counts, and sums of them round.
+_ROUNDING = 1e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class SignFlipTest:
+  """Result of `sign_flip_test`.
+
+  Attributes:
+    p: the mid-p value, two-sided.
+    p_exact: the p value that never rejects more often than it says.
+    p_smallest: the smallest mid-p value that so many seeds can give.
+    num_flips: number of flips counted.
+  """
+
+  p: float
+  p_exact: float
+  p_smallest: float
+  num_flips: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedMean:
+  """Mean of a figure over seeds, and how well new ones would repeat it.
+
+  None stands where one seed, or figures that do not vary at all, tell nothing.
+
+  Attributes:
+    mean: over the seeds.
+    num_seeds: number of seeds, S.
+    std: standard deviation over the seeds, S - 1 in the denominator.
+    std_error_seeds: the part of the standard error that more seeds reduce.
+    std_error_pairs: the part that only more pairs reduce.
+    std_error: of the mean, for new seeds and new pairs.
+    interval: lower and upper limit of the expected figure.
+  """
+
+  mean: float
+  num_seeds: int
+  std: float | None
+  std_error_seeds: float | None
+  std_error_pairs: float | None
+  std_error: float | None
+  interval: tuple[float, float] | None
+
+  def detectable(self, level: float = 0.05, power: float = 0.8) -> float | None:
+    """Returns the smallest true mean that such a study would tell from zero.
+
+    It is ``std_error`` times the sum of two quantiles, those of ``1 - level/2``
+    and of ``power``, so it shares the errors of ``std_error``: with five seeds
+    it may well be a third too small or too large.
+
+    Args:
+      level: share of false findings, two-sided, in (0, 1).
+      power: share of studies whose interval at ``1 - level`` excludes zero.
+
+    Returns:
+      The difference, in the unit of the mean; None without a standard error.
+
+    Examples:
+      >>> f'{seed_mean([0.01, 0.02, 0.00, 0.01, 0.02]).detectable():.4f}'
+      '0.0139'
+    """
+    if self.std_error is None:
+      return None
+    seeds, pairs = self.std_error_seeds, self.std_error_pairs
+    return self.std_error * (
+      _quantile(1 - level / 2, seeds, pairs, self.num_seeds)
+      + _quantile(power, seeds, pairs, self.num_seeds)
+    )
+
+
+def seed_mean(
+  values: np.ndarray | Sequence[float],
+  replicates: np.ndarray | None = None,
+  confidence: float = 0.95,
+) -> SeedMean:
+  r"""Computes a mean over seeds with an interval for new seeds and new pairs.
+
+  The variance between seeds, divided by S, estimates
+  :math:`\sigma_a^2/S + \sigma_e^2/(SN)`. The variance of the resampled mean
+  estimates :math:`\sigma_b^2/N + \sigma_e^2/(SN)`; the interaction, counted
+  twice, is estimated by the variance between seeds of the resampled figures
+  and subtracted. This is the analysis of variance of a crossed design; by
+  resampling, it serves figures that are no means over pairs too.
+
+  Degrees of freedom belong to the part of the seeds alone. The interval is the
+  mean ± the standard error times a weighted mean of two quantiles, Student's t
+  with S - 1 degrees and the normal one, weighted by their variances. Its
+  coverage is 95 % where one part dominates and up to 97 % between, with three
+  seeds as with twenty. Satterthwaite's degrees of freedom, in comparison, give
+  92 to 95 % with three seeds.
+
+  Args:
+    values: the figure of each seed, or the difference of two configs, ``[S]``.
+    replicates: the figures of each seed on resampled pairs, the same pairs for
+      all seeds, ``[R, S]``. None where every seed has pairs of its own: then
+      the variance between seeds holds theirs.
+    confidence: probability that the interval contains the expected figure.
+
+  Returns:
+    Mean, standard errors and interval.
+
+  Raises:
+    InputError: if there is no value, one is not finite, or the shapes disagree.
+
+  Examples:
+    >>> found = seed_mean([0.01, 0.02, 0.00, 0.01, 0.02])
+    >>> print(f'{found.mean:.3f} ± {found.std_error:.4f}')
+    0.012 ± 0.0037
+    >>> print('{:.4f} to {:.4f}'.format(*found.interval))
+    0.0016 to 0.0224
+
+  References:
+    Cornfield and Tukey, Ann. Math. Statist. 27 (1956) 907, for the expected
+    mean squares. Cochran and Cox, Experimental Designs (1957), 4.14, for the
+    weighted quantile. Owen, Ann. Appl. Stat. 1 (2007) 386: resampling both
+    seeds and pairs counts the interaction three times, and few seeds too
+    rarely.
+  """
+  values = _checked(values)
+  num_seeds, mean = len(values), float(np.mean(values))
+  if num_seeds == 1:
+    return SeedMean(mean, 1, None, None, None, None, None)
+  of_pairs = 0.0
+  if replicates is not None:
+    of_pairs = _variance_of_pairs(np.asarray(replicates, np.float64), num_seeds)
+  std = float(np.std(values, ddof=1))
+  seeds, pairs = std / math.sqrt(num_seeds), math.sqrt(of_pairs)
+  error = math.hypot(seeds, pairs)
+  # Of equal values, rounding may leave a deviation.
+  if error <= _ROUNDING * np.abs(values).max():
+    return SeedMean(mean, num_seeds, 0.0, 0.0, 0.0, None, None)
+  reach = error * _quantile((1 + confidence) / 2, seeds, pairs, num_seeds)
+  return SeedMean(
+    mean, num_seeds, std, seeds, pairs, error, (mean - reach, mean + reach)
+  )
+
+
+def sign_flip_test(
+  differences: np.ndarray | Sequence[float],
+) -> SignFlipTest:
+  """Tests whether two configs give one distribution of networks.
+
+  If they do, the two networks of a seed may be swapped, which flips the sign of
+  its difference. The p value is the share of all 2^S flips whose sum is at
+  least as far from zero as the observed one. Nothing else is assumed; networks
+  of one seed may be alike. It speaks of the pairs at hand, not of new ones:
+  that is the interval of `seed_mean`.
+
+  Of flips that are exactly as far as the observed one, the mid-p value counts
+  half. At 5 % it rejects 6.2 % of true hypotheses with 5 and 6 seeds, 4.7 %
+  with 7 and 8, 5 % with 10 and more; less if differences are tied. The exact
+  value never rejects more than it says, and with 5 seeds never at all: it is
+  at least 2/2^S, the mid-p value at least 1/2^S.
+
+  Args:
+    differences: second config minus first, for each seed, ``[S]``. With more
+      than 20 seeds, 131,072 flips are drawn with a fixed key.
+
+  Returns:
+    Both p values and the smallest possible one.
+
+  Raises:
+    InputError: if there is no difference, or one is not finite.
+
+  Examples:
+    >>> test = sign_flip_test([0.01, 0.02, 0.005, 0.01, 0.02])
+    >>> test.p, test.p_exact, test.p_smallest
+    (0.03125, 0.0625, 0.03125)
+    >>> sign_flip_test([0.01, -0.01, 0.0, 0.01, 0.0]).p
+    0.625
+
+  References:
+    Fisher, The Design of Experiments (1935), section 21. Lancaster, JASA 56
+    (1961) 223, for mid-p. Phipson and Smyth, Stat. Appl. Genet. Mol. Biol. 9
+    (2010) 39: of drawn flips, the observed one is counted too.
+  """
+  differences = _checked(differences)
+  sums = np.abs(_flipped_sums(differences))
+  observed, tie = abs(differences.sum()), _ROUNDING * np.abs(differences).sum()
+  farther = int(np.count_nonzero(sums > observed + tie))
+  equal = int(np.count_nonzero(sums >= observed - tie)) - farther
+  return SignFlipTest(
+    p=(farther + equal / 2) / len(sums),
+    p_exact=(farther + equal) / len(sums),
+    p_smallest=smallest_p(len(differences)),
+    num_flips=2 * len(sums) if len(differences) <= _MOST_SEEDS else len(sums),
+  )
+
+
+def smallest_p(num_seeds: int) -> float:
+  """Returns the smallest mid-p value of `sign_flip_test`.
+
+  Args:
+    num_seeds: number of seeds, S.
+
+  Returns:
+    1/2^S, as long as all flips are counted.
+
+  Examples:
+    >>> smallest_p(5), smallest_p(7)
+    (0.03125, 0.0078125)
+  """
+  if num_seeds <= _MOST_SEEDS:
+    return 0.5**num_seeds
+  return 0.5 / (_DRAWN_FLIPS + 1)
+
+
+def seeds_needed(num_comparisons: int, level: float = 0.05) -> int:
+  """Computes with how many seeds a single small p can stay below a level.
+
+  With fewer, no difference is large enough for `sign_flip_test`: not for its
+  mid-p value if there is one comparison, and not for the exact one after Holm's
+  correction if there are more, unless others are rejected first.
+
+  Args:
+    num_comparisons: number of comparisons, at least 1.
+    level: share of studies with a false finding, in (0, 1).
+
+  Returns:
+    The number of seeds, S.
+
+  Examples:
+    >>> [seeds_needed(number) for number in (1, 3, 6, 10)]
+    [5, 7, 8, 9]
+  """
+  flips = num_comparisons / level
+  return math.ceil(math.log2(flips if num_comparisons == 1 else 2 * flips))
+
+
+def holm(p_values: np.ndarray | Sequence[float]) -> np.ndarray:
+  """Corrects p values for their number, by Holm's step-down rule.
+
+  Rejecting what is at most ``level`` keeps the chance of one or more false
+  findings at ``level``, whatever the dependence. The k-th smallest of m values
+  is multiplied by m - k + 1, and none is smaller than one before it.
+
+  Give exact values of `sign_flip_test`, not mid-p values: these exceed a small
+  level by up to its double, and of four equal configs with seven seeds, 8 % of
+  studies would have a false finding at 5 %.
+
+  Args:
+    p_values: p values of one family, in [0, 1], ``[M]``.
+
+  Returns:
+    The corrected values in the order given, at most 1, float64, ``[M]``.
+
+  Examples:
+    >>> print(holm([0.03, 0.01, 0.04]))
+    [0.06 0.03 0.06]
+
+  References:
+    Holm, Scand. J. Statist. 6 (1979) 65.
+  """
+  p_values = np.asarray(p_values, np.float64)
+  order = np.argsort(p_values, kind='stable')
+  factors = np.arange(len(p_values), 0, -1)
+  adjusted = np.empty(len(p_values))
+  adjusted[order] = np.minimum(
+    np.maximum.accumulate(p_values[order] * factors), 1
+  )
+  return adjusted
+
+
+def _checked(values: np.ndarray | Sequence[float]) -> np.ndarray:
+  values = np.asarray(values, np.float64)
+  if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+    raise InputError(
+      f'values of shape {values.shape} are not a finite one for each seed'
+    )
+  return values
+
+
+def _flipped_sums(differences: np.ndarray) -> np.ndarray:
+  """Computes the sums of the flips that keep the first sign.
+
+  The others are their negatives, as far from zero. Of many seeds, flips are
+  drawn, and the observed one is the last.
+  """
+  if len(differences) > _MOST_SEEDS:
+    draws = np.random.default_rng(0).integers(
+      2, size=(_DRAWN_FLIPS, len(differences)), dtype=np.int8
+    )
+    return np.append((2.0 * draws - 1) @ differences, differences.sum())
+  sums = differences[:1]
+  for difference in differences[1:]:
+    sums = np.concatenate([sums + difference, sums - difference])
+  return sums
+
+
+def _variance_of_pairs(replicates: np.ndarray, num_seeds: int) -> float:
+  """Estimates the variance that the pairs add to that between seeds."""
+  if replicates.ndim != 2 or replicates.shape[1] != num_seeds:
+    raise InputError(
+      f'replicates have shape {replicates.shape}; expected [R, {num_seeds}]'
+    )
+  centered = replicates - replicates.mean(axis=0)
+  means = centered.mean(axis=1)
+  denominator = len(replicates) - 1
+  of_mean = np.square(means).sum() / denominator
+  interaction = np.square(centered - means[:, None]).sum() / (
+    denominator * num_seeds * (num_seeds - 1)
+  )
+  return max(float(of_mean - interaction), 0.0)
+
+
+def _quantile(
+  probability: float, seeds: float, pairs: float, num_seeds: int
+) -> float:
+  """Averages the quantiles of t and of the normal, weighted by variances."""
+  total = seeds**2 + pairs**2
+  of_seeds = special.stdtrit(num_seeds - 1, probability)
+  of_pairs = special.ndtri(probability)
+  return float((seeds**2 * of_seeds + pairs**2 * of_pairs) / total)
