@@ -137,12 +137,12 @@ def _from_scores(
 ) -> Mapping[str, Any]:
   """Computes the operating point from the scores of all pairs."""
   from elasticface_jax import evaluation
-  from elasticface_jax.report import read
+  from elasticface_jax.evaluation import score_files
 
   try:
-    scores, same = read.read_scores(path)
+    scores, same = score_files.read_scores(path)
     # An evaluation that was interrupted leaves scores of another network.
-    read.check_scores(path, scores, same, result)
+    score_files.check_scores(path, scores, same, result)
   except InputError as error:
     raise InputError(
       f'{path.parent}: {error}; evaluate again, or remove that file'
