@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from elasticface_jax import atomic, evaluation
-from elasticface_jax.evaluation.benchmark_tables import power
+from elasticface_jax.evaluation.benchmark_tables import rate
 from elasticface_jax.evaluation.comparisons import smallest_p
 from elasticface_jax.evaluation.rates import is_measurable
 from elasticface_jax.studies import results, tables
@@ -146,7 +146,7 @@ def _figures(found: Mapping[Key, SetResult]) -> Iterator[tuple[str, Figures]]:
   fars = _fars(found.values())
   if not first.is_drawn:
     replicates = _replicates(found, fars)
-  for name in ('accuracy', *(f'tar@{power(far)}' for far in fars), 'eer'):
+  for name in ('accuracy', *map(_tar_name, fars), 'eer'):
     values = {key: _value(one, name) for key, one in found.items()}
     if None not in values.values():
       yield name, Figures(values, replicates and replicates[name])
@@ -169,13 +169,17 @@ def _fars(found: Sequence[SetResult]) -> list[float]:
   )
 
 
+def _tar_name(far: float) -> str:
+  return f'tar@{rate(far, 6)}'
+
+
 def _value(result: SetResult, name: str) -> float | None:
   if not name.startswith('tar@'):
     return result.summary[name]
   return next(
     point['tar']
     for point in result.summary['tar_at_far'].values()
-    if f'tar@{power(point["far_target"])}' == name
+    if _tar_name(point['far_target']) == name
   )
 
 
@@ -190,7 +194,7 @@ def _replicates(
   by_metric = {'accuracy': dict(zip(found, accuracies.T, strict=True))}
   if not 0 < same.mean() < 1:
     return by_metric
-  names = [f'tar@{power(far)}' for far in fars]
+  names = [_tar_name(far) for far in fars]
   by_metric |= {name: {} for name in ('eer', *names)}
   for key, result in found.items():
     eer, tar = evaluation.resampled_rates(result.scores, same, counts, fars)
@@ -293,6 +297,8 @@ def _notes(sets: Mapping[str, Any], num_comparisons: int) -> list[str]:
     for metric in content['metrics'].values()
     for comparison in metric['comparisons']
   }
+  if not num_comparisons:
+    return notes
   if not numbers:
     return [*notes, 'No two configs have a result of the same seed yet.']
   most = max(numbers)

@@ -235,10 +235,13 @@ def _set_result(path: Path, summary: Mapping[str, Any]) -> SetResult:
   scores, same = read_scores(path)
   try:
     check_scores(path, scores, same, summary)
-  except (AttributeError, KeyError, TypeError) as error:
-    raise InputError('results.json was edited') from error
+    points = (summary['tar_at_far'] or {}).values()
+    is_whole = all(0 < point['far_target'] < 1 for point in points)
+    is_whole &= summary['eer'] is None or 0 <= summary['eer'] <= 1
+  except (AttributeError, KeyError, TypeError):
+    is_whole = False
   folds = summary['folds']
-  if not 2 <= folds <= len(same):
+  if not is_whole or not 2 <= folds <= len(same):
     raise InputError('results.json was edited')
   correct = correct_pairs(scores, same, folds)
   accuracy = np.mean([fold.mean() for fold in np.array_split(correct, folds)])
