@@ -8,10 +8,14 @@ from elasticface_jax.evaluation.benchmark_tables import benchmark_table
 from elasticface_jax.evaluation.comparisons import (
   SeedMean,
   SignFlipTest,
-  holm,
   seed_mean,
   seeds_needed,
   sign_flip_test,
+)
+from elasticface_jax.evaluation.corrections import (
+  MOST_CONFIGS,
+  closed_test,
+  holm,
 )
 from elasticface_jax.evaluation.identification import (
   Identification,
@@ -62,6 +66,7 @@ from elasticface_jax.evaluation.verification import (
 
 __all__ = [
   'IJB',
+  'MOST_CONFIGS',
   'Identification',
   'MegaFace',
   'MegaFacePoint',
@@ -76,6 +81,7 @@ __all__ = [
   'Verification',
   'benchmark_table',
   'binomial_interval',
+  'closed_test',
   'correct_pairs',
   'evaluate_ijb',
   'evaluate_megaface',

@@ -117,7 +117,8 @@ def _analysed(study: Study) -> dict[str, Any]:
     'confidence': CONFIDENCE,
     'power': POWER,
     'num_comparisons': num_comparisons,
-    'notes': study.notes + _notes(sets, num_comparisons),
+    'correction': 'closed' if _is_closed(study.configs) else 'holm',
+    'notes': study.notes + _notes(sets, study.configs, num_comparisons),
     'sets': sets,
   }
 
@@ -213,10 +214,7 @@ def _metric(configs: Sequence[str], figures: Figures) -> dict[str, Any]:
     for first, second in itertools.combinations(configs, 2)
     if (seeds := figures.seeds(first, second))
   ]
-  # Mid-p values, small ones multiplied, would reject too often.
-  adjusted = [c['p'] for c in compared]
-  if len(compared) > 1:
-    adjusted = evaluation.holm([c['p_exact'] for c in compared]).tolist()
+  adjusted = _adjusted(configs, compared, figures)
   for comparison, p, found in zip(
     compared, adjusted, [c.pop('found') for c in compared], strict=True
   ):
@@ -233,6 +231,32 @@ def _metric(configs: Sequence[str], figures: Figures) -> dict[str, Any]:
     },
     'comparisons': compared,
   }
+
+
+def _is_closed(configs: Sequence[str]) -> bool:
+  """Tells whether p values are corrected by closed tests, or by Holm's rule."""
+  return len(configs) <= evaluation.MOST_CONFIGS
+
+
+def _adjusted(
+  configs: Sequence[str],
+  compared: Sequence[Mapping[str, Any]],
+  figures: Figures,
+) -> list[float]:
+  """Corrects the p values of comparisons for their number."""
+  if not _is_closed(configs):
+    return evaluation.holm([c['p_exact'] for c in compared]).tolist()
+  seeds = sorted({key.seed for key in figures.values})
+  table = np.array(
+    [
+      [figures.values.get(Key(config, seed), np.nan) for seed in seeds]
+      for config in configs
+    ]
+  )
+  adjusted, index = evaluation.closed_test(table), configs.index
+  return [
+    float(adjusted[index(c['first']), index(c['second'])]) for c in compared
+  ]
 
 
 def _config(
@@ -283,7 +307,9 @@ def _by_seed(seeds: Sequence[int], values: np.ndarray) -> dict[str, float]:
   }
 
 
-def _notes(sets: Mapping[str, Any], num_comparisons: int) -> list[str]:
+def _notes(
+  sets: Mapping[str, Any], configs: Sequence[str], num_comparisons: int
+) -> list[str]:
   """Returns sentences about what such a study can say at all."""
   notes = [
     f'{name}: pairs are drawn anew for each seed, so the variance between '
@@ -301,12 +327,11 @@ def _notes(sets: Mapping[str, Any], num_comparisons: int) -> list[str]:
     return notes
   if not numbers:
     return [*notes, 'No two configs have a result of the same seed yet.']
-  most = max(numbers)
-  needed = evaluation.seeds_needed(num_comparisons, LEVEL)
+  most, needed, correction = max(numbers), evaluation.seeds_needed(1, LEVEL), ''
+  if not _is_closed(configs):
+    needed = evaluation.seeds_needed(num_comparisons, LEVEL)
+    correction = f' after the correction for {num_comparisons} comparisons'
   if most < needed:
-    correction = ''
-    if num_comparisons > 1:
-      correction = f' after the correction for {num_comparisons} comparisons'
     notes.append(
       f'{most} seeds: no p below {smallest_p(most):.2g} is possible, however '
       f'large the difference; {needed} seeds could reach {LEVEL:g}{correction}.'

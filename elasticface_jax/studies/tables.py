@@ -8,12 +8,13 @@ from elasticface_jax.evaluation.benchmark_tables import aligned, percent
 
 _LEGEND = (
   '±: deviation of the seeds; [ ]: 95 % intervals for new seeds and new pairs, '
-  'for independent pairs\n'
-  'p: permutation test over seeds (mid-p), of these pairs; corrected: by Holm, '
-  'for all pairs of configs by one metric on one set\n'
+  'for independent pairs',
+  'p: permutation test over seeds (mid-p), of these pairs; corrected: by {}, '
+  'for all pairs of configs by one metric on one set',
   'detectable: the smallest true difference that such a study finds in 80 % of '
-  'cases, by its interval'
+  'cases, by its interval',
 )
+_CORRECTIONS = {'closed': 'closed permutation tests', 'holm': "Holm's rule"}
 
 
 def text(analysis: Mapping[str, Any]) -> str:
@@ -35,7 +36,8 @@ def text(analysis: Mapping[str, Any]) -> str:
     for content in analysis['sets'].values()
     for metric in content['metrics'].values()
   ):
-    parts.append(_LEGEND)
+    legend = '\n'.join(_LEGEND)
+    parts.append(legend.format(_CORRECTIONS[analysis['correction']]))
   if analysis['notes']:
     parts.append('\n'.join(analysis['notes']))
   return '\n\n'.join(parts)

@@ -190,31 +190,6 @@ def test_power_at_the_detectable_mean():
     assert found.detectable(power=0.9) > found.detectable()
 
 
-def holm_by_steps(p_values, level):
-  """Holm's rule as published: steps down until one is not rejected."""
-  left, rejected = list(range(len(p_values))), set()
-  while left:
-    k = min(left, key=lambda k: p_values[k])
-    if p_values[k] > level / len(left):
-      break
-    rejected.add(k)
-    left.remove(k)
-  return rejected
-
-
-def test_holm_rejects_as_published():
-  rng = np.random.default_rng(6)
-  for _ in range(50):
-    p_values = rng.random(5) ** 4
-    adjusted = evaluation.holm(p_values)
-    for level in (0.01, 0.0501, 0.2, 0.9):
-      expected = holm_by_steps(p_values, level)
-      assert {*np.flatnonzero(adjusted <= level)} == expected
-  assert evaluation.holm([0.2]) == [0.2]
-  assert list(evaluation.holm([0.9, 0.9])) == [1, 1]
-  assert len(evaluation.holm([])) == 0
-
-
 def test_seeds_needed_are_the_fewest():
   assert evaluation.seeds_needed(1) == 5
   for number in (2, 3, 6, 15):
