@@ -146,11 +146,20 @@ def _ranges(figures: np.ndarray, group: tuple[int, ...]) -> np.ndarray:
   size, num_seeds = shared.shape
   if not num_seeds:
     return np.zeros(_DRAWS)
-  labels = np.tile(np.arange(size), (_DRAWS, num_seeds, 1))
-  np.random.default_rng(group).permuted(labels, axis=2, out=labels)
-  labels[0] = np.arange(size)
-  means = shared[labels, np.arange(num_seeds)[:, None]].mean(axis=1)
+  labels = _labels(group, num_seeds)
+  # Of each seed, the figures that its labels now stand for.
+  means = sum(shared[labels[s], s] for s in range(num_seeds)) / num_seeds
   return np.ptp(means, axis=1)
+
+
+# Those of four configs are used again for every metric.
+@functools.lru_cache(maxsize=32)
+def _labels(group: tuple[int, ...], num_seeds: int) -> np.ndarray:
+  """Draws labels for the networks of each seed, first those observed."""
+  labels = np.tile(np.arange(len(group), dtype=np.int8), (num_seeds, _DRAWS, 1))
+  np.random.default_rng(group).permuted(labels, axis=2, out=labels)
+  labels[:, 0] = np.arange(len(group))
+  return labels
 
 
 def _partitions(

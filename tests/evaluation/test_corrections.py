@@ -87,7 +87,8 @@ def test_two_configs_need_no_correction():
 def test_five_seeds_find_differences_of_four_configs():
   figures = np.array([[0], [1], [3], [7]]) + 0.01 * np.eye(4, 5)
   adjusted = evaluation.closed_test(figures)
-  assert (adjusted[~np.eye(4, dtype=bool)] == 0.5**5).all()
+  differing = adjusted[~np.eye(4, dtype=bool)]
+  assert differing.min() == 0.5**5 and differing.max() < 0.035
 
 
 def test_seeds_that_are_missing():
