@@ -27,8 +27,8 @@ from scipy import special
 
 from elasticface_jax.errors import InputError
 
-# All flips of so many seeds are half a million sums.
-_MOST_SEEDS = 20
+# All flips of so many seeds are sums of two halves, of a million flips each.
+_MOST_SEEDS = 40
 # Flips drawn for more seeds.
 _DRAWN_FLIPS = 2**17
 # Sums that differ by less than this share of their size are equal: differences
@@ -195,7 +195,7 @@ def sign_flip_test(
 
   Args:
     differences: second config minus first, for each seed, ``[S]``. With more
-      than 20 seeds, 131,072 flips are drawn with a fixed key.
+      than 40 seeds, 131,072 flips are drawn with a fixed key.
 
   Returns:
     Both p values and the smallest possible one.
@@ -216,14 +216,19 @@ def sign_flip_test(
     (2010) 39: of drawn flips, the observed one is counted too.
   """
   differences = _checked(differences)
-  sums = np.abs(_flipped_sums(differences))
-  observed, scale = abs(differences.sum()), np.abs(differences).sum()
-  reached = int(np.count_nonzero(sums >= observed - _ROUNDING * scale))
+  observed = abs(float(differences.sum()))
+  tie = _ROUNDING * float(np.abs(differences).sum())
+  count = _all_beyond if len(differences) <= _MOST_SEEDS else _drawn_beyond
+  farther, num_flips = count(differences, observed + tie)
+  # Everything is as far as zero.
+  reached = num_flips
+  if observed > tie:
+    reached, _ = count(differences, observed - tie)
   return SignFlipTest(
-    p=mid_p(sums, observed, scale),
-    p_exact=reached / len(sums),
+    p=(farther + reached) / 2 / num_flips,
+    p_exact=reached / num_flips,
     p_smallest=smallest_p(len(differences)),
-    num_flips=2 * len(sums) if len(differences) <= _MOST_SEEDS else len(sums),
+    num_flips=num_flips,
   )
 
 
@@ -298,21 +303,30 @@ def _checked(values: np.ndarray | Sequence[float]) -> np.ndarray:
   return values
 
 
-def _flipped_sums(differences: np.ndarray) -> np.ndarray:
-  """Computes the sums of the flips that keep the first sign.
+def _all_beyond(differences: np.ndarray, limit: float) -> tuple[int, int]:
+  """Counts the flips whose sum is farther from zero than a limit, and all."""
+  half = len(differences) // 2
+  first = _flipped_sums(differences[:half])
+  second = np.sort(_flipped_sums(differences[half:]))
+  above = len(second) - np.searchsorted(second, limit - first, side='right')
+  below = np.searchsorted(second, -limit - first)
+  return int(above.sum() + below.sum()), len(first) * len(second)
 
-  The others are their negatives, as far from zero. Of many seeds, flips are
-  drawn, and the observed one is the last.
-  """
-  if len(differences) > _MOST_SEEDS:
-    draws = np.random.default_rng(0).integers(
-      2, size=(_DRAWN_FLIPS, len(differences)), dtype=np.int8
-    )
-    return np.append((2.0 * draws - 1) @ differences, differences.sum())
-  sums = differences[:1]
-  for difference in differences[1:]:
+
+def _flipped_sums(differences: np.ndarray) -> np.ndarray:
+  """Computes the sums of all flips."""
+  sums = np.zeros(1)
+  for difference in differences:
     sums = np.concatenate([sums + difference, sums - difference])
   return sums
+
+
+def _drawn_beyond(differences: np.ndarray, limit: float) -> tuple[int, int]:
+  """Counts as `_all_beyond`, of drawn flips and the observed one."""
+  shape = _DRAWN_FLIPS, len(differences)
+  draws = np.random.default_rng(0).integers(2, size=shape, dtype=np.int8)
+  sums = np.append((2.0 * draws - 1) @ differences, differences.sum())
+  return int(np.count_nonzero(np.abs(sums) > limit)), len(sums)
 
 
 def _errors_of_pairs(

@@ -67,17 +67,24 @@ def test_signs_and_order_of_seeds_do_not_matter():
   assert evaluation.sign_flip_test(differences[::-1]) == test
 
 
-def test_many_seeds_draw_flips_with_a_fixed_key():
-  rng = np.random.default_rng(1)
-  differences = rng.normal(0.35, 1, size=22)
-  test = evaluation.sign_flip_test(differences)
-  assert evaluation.sign_flip_test(differences) == test
-  first, second = comparisons._flipped_sums(differences[:11]), differences[11:]
-  sums = first[:, None] + [
-    np.dot(signs, second) for signs in itertools.product((1, -1), repeat=11)
+def test_many_seeds_are_counted_by_halves():
+  differences = np.random.default_rng(1).normal(0.35, 1, size=16).round(1)
+  sums = [
+    np.dot(signs, differences)
+    for signs in itertools.product((1, -1), repeat=16)
   ]
   exact = np.mean(np.abs(sums) >= abs(differences.sum()) - 1e-9)
-  assert test.p_exact == pytest.approx(exact, abs=5e-3)
+  test = evaluation.sign_flip_test(differences)
+  assert test.p_exact == exact and test.num_flips == 2**16
+
+
+def test_very_many_seeds_draw_flips_with_a_fixed_key(monkeypatch):
+  differences = np.random.default_rng(1).normal(0.35, 1, size=30)
+  exact = evaluation.sign_flip_test(differences)
+  monkeypatch.setattr(comparisons, '_MOST_SEEDS', 20)
+  test = evaluation.sign_flip_test(differences)
+  assert evaluation.sign_flip_test(differences) == test
+  assert test.p == pytest.approx(exact.p, abs=3e-3) and test.p != exact.p
   # The observed flip is counted, so that no p is zero.
   extreme = evaluation.sign_flip_test(np.arange(1.0, 31))
   assert extreme.p == extreme.p_smallest == 0.5 / (2**17 + 1)
