@@ -128,8 +128,8 @@ def seed_mean(
 
   For figures that are normal, coverage is 95 % where one part dominates, up to
   97 % between, and up to 98 % (99 % with three seeds) where the networks of a
-  config do not differ in the mean. Satterthwaite's degrees of freedom would give
-  92 % with three seeds.
+  config do not differ in the mean. Satterthwaite's degrees of freedom would
+  give 92 % with three seeds.
 
   Args:
     values: the figure of each seed, or the difference of two configs, ``[S]``.
