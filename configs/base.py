@@ -150,6 +150,9 @@ FIELDS = dict(
   keep_checkpoints=3,  # Newest ones.
   # Save checksums with a checkpoint, and compare them when it is restored.
   checkpoint_checksums=True,
+  # Steps between records of each tensor's checksum, for `repeat`; 0 for those
+  # of checkpoints alone. A record is one reading of the state on its devices.
+  fingerprint_every=0,
   eval=dict(
     # Files of pairs, .bin or .npz, or 'synthetic'.
     pairs=(

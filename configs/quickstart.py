@@ -22,7 +22,7 @@ def get_config():
   c.model.update(name='iresnet10', width=16, embedding_dim=128)
   c.head.num_blocks = 8
   c.optim.update(lr=0.8, warmup_steps=20, decay_steps=(100, 135))
-  c.log_every = 10
+  c.log_every = c.fingerprint_every = 10
   c.eval_every = c.checkpoint_every = 80
   c.eval.update(pairs=('synthetic',), synthetic_pairs=600, rows=16)
   return c

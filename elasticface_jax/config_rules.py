@@ -179,6 +179,7 @@ RULES = {
   'eval_every': _INTERVAL,
   'checkpoint_every': _INTERVAL,
   'checkpoint_checksums': _TRUTH,
+  'fingerprint_every': _integer(0, ': steps, 0 for checkpoints only'),
   'keep_checkpoints': _integer(1),
   'eval.pairs': Rule(
     tuple,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from elasticface_jax import terminal
 from elasticface_jax.errors import InputError, Stopped
 
+DIFFERENT = 1  # Of `repeat`, as of cmp and diff; of a traceback, too.
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it.
 NO_READER = 141  # 128 + SIGPIPE, as of programs that end by it, without a word.

@@ -6,7 +6,7 @@
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from elasticface_jax.training import (
   loop,
   metrics,
   processes,
+  records,
   run_folder,
   run_lock,
   state,
@@ -41,7 +42,8 @@ from elasticface_jax.training.embed import make_embed
 from elasticface_jax.training.task import Task, from_config
 from elasticface_jax.weights import Weights, open_weights
 
-# Images of a .rec from which on shards are advised.
+# Images of a .rec from which on shards are advised, and of any source from
+# which on they are not all read for their hashes.
 _LARGE = 1_000_000
 
 
@@ -62,7 +64,35 @@ def train(config: Any, workdir: Path) -> dict[str, Any] | None:
     InputError: for a mistake in config, data or folder.
     Stopped: after SIGTERM or Ctrl-C.
   """
-  c = config
+  begin = time.perf_counter()
+  with _held(config, workdir) as check_held:
+    verifier = _train(config, workdir, check_held, records.Watch())
+    if not processes.is_first():
+      return None
+    return report(
+      workdir, verifier.results, verifier.paths, time.perf_counter() - begin
+    )
+
+
+def follow(config: Any, workdir: Path, watch: records.Watch) -> None:
+  """Trains as `train` does, followed by a watch, and reports nothing.
+
+  Args:
+    config: as for `train`.
+    workdir: the run folder W.
+    watch: is given records as they come, and may end the run.
+
+  Raises:
+    InputError: as `train`.
+    Stopped: as `train`.
+  """
+  with _held(config, workdir) as check_held:
+    _train(config, workdir, check_held, watch)
+
+
+@contextlib.contextmanager
+def _held(c: Any, workdir: Path) -> Iterator[Callable[[], None]]:
+  """Checks a config and holds its folder, as `run_lock.hold` does."""
   runtime.check_platform()
   runtime.warn_of_environment()
   config_rules.check(c)
@@ -71,14 +101,13 @@ def train(config: Any, workdir: Path) -> dict[str, Any] | None:
     runtime.fixed_arithmetic(x64=c.model.dtype == 'float64'),
     run_lock.hold(workdir) as check_held,
   ):
-    return _train(c, workdir, check_held)
+    yield check_held
 
 
 def _train(
-  c: Any, workdir: Path, check_held: Callable[[], None]
-) -> dict[str, Any] | None:
+  c: Any, workdir: Path, check_held: Callable[[], None], watch: records.Watch
+) -> '_Verifier':
   """Trains in a folder that this run holds; see `train`."""
-  begin = time.perf_counter()
   # What to train. All that the run will read is opened before it begins.
   source = data.open_source(
     c.data.source, **c.data.synthetic, seed=c.seed, cache=workdir
@@ -103,21 +132,21 @@ def _train(
   )
   _announce(c, source, task)
   _check_images(source)
-  _run(c, workdir, check_held, source, task, verifier, (initial, centers))
+  _keep_hashes(source, workdir)
+  _run(
+    c, workdir, check_held, watch, source, task, verifier, (initial, centers)
+  )
   # The report reads what it needs from the disk. A finished save of Orbax's is
   # in a reference cycle, and holds the state until that is collected.
   gc.collect()
-  if not processes.is_first():
-    return None
-  return report(
-    workdir, verifier.results, verifier.paths, time.perf_counter() - begin
-  )
+  return verifier
 
 
 def _run(
   c: Any,
   workdir: Path,
   check_held: Callable[[], None],
+  watch: records.Watch,
   source: data.Source,
   task: Task,
   verifier: '_Verifier',
@@ -133,6 +162,14 @@ def _run(
   ) as checkpoints:
     train_state = _new_or_restored(
       task, keys, checkpoints, initial, c.total_steps
+    )
+    recorder = records.Writer(
+      workdir,
+      first_step=int(train_state.step),
+      every=c.fingerprint_every,
+      with_checkpoints=c.checkpoint_checksums,
+      also=watch.steps,
+      write=processes.is_first(),
     )
     order = {
       'seed': c.seed,
@@ -157,6 +194,8 @@ def _run(
       evaluate=verifier,
       pair_sets=verifier.names,
       checkpoints=checkpoints,
+      recorder=recorder,
+      watch=watch,
       check_held=check_held,
       layout=task.layout,
       total_steps=c.total_steps,
@@ -292,6 +331,27 @@ def _check_images(source: data.Source) -> None:
       f'such as {source.place(bad[0])}: training will stop at the first that '
       f'comes; `elasticface inspect {source.path}` lists them all'
     )
+
+
+def _keep_hashes(source: data.Source, workdir: Path) -> None:
+  """Keeps a hash of each image of a new run, for `elasticface repeat`.
+
+  A source that a graph reads has them from its checks; others are read once.
+  """
+  if (
+    not isinstance(source, data.EncodedSource)
+    or run_folder.is_begun(workdir)
+    or not processes.is_first()
+  ):
+    return
+  found = data.checked_hashes(source)
+  if not found.with_labels and source.num_images <= _LARGE:
+    with terminal.progress('images hashed') as report:
+      found = data.ImageHashes.of(
+        *data.read_hashes(source, report), source.num_classes
+      )
+  if len(found.hashes):
+    found.write(workdir)
 
 
 def _new_or_restored(

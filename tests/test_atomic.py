@@ -19,6 +19,7 @@ PACKAGE = Path(importlib.util.find_spec('elasticface_jax').origin).parent
 # Functions that write without `atomic`, and why they may.
 EXCEPTIONS = {
   'training/metrics.py: Writer.__init__': ('metrics.jsonl is appended to'),
+  'training/records.py: Writer.write': 'fingerprints.jsonl is appended to',
   'training/events.py: Events._open': (
     'the events of TensorBoard are appended to'
   ),

@@ -531,6 +531,7 @@ IMPOSSIBLE = {
   'eval_every': INTERVAL,
   'checkpoint_every': INTERVAL,
   'checkpoint_checksums': (1, 'True', None),
+  'fingerprint_every': INTERVAL,
   'keep_checkpoints': COUNT,
   'eval.pairs': (5, 'a.bin', ('',), (None,)),
   'eval.synthetic_pairs': (0, 30, -20, 20.0),

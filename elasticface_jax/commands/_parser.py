@@ -14,6 +14,7 @@ from elasticface_jax.commands import (
   inspect,
   plan,
   prepare,
+  repeat,
   report,
   study,
   train,
@@ -39,6 +40,7 @@ _COMMANDS = {
     fingerprint,
     'Print the SHA-256 of a train state, equal on any devices and hosts.',
   ),
+  'repeat': (repeat, 'Train a run again and compare it bit for bit.'),
   'plan': (
     plan,
     'Compile a step for hardware that is not here; see if it fits.',

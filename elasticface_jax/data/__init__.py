@@ -8,6 +8,7 @@
   `dataset` is the `tf.data.Dataset` of them.
 - `open_pairs`, `read_pairs` and `write_pairs` handle pair sets;
   `read_pair_list` and `pairs_from_folder` make one from LFW's ``pairs.txt``.
+- `read_hashes` and `checked_hashes` give a hash of each image (`data.hashes`).
 - `inspect` checks a data set image by image, and `prepare_shards` writes it as
   TFDS shards (`data.tools`).
 
@@ -15,6 +16,11 @@ TensorFlow is imported when the first image or batch needs it, not before.
 """
 
 from elasticface_jax.data.feed import dataset, has_graph
+from elasticface_jax.data.hashes import (
+  ImageHashes,
+  checked_hashes,
+  read_hashes,
+)
 from elasticface_jax.data.order import batch_indices, check_window
 from elasticface_jax.data.pair_lists import (
   in_pairs,
@@ -71,6 +77,7 @@ __all__ = [
   'Batch',
   'EncodedSource',
   'FolderSource',
+  'ImageHashes',
   'NotFixed',
   'PairSet',
   'Prepared',
@@ -84,6 +91,7 @@ __all__ = [
   'batches',
   'check_shards',
   'check_window',
+  'checked_hashes',
   'dataset',
   'has_graph',
   'in_pairs',
@@ -101,6 +109,7 @@ __all__ = [
   'pairs_from_folder',
   'prepare_shards',
   'read_encoded',
+  'read_hashes',
   'read_image',
   'read_pair_list',
   'read_pairs',

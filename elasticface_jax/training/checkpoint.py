@@ -84,14 +84,28 @@ class Checkpoints:
     """Step of the newest complete checkpoint; None if there is none."""
     return self._manager.latest_step()
 
-  def save(self, step: int, state: Any) -> None:
-    """Starts to write the state, once the previous write is complete."""
+  def save(
+    self,
+    step: int,
+    state: Any,
+    sums: Mapping[str, Sequence[str]] | None = None,
+  ) -> None:
+    """Starts to write the state, once the previous write is complete.
+
+    Args:
+      step: its number.
+      state: pytree of jax arrays.
+      sums: its checksums, if they have been computed.
+    """
     self._check_space(step, state)
     pieces = jax.tree.map(
       lambda _: ocp.SaveArgs(chunk_byte_size=PIECE_BYTES), state
     )
     arguments = ocp.args.PyTreeSave(state, save_args=pieces)
-    sums = checksums.of_devices(state) if self._compare else None
+    if not self._compare:
+      sums = None
+    elif sums is None:
+      sums = checksums.of_devices(state)
     try:
       if not self._manager.save(
         step,

@@ -12,7 +12,13 @@ import jax
 import numpy as np
 
 from elasticface_jax.errors import InputError, Stopped
-from elasticface_jax.training import metrics, processes, stopping
+from elasticface_jax.training import (
+  checksums,
+  metrics,
+  processes,
+  records,
+  stopping,
+)
 from elasticface_jax.training.checkpoint import Checkpoints, write_json
 from elasticface_jax.training.state import Layout, TrainState
 
@@ -33,6 +39,8 @@ def train(
   evaluate: Callable[[TrainState, Sequence[str]], Mapping[str, Any]],
   pair_sets: Sequence[str],
   checkpoints: Checkpoints,
+  recorder: records.Writer,
+  watch: records.Watch,
   check_held: Callable[[], None],
   layout: Layout,
   total_steps: int,
@@ -53,6 +61,8 @@ def train(
     evaluate: returns one JSON-like result for each of some pair sets.
     pair_sets: the names of all.
     checkpoints: of the run folder.
+    recorder: of the state's checksums.
+    watch: what follows the run.
     check_held: raises if another run has taken the folder.
     layout: of the step.
     total_steps: step to end at.
@@ -61,7 +71,7 @@ def train(
     checkpoint_every: steps between checkpoints; 0 for the end only.
 
   Returns:
-    The state at the end.
+    The state at the end, or where the watch ends the run.
 
   Raises:
     InputError: if the loss is not finite, or a disk is full.
@@ -79,12 +89,20 @@ def train(
           workdir, step, measured['loss'], batch_indices(step - 1), checkpoints
         )
       )
-    log.step(
+    row = log.step(
       step,
       measured,
       batch_size=layout.batch_size,
       log=due(step, log_every, total_steps) or step == 1,
     )
+    if row:
+      watch.metrics(row)
+
+  def record(step):
+    sums = checksums.of_devices(state)
+    folded = records.fold(sums)
+    recorder.write(step, folded)
+    return sums, watch.state(step, folded)
 
   def verifies_at(step):
     if step == 0:
@@ -110,6 +128,8 @@ def train(
     _writer(workdir, first, total_steps) as log,
     contextlib.closing(batches(first)) as feed,
   ):
+    if first == 0 and recorder.due(0, saving=False) and record(0)[1]:
+      return state
     # At step 0 the untrained network, the first point of the curve; later what
     # an earlier start saved and did not come to verify.
     if verifies_at(first):
@@ -128,13 +148,18 @@ def train(
       check_held()
       stop = listener.heard(step)
       saving = due(step, checkpoint_every, total_steps) or stop
-      if verifies_at(step) or saving:
+      recording = recorder.due(step, saving)
+      if verifies_at(step) or saving or recording:
         # No state is saved or verified before its loss is known to be finite.
         log_pending(log)
         pending = None
-      if saving:
+      # Before the save, so that each checkpoint has its record after a kill.
+      sums, ends = record(step) if recording else (None, False)
+      if saving or ends:
         log.keep(step)
-        checkpoints.save(step, state)
+        checkpoints.save(step, state, sums)
+      if ends:
+        break
       if verifies_at(step) and not (stop and step < total_steps):
         verify(step, pair_sets)
       if stop and step < total_steps:

@@ -141,7 +141,7 @@ class Writer:
 
   def step(
     self, step: int, measured: Mapping, *, batch_size: int, log: bool
-  ) -> None:
+  ) -> dict[str, float] | None:
     """Logs one step, when it has ended.
 
     The first step after a start has no ``images_per_second``: most of its time
@@ -153,11 +153,15 @@ class Writer:
       batch_size: for images per second.
       log: whether to write a record of this step.
 
+    Returns:
+      The record, if one is written.
+
     Raises:
       InputError: if the record cannot be written.
     """
     self._interval.add(measured)
     self._clock.step(step)
+    record = None
     if log:
       means = self._interval.end(step)
       speed = {}
@@ -165,8 +169,10 @@ class Writer:
         speed = {'images_per_second': batch_size / pace}
       self._clock.record(step)
       self._write(step, {**means, **speed}, prefix='train/')
+      record = {'step': step, **means}
       measured = means
     self._show(step, measured, batch_size, log)
+    return record
 
   def keep(self, step: int) -> None:
     """Keeps what a run that resumes from this step needs.

@@ -3,6 +3,7 @@
 
 ``W/config.json``: the config of the run; another one is refused.
 ``W/manifest.json``: versions, device, settings, seed and data of every start.
+``W/requirements.txt``: all installed packages that the first start used.
 """
 
 import hashlib
@@ -12,15 +13,14 @@ import platform
 import sys
 import time
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from elasticface_jax import __version__, runtime
+from elasticface_jax import __version__, atomic, runtime
 from elasticface_jax.errors import InputError
-from elasticface_jax.training import processes
+from elasticface_jax.training import installed, processes
 from elasticface_jax.training.checkpoint import (
   read_json,
   steps_in,
@@ -36,6 +36,7 @@ FREE_FIELDS = (
   'eval_every',
   'checkpoint_every',
   'checkpoint_checksums',
+  'fingerprint_every',
   'keep_checkpoints',
   'eval',
   'data.source',
@@ -63,10 +64,16 @@ def differs(field: str, before: Any, now: Any) -> bool:
   """
   if field == 'start.checkpoint':
     return bool(before) != bool(now)
-  return before != now and not _is_free(field)
+  return before != now and not is_free(field)
 
 
-def _is_free(field: str) -> bool:
+def is_free(field: str) -> bool:
+  """Tells whether a field, by its dotted name, changes no bit of the state.
+
+  Examples:
+    >>> is_free('log_every'), is_free('eval.pairs'), is_free('optim.lr')
+    (True, True, False)
+  """
   return any(field == f or field.startswith(f + '.') for f in FREE_FIELDS)
 
 
@@ -159,6 +166,7 @@ def claim(
     starts.append(
       {
         'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
+        'step': max(done, 0),
         'seed': config['seed'],
         'data_fingerprint': data_fingerprint,
         'start_fingerprint': start_fingerprint,
@@ -168,6 +176,10 @@ def claim(
   if processes.is_first():
     write_json(manifest_path, {'starts': starts})
     write_json(path, config)
+    if not is_begun(workdir):
+      lines = installed.lock(here['platform'])
+      with atomic.file(workdir / installed.REQUIREMENTS) as part:
+        part.write_text('\n'.join([*lines, '']))
 
 
 def identity(config: Mapping, data_fingerprint: str) -> str:
@@ -180,7 +192,7 @@ def identity(config: Mapping, data_fingerprint: str) -> str:
   fixed = {
     field: bool(value) if field == 'start.checkpoint' else value
     for field, value in _flat(config).items()
-    if field == 'start.checkpoint' or not _is_free(field)
+    if field == 'start.checkpoint' or not is_free(field)
   }
   text = json.dumps([fixed, data_fingerprint], sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
@@ -281,7 +293,9 @@ def _warn_of_change(workdir: Path, before: Mapping, here: Mapping) -> None:
     if name in before and before[name] != here[name]:
       old, new = before[name], here[name]
       if isinstance(new, Mapping):
-        keys = [k for k in sorted(old | new) if old.get(k) != new.get(k)]
+        # A version records more packages than the one before it did.
+        known = old if name == 'versions' else old | new
+        keys = [k for k in sorted(known) if old.get(k) != new.get(k)]
         changes += [f'{k} was {old.get(k)}, is {new.get(k)}' for k in keys]
       else:
         changes.append(f'{name} was {old}, is {new}')
@@ -295,14 +309,15 @@ def _warn_of_change(workdir: Path, before: Mapping, here: Mapping) -> None:
 
 def environment() -> dict[str, Any]:
   """Returns what the bits of a run depend on besides config and data."""
-  packages = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
   device = jax.devices()[0]
   return {
     'versions': {
       'elasticface_jax': __version__,
       'python': platform.python_version(),
     }
-    | {name: metadata.version(name) for name in packages},
+    | installed.versions(device.platform),
+    'sources': installed.sources(),
+    'processor': installed.processor(),
     'platform': device.platform,
     'device_kind': device.device_kind,
     'devices': jax.device_count(),

@@ -109,15 +109,35 @@ def examine(
   """
   n = source.num_images
   found = Checks(np.zeros(n, np.int32), np.zeros(n, np.uint8))
+
+  def check_some(images):
+    some = check(source, images)
+    for whole, part in zip(found, some, strict=True):
+      whole[images] = part
+
+  for_all(check_some, n, progress)
+  return found
+
+
+def for_all(
+  function: Callable[[np.ndarray], None],
+  n: int,
+  progress: Callable[[int, int], None],
+) -> None:
+  """Calls a function for all images, on all cores.
+
+  Args:
+    function: takes numbers of images, int64, ``[k]``.
+    n: number of images.
+    progress: called now and then with the number of images done and of all.
+  """
   decode.tensorflow()  # Not by several threads at once.
   workers = max(_REQUESTS, os.cpu_count())
   pool = ThreadPoolExecutor(workers)
 
-  def check_from(start):
+  def call_from(start):
     images = np.arange(start, min(start + _CHUNK, n))
-    some = check(source, images)
-    for whole, part in zip(found, some, strict=True):
-      whole[images] = part
+    function(images)
     return images[-1] + 1
 
   try:
@@ -125,12 +145,11 @@ def examine(
     stride = _CHUNK * workers * _AHEAD
     for begin in range(0, n, stride):
       for done in pool.map(
-        check_from, range(begin, min(begin + stride, n), _CHUNK)
+        call_from, range(begin, min(begin + stride, n), _CHUNK)
       ):
         progress(int(done), n)
   finally:
     pool.shutdown(wait=False, cancel_futures=True)
-  return found
 
 
 def checked_again(source: 'EncodedSource', known: Checks) -> Checks:
@@ -152,7 +171,7 @@ def check(source: 'EncodedSource', images: np.ndarray) -> Checks:
   Returns:
     Their checks, ``[k]``.
   """
-  encoded = _read(source, images)
+  encoded, _ = read_all(source, images)
   found = Checks(hashes(encoded), np.full(len(images), BAD, np.uint8))
   for i, one in enumerate(encoded):
     try:
@@ -178,16 +197,29 @@ def _orientation(encoded: bytes) -> int:
   return orientation if same else OTHER
 
 
-def _read(source: 'EncodedSource', images: np.ndarray) -> list[bytes]:
+def read_all(
+  source: 'EncodedSource', images: np.ndarray
+) -> tuple[list[bytes], np.ndarray]:
   """Reads images; an empty one in place of each that is damaged.
 
   Other errors are those of the storage: they stop the checks, because what is
   kept would hold images to be damaged for ever.
+
+  Args:
+    source: the images.
+    images: their numbers, int64, ``[k]``.
+
+  Returns:
+    k encoded images, and their labels as stored, float64, ``[k]``; NaN for one
+    that is damaged.
   """
   try:
-    return source.read(images)[0]
+    return source.read(images)
   except decode.BadFace:
     if len(images) == 1:
-      return [b'']
+      return [b''], np.array([np.nan])
     half = len(images) // 2
-    return _read(source, images[:half]) + _read(source, images[half:])
+    (a, b), (c, d) = (
+      read_all(source, part) for part in (images[:half], images[half:])
+    )
+    return a + c, np.concatenate([b, d])

@@ -85,6 +85,13 @@ class EncodedSource(abc.ABC):
     """
     return str(int(label))
 
+  def known_labels(self) -> np.ndarray | None:
+    """Returns the labels of all images, int64 ``[n]``, if none has to be read.
+
+    None where they are in the records of the images.
+    """
+    return None
+
   @property
   def in_graph(self) -> bool:
     """True if a TensorFlow graph can read the images without Python."""

@@ -72,6 +72,10 @@ class FolderSource(EncodedSource):
         raise self.bad(number, error.strerror) from error
     return encoded, self._labels(indices).astype(np.float64)
 
+  def known_labels(self) -> np.ndarray:
+    """Implements `EncodedSource.known_labels`."""
+    return self._labels(np.arange(self.num_images))
+
   @property
   def in_graph(self) -> bool:
     """Implements `EncodedSource.in_graph`."""
