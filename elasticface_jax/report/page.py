@@ -518,6 +518,10 @@ def _repeat(
         'version, or from a recipe of its own. The config is above.'
       )
       found.append(element('p', text, class_='note'))
+    if 'starts' in run.manifest:
+      text = 'Train it again and compare it bit for bit, step by step:'
+      found.append(element('p', text))
+      found.append(command(repeat.repetition(run)))
     if run.fingerprint is not None:
       found.append(element('p', 'The same bits have the same fingerprint:'))
       found.append(command(repeat.fingerprint(run, trained)))

@@ -144,6 +144,11 @@ def training(run: Run, recipe: Recipe, workdir: str) -> str:
   return ' \\\n  '.join(lines)
 
 
+def repetition(run: Run) -> str:
+  """Returns the command that trains a run again and compares the bits."""
+  return f'elasticface repeat {shlex.quote(str(run.folder))}'
+
+
 def evaluation(run: Run, out: str, trained: str | None = None) -> str:
   """Returns the commands that evaluate the sets of a run anew.
 

@@ -573,6 +573,8 @@ def test_commands_can_be_pasted_in_order(make_run, tmp_path):
       made.add(trained[-1])
     elif words[1] == 'fingerprint':
       assert words[2] == trained[-1]
+    elif words[1] == 'repeat':  # Into a folder of its own.
+      assert words[2] == str(folders[len(trained) - 1])
     else:
       assert words[words.index('--checkpoint') + 1] == trained[-1]
       made.add(words[words.index('--out') + 1])
