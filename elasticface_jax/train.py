@@ -338,11 +338,11 @@ def _keep_hashes(source: data.Source, workdir: Path) -> None:
 
   A source that a graph reads has them from its checks; others are read once.
   """
-  if (
-    not isinstance(source, data.EncodedSource)
-    or run_folder.is_begun(workdir)
-    or not processes.is_first()
-  ):
+  if run_folder.is_begun(workdir) or not processes.is_first():
+    return
+  # Those of a start that saved no step may be of other data.
+  data.ImageHashes.remove(workdir)
+  if not isinstance(source, data.EncodedSource):
     return
   found = data.checked_hashes(source)
   if not found.with_labels and source.num_images <= _LARGE:

@@ -51,6 +51,11 @@ class ImageHashes(NamedTuple):
     with atomic.file(folder / FILE) as part:
       np.savez(part, **self._asdict())
 
+  @staticmethod
+  def remove(folder: Path) -> None:
+    """Removes the file of a folder, if there is one."""
+    (folder / FILE).unlink(missing_ok=True)
+
   @classmethod
   def read(cls, folder: Path) -> 'ImageHashes | None':
     """Reads them from a folder; None if it has none.

@@ -108,13 +108,8 @@ def _steps(run: Expected, options: Options) -> int:
 
 def _config(run: Expected, options: Options, steps: int) -> Any:
   """Returns the config of the repetition, locked."""
-  flat = dict(run.config)
   base = config_rules.flatten(recipes.base().to_dict())
-  # Older runs lack the newest of the fields that move no bits.
-  for field in base.keys() - flat.keys():
-    if run_folder.is_free(field):
-      flat[field] = base[field]
-  flat |= {
+  flat = run_folder.completed(run.config, base) | {
     'total_steps': steps,
     'eval_every': 0,
     'eval.pairs': (),

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from elasticface_jax import config_rules, recipes
 from elasticface_jax.errors import InputError
 from elasticface_jax.report.read import Run, path_of
+from elasticface_jax.training import run_folder
 
 # PJRT_NPROC as the command line sets it: see runtime.py.
 _THREADS = '32'
@@ -79,6 +80,8 @@ def nearest_recipe(config: Mapping[str, Any]) -> Recipe | None:
     The recipe and the changes; None if no recipe makes this config, which is
     then of another version.
   """
+  base = config_rules.flatten(recipes.base().to_dict())
+  config = run_folder.completed(config, base)
   found = []
   for name in recipes.names():
     try:

@@ -77,6 +77,22 @@ def is_free(field: str) -> bool:
   return any(field == f or field.startswith(f + '.') for f in FREE_FIELDS)
 
 
+def completed(
+  config: Mapping[str, Any], base: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns the config of a run, with free fields that its version lacked.
+
+  Args:
+    config: fields by dotted name.
+    base: likewise, every field of this version.
+
+  Examples:
+    >>> completed({'seed': 3}, {'seed': 0, 'group_size': 2, 'log_every': 50})
+    {'log_every': 50, 'seed': 3}
+  """
+  return {k: value for k, value in base.items() if is_free(k)} | dict(config)
+
+
 def is_begun(workdir: Path) -> bool:
   """Tells whether a run folder holds a checkpoint to resume from."""
   return bool(steps_in(workdir / 'checkpoints'))

@@ -606,6 +606,10 @@ def test_config_of_another_version_has_no_command(two_runs):
   assert repeat.nearest_recipe(run.config | {'data.new': 3}) is None
   less = {k: v for k, v in run.config.items() if k != 'data.window'}
   assert repeat.nearest_recipe(less) is None
+  # A field that moves no bit and is newer than the run is no other version.
+  less = {k: v for k, v in run.config.items() if k != 'fingerprint_every'}
+  recipe = repeat.nearest_recipe(less)
+  assert '--config.fingerprint_every=0' in recipe.changes
 
 
 @pytest.mark.parametrize('loss', recipes._base().LOSSES)
