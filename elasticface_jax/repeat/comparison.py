@@ -124,9 +124,12 @@ class Comparison:
       return f'same bits: {self._what_was_compared()}'
     if not self.differing:
       step, text = self._row_difference
+      # Unless a state was compared after it, the metrics tell of the tensors.
+      seen = self.compared and self.compared[-1] >= step
+      alone = ' in the metrics alone' if seen else ''
       return (
-        f'different bits in the metrics alone: {self._span(step)}: {text}; '
-        f'{self._what_was_compared()}: all tensors are the same'
+        f'different bits{alone}: {self._span(step)}, {text}; '
+        f'{self._what_was_compared()}, and all tensors are the same'
       )
     return f'different bits: {self._states()}{self._narrowed()}'
 

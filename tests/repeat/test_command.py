@@ -286,7 +286,7 @@ def test_metrics_alone(copy, repeat, capfd):
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   assert repeat(copy) == 1
   out = capfd.readouterr().out
-  assert 'different bits in the metrics alone: step 5: loss was ' in out
+  assert 'different bits in the metrics alone: step 5, loss was ' in out
   assert 'at 5 steps from 0 to 6 and the metrics at 6 steps' in out
 
 

@@ -389,11 +389,23 @@ def test_metrics_at_other_intervals_are_passed_over():
   for step, loss in ((1, 3.0), (2, 9.0), (5, 9.0), (10, float('nan'))):
     comparison.metrics({'step': step, 'loss': loss})
   assert comparison.rows == [1, 10] and not comparison.same
-  assert 'steps 6 to 10: loss was 2.0, is nan' in comparison.report()
+  assert 'steps 6 to 10, loss was 2.0, is nan' in comparison.report()
   rows = {1: {'loss': float('nan')}}
   comparison = Comparison(run_of(rows=rows), 10)
   comparison.metrics({'step': 1, 'loss': float('nan')})
   assert comparison.same
+
+
+def test_metrics_after_the_last_record():
+  comparison = Comparison(run_of(), 5)
+  assert not comparison.state(0, as_dict(*'0123'))
+  comparison.metrics({'step': 1, 'loss': 3.0})
+  comparison.metrics({'step': 5, 'loss': 2.25})
+  assert comparison.report() == (
+    'different bits: steps 2 to 5, loss was 2.5, is 2.25; 4 tensors at step 0 '
+    'and the metrics at steps 1 and 5 were compared, and all tensors are the '
+    'same'
+  )
 
 
 def test_watch_that_nobody_set_ends_nothing():
