@@ -41,6 +41,7 @@ class Comparison:
     self.rows: list[int] = []
     self.differing: list[str] = []
     self._row_difference: tuple[int, str] | None = None
+    self._same_fingerprint = True
     self._last_row = 0
 
   def watch(self) -> records.Watch:
@@ -54,7 +55,11 @@ class Comparison:
   @property
   def same(self) -> bool:
     """True if nothing has differed so far."""
-    return not self.differing and self._row_difference is None
+    return (
+      not self.differing
+      and self._row_difference is None
+      and self._same_fingerprint
+    )
 
   def state(self, step: int, sums: Mapping[str, str]) -> bool:
     """Compares the state of a step; returns True where it differs.
@@ -114,6 +119,13 @@ class Comparison:
         f'the metrics differ: {self._span(step)}, {text}; training goes on to '
         f'the record of step {min(later):,}, which tells tensors apart'
       )
+
+  def fingerprints(self, step: int, was: str, now: str) -> str:
+    """Compares SHA-256 of the last state, and returns the result in words."""
+    if was == now:
+      return f'fingerprint of step {step}: {now}, as that of the run'
+    self._same_fingerprint = False
+    return f'different bits: fingerprint of step {step} was {was}, is {now}'
 
   def _before(self, step: int) -> int:
     return max((s for s in self._run.rows if s < step), default=0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run has recorded, and a repetition is compared with.
+"""Records of a run that a repetition is compared with, and their reading.
 
 Nothing here imports jax: on a CPU, the number of threads that the run had must
 be set before jax starts.
@@ -43,7 +43,7 @@ class Images(NamedTuple):
 
 
 class Expected(NamedTuple):
-  """What a run folder or a pack says of a run.
+  """Facts of a run, from its folder or a pack.
 
   Attributes:
     path: of the folder or the file, for messages.

@@ -12,7 +12,7 @@ _DECIDING = ('platform', 'device_kind', 'cpu_threads')
 
 
 class Differences(NamedTuple):
-  """What differs between a run and this process.
+  """Differences between a run and this process.
 
   Attributes:
     deciding: texts such as ``jax was 0.10.2, is 0.11.2``: bits are promised for

@@ -26,7 +26,7 @@ from elasticface_jax.weights import open_weights
 
 
 class Options(NamedTuple):
-  """What the caller of `repeat` chooses.
+  """Choices of the caller of `repeat`.
 
   Attributes:
     steps: how many steps; None for all that are recorded.
@@ -70,7 +70,7 @@ def repeat(run: Expected, options: Options) -> bool:
   _check_start(run, config)
   comparison = Comparison(run, steps)
   with _workdir(run, options, comparison) as workdir:
-    if not _compare_recorded(comparison, workdir):
+    if not _compare_recorded(comparison, workdir, config):
       train.follow(config, workdir, comparison.watch())
     if not (comparison.compared or comparison.rows):
       raise InputError(
@@ -78,10 +78,11 @@ def repeat(run: Expected, options: Options) -> bool:
         f'{workdir} has recorded too; give more --steps, or another --workdir'
       )
     print(comparison.report())
-    same = comparison.same and _compare_fingerprints(run, workdir, steps)
-    if not same:
+    if comparison.same:
+      _compare_fingerprints(run, workdir, steps, comparison)
+    if not comparison.same:
       print(f'the repetition is kept in {workdir}')
-  return same
+  return comparison.same
 
 
 def _steps(run: Expected, options: Options) -> int:
@@ -225,11 +226,14 @@ def _workdir(
       shutil.rmtree(folder, ignore_errors=True)
 
 
-def _compare_recorded(comparison: Comparison, workdir: Path) -> bool:
+def _compare_recorded(
+  comparison: Comparison, workdir: Path, config: Any
+) -> bool:
   """Compares what an earlier call has done; returns whether that differs."""
   done = max(checkpoint.steps_in(workdir / 'checkpoints'), default=0)
   if not done:
     return False
+  run_folder.check_config(workdir, config.to_dict())
   found = records.read(workdir)
   size = records.DIGITS
   for step, text in found.sums.items():
@@ -245,21 +249,15 @@ def _compare_recorded(comparison: Comparison, workdir: Path) -> bool:
   return False
 
 
-def _compare_fingerprints(run: Expected, workdir: Path, steps: int) -> bool:
+def _compare_fingerprints(
+  run: Expected, workdir: Path, steps: int, comparison: Comparison
+) -> None:
   """Compares SHA-256 of the last state, where the run has kept it."""
   expected = run.fingerprints.get(steps)
   if not run.is_pack and steps in checkpoint.steps_in(
     Path(run.path) / 'checkpoints'
   ):
     _, expected = checkpoint.fingerprint(run.path, steps)
-  if expected is None:
-    return True
-  _, now = checkpoint.fingerprint(workdir, steps)
-  if now == expected:
-    print(f'fingerprint of step {steps}: {now}, as that of the run')
-  else:
-    print(
-      f'different bits: the fingerprint of step {steps} was {expected}, is '
-      f'{now}'
-    )
-  return now == expected
+  if expected is not None:
+    _, now = checkpoint.fingerprint(workdir, steps)
+    print(comparison.fingerprints(steps, expected, now))

@@ -25,7 +25,7 @@ DIGITS = 16  # Of the checksum of a tensor.
 
 
 class Records(NamedTuple):
-  """What a run has recorded of its states.
+  """Recorded checksums of the states of a run.
 
   Attributes:
     tensors: names, such as ``params/conv1/kernel``.
@@ -37,7 +37,7 @@ class Records(NamedTuple):
 
 
 class Watch(NamedTuple):
-  """What follows a run step by step; by default, nothing does.
+  """Follower of a run, step by step; the default one does nothing.
 
   Attributes:
     steps: steps with a record, besides those of the config.

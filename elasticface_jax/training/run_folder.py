@@ -172,7 +172,7 @@ def claim(
           f'{workdir} holds checkpoints but no {needed.name}, which says what '
           'they are of: restore it, or give a new --workdir'
         )
-    _check_config(workdir, _flat(read_json(path)), _flat(config))
+    check_config(workdir, config)
   if starts:
     _check_origin(workdir, starts[0], data_fingerprint, start_fingerprint)
     _warn_of_change(workdir, starts[-1], here)
@@ -255,8 +255,17 @@ def _read_starts(workdir: Path, path: Path) -> list[dict[str, Any]]:
   return starts
 
 
-def _check_config(workdir: Path, before: Mapping, now: Mapping) -> None:
-  """Raises an InputError that names the fields in which configs differ."""
+def check_config(workdir: Path, config: Mapping) -> None:
+  """Compares a config with that of a run folder.
+
+  Args:
+    workdir: W, with a ``config.json``.
+    config: nested, JSON-like.
+
+  Raises:
+    InputError: names the fields in which they differ, but for free ones.
+  """
+  before, now = _flat(read_json(workdir / 'config.json')), _flat(config)
   differing = {
     field: f'{field} was {before.get(field)!r}, is {now.get(field)!r}'
     for field in sorted(before.keys() | now.keys())

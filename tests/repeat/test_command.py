@@ -187,6 +187,11 @@ def test_interrupted_repetition_goes_on(trained, tmp_path, repeat):
   ended = repeat(trained, '--workdir', workdir)
   assert 'resuming from step 4' in ended.out
   assert 'same bits: 59 tensors at 5 steps from 0 to 6' in ended.out
+  # The folder of another run is none of a repetition.
+  edit(workdir / 'config.json', lambda c: c.update(seed=7))
+  ended = repeat(trained, '--workdir', workdir)
+  assert ended.code == 2 and 'seed was 7, is 0' in ended.err[-1]
+  edit(workdir / 'config.json', lambda c: c.update(seed=0))
   # A difference in what is there already is found without training.
   flip_in_record(workdir, 2, 'params/fc/kernel')
   code = repeat(trained, '--workdir', workdir)

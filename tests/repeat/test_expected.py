@@ -408,5 +408,15 @@ def test_metrics_after_the_last_record():
   )
 
 
+def test_other_fingerprint_in_spite_of_equal_checksums():
+  comparison = Comparison(run_of(), 10)
+  comparison.state(0, as_dict(*'0123'))
+  assert comparison.fingerprints(10, 'a', 'a').endswith('as that of the run')
+  assert comparison.same
+  text = comparison.fingerprints(10, 'a', 'b')
+  assert text == 'different bits: fingerprint of step 10 was a, is b'
+  assert not comparison.same
+
+
 def test_watch_that_nobody_set_ends_nothing():
   assert not Watch().state(1, {}) and Watch().steps == frozenset()
