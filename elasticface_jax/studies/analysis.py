@@ -279,7 +279,8 @@ def _comparison(
   (before, resampled_before), (after, resampled_after) = (
     figures.of(config, seeds) for config in (first, second)
   )
-  differences, replicates = after - before, None
+  # Shares of equal counts may differ by rounding, which is no difference.
+  differences, replicates = np.round(after - before, 12), None
   if resampled_before is not None:
     replicates = resampled_after - resampled_before
   found = evaluation.seed_mean(differences, replicates, CONFIDENCE)

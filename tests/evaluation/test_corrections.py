@@ -36,18 +36,21 @@ def test_holm_rejects_as_published():
 
 
 def relabelled(figures, groups):
-  """Computes mid-p of the largest range in a group, over all relabellings."""
+  """Computes mid-p of the largest ratio in a group, over all relabellings."""
   num_seeds = figures.shape[1]
   orders = []
   for order in itertools.permutations(range(len(figures))):
     if all({order[k] for k in group} == {*group} for group in groups):
-      orders.append(order)
+      orders.append(list(order))
   found = []
   for chosen in itertools.product(orders, repeat=num_seeds):
-    means = np.mean(
-      [figures[list(order), s] for s, order in enumerate(chosen)], axis=0
-    )
-    found.append(max(np.ptp(means[list(group)]) for group in groups))
+    table = np.array([figures[order, s] for s, order in enumerate(chosen)])
+    ratios = []
+    for group in groups:
+      for first, second in itertools.combinations(group, 2):
+        differences = table[:, second] - table[:, first]
+        ratios.append(abs(sum(differences)) / np.linalg.norm(differences))
+    found.append(max(ratios))
   found, observed = np.array(found), found[0]
   equal = np.isclose(found, observed, rtol=1e-9)
   return np.mean((found > observed) & ~equal) + np.mean(equal) / 2
@@ -104,8 +107,19 @@ def test_seeds_that_are_missing():
   assert adjusted[0, 1] == adjusted[1, 0] == 1
 
 
+def test_configs_that_vary_do_not_hide_others():
+  rng = np.random.default_rng(3)
+  figures = rng.normal([[0.0], [1.0], [0.5]], [[0.1], [0.1], [5.0]], (3, 6))
+  assert evaluation.closed_test(figures)[0, 1] < 0.05
+
+
 def test_equal_figures():
-  assert evaluation.closed_test(np.ones((3, 5)))[0, 1] == 0.5
+  figures = np.full((3, 5), 0.83)
+  assert evaluation.closed_test(figures)[0, 1] == 0.5
+  # Shares of the same counts differ by their rounding.
+  figures[1] += 1e-16
+  figures[2] -= 1e-16
+  assert evaluation.closed_test(figures).min() > 0.02
 
 
 def test_too_many_configs():

@@ -81,7 +81,7 @@ def test_comparisons(folder, found):
     first, second = (accuracies(folder, one[n]) for n in ('first', 'second'))
     differences = second - first
     assert one['seeds'] == SEEDS
-    assert list(one['by_seed'].values()) == differences.tolist()
+    assert [*one['by_seed'].values()] == pytest.approx(differences)
     assert one['difference'] == pytest.approx(differences.mean())
     test = evaluation.sign_flip_test(differences)
     assert one['p'] == test.p and one['p_exact'] == test.p_exact
@@ -177,7 +177,7 @@ def test_seeds_that_both_configs_have_are_compared(folder, tmp_path, found):
   expected = accuracies(folder, 'cosface', [1, 2, 4, 6]) - accuracies(
     folder, 'arcface', [1, 2, 4, 6]
   )
-  assert list(one['by_seed'].values()) == expected.tolist()
+  assert [*one['by_seed'].values()] == pytest.approx(expected)
   # A single comparison needs no correction.
   assert one['p_adjusted'] == one['p']
   assert len(metric['configs']['cosface']['by_seed']) == 6
