@@ -55,17 +55,6 @@ ALLOWED = {
   'interop': {'alignment', 'models', 'pickles', 'atomic'},
   'weights': {'models', 'training', 'interop', 'atomic', 'config_rules'},
   'pair_sets': {'data', 'evaluation', 'training', 'atomic'},
-  'studies': {
-    'evaluation',
-    'training',
-    'recipes',
-    'config_rules',
-    'train',
-    'runtime',
-    'atomic',
-    'missing',
-    'terminal',
-  },
   'report': {
     'data',
     'evaluation',

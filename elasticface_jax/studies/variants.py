@@ -81,7 +81,9 @@ def make(
       config = recipes.load(spec, every).to_dict()
       flat = config_rules.flatten(config_rules.check(config))  # In its order.
       del flat['seed']
-      name = ','.join([start, *(_choice_name(k, flat) for k in choice)])
+      # The only recipe needs no name where choices tell its configs apart.
+      starts = [] if varied and len(specs) == 1 else [start]
+      name = ','.join([*starts, *(_choice_name(k, flat) for k in choice)])
       variants.append(Variant(_checked_name(name, spec), spec, every, flat))
   _check_distinct(variants)
   return variants
