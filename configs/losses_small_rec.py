@@ -15,8 +15,8 @@ take about an hour:
 Expect (measured, 7,024 photographs of 1,191 people, 1,200 pairs of others):
 67 % untrained, 83 to 84 % after 300 steps. BENCHMARKS.md has the study.
 
-Run: elasticface train --config losses_small_rec:elastic_arc \
-       --workdir runs/small --config.data.source=FOLDER
+Run: elasticface train --config losses_small_rec --workdir runs/small \
+       --config.data.source=FOLDER
 """
 
 from elasticface_jax import recipes
@@ -33,7 +33,7 @@ LOSSES = {
 }
 
 
-def get_config(loss):
+def get_config(loss='elastic_arc'):
   if loss not in LOSSES:
     raise ValueError(f'no loss {loss!r} here; choose one of {", ".join(LOSSES)}')
   c = recipes.base(loss=LOSSES[loss])

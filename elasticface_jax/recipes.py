@@ -13,7 +13,7 @@ A recipe changes some fields of a base that states all of them::
 
 `load` runs it, applies the command line, and checks every field of the result.
 Every recipe has the variant ``:smoke``, a few steps of every part without
-data. A recipe whose `get_config` takes an argument makes its own variants.
+data. A recipe whose `get_config` takes an argument makes other variants itself.
 """
 
 import ast
@@ -208,23 +208,23 @@ def _run(path: Path, argument: str) -> dict[str, Any]:
   place = f'{path}, line {get_config.__code__.co_firstlineno}'
   parameters = inspect.signature(get_config).parameters.values()
   needed = [p.name for p in parameters if p.default is p.empty]
-  if needed and not argument:
+  variants = _base().VARIANTS
+  if needed and (not argument or argument in variants):
     raise InputError(
       f'{place}: get_config({needed[0]}) needs an argument: give it as '
       f'--config {path}:{needed[0].upper()}'
     )
-  variants = _base().VARIANTS
   if argument and not parameters and argument not in variants:
     raise InputError(
       f'{place}: get_config() takes no argument {argument!r}; there is only '
       f':{", :".join(variants)}'
     )
   with _blamed(path):
-    config = get_config(argument) if argument and parameters else get_config()
+    is_own = argument and argument not in variants
+    config = get_config(argument) if is_own else get_config()
     if isinstance(config, ml_collections.ConfigDict):
       flat = config_rules.flatten(config.to_dict())
-      changes = {} if parameters else variants.get(argument, {})
-      return config_rules.nest(flat | changes)
+      return config_rules.nest(flat | variants.get(argument, {}))
   raise InputError(
     f'{place}: get_config() returns {_kind(config)} and no ConfigDict: begin '
     'with c = recipes.base() and end with return c'

@@ -135,7 +135,7 @@ def test_field_that_one_config_lacks_differs():
     ),
     (
       ['--config', 'quickstart:smoke', '--vary', 'optim.lr=0.1,0.10'],
-      'would both be called lr=0.1',
+      'would both be called quickstart,lr=0.1',
     ),
     (
       ['--vary', f'data.source={"x" * 200}'],
