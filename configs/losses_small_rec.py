@@ -35,7 +35,7 @@ LOSSES = {
 
 def get_config(loss='elastic_arc'):
   if loss not in LOSSES:
-    raise ValueError(f'no loss {loss!r} here; choose one of {", ".join(LOSSES)}')
+    raise ValueError(f'no loss {loss!r}; choose one of {", ".join(LOSSES)}')
   c = recipes.base(loss=LOSSES[loss])
   c.data.update(source='data/faces', batch_size=64)
   c.data.synthetic.update(num_images=5_000, num_classes=250)

@@ -59,6 +59,7 @@ ALLOWED = {
     'data',
     'evaluation',
     'training',
+    'studies',
     'recipes',
     'config_rules',
     'atomic',

@@ -15,10 +15,9 @@ from elasticface_jax.report import read, study_analysis, study_words
 from elasticface_jax.report.read import Note, Summary, is_number
 from elasticface_jax.report.study_analysis import Analysis
 from elasticface_jax.report.study_repeat import Variant, study_command
+from elasticface_jax.studies import folder as study_folder
 from elasticface_jax.training import checkpoint, run_folder
 
-FILE = 'study.json'
-_VERSION = 1
 # Rates of the analysis and of the runs are of one computation.
 _TOLERANCE = 1e-6
 # What the command of a study does with runs that are not finished.
@@ -116,7 +115,7 @@ class Study(NamedTuple):
 
 def is_study(folder: Path) -> bool:
   """Tells whether a folder holds a study."""
-  return (folder / FILE).is_file()
+  return (folder / study_folder.FILE).is_file()
 
 
 def read_study(folder: Path) -> Study:
@@ -131,7 +130,12 @@ def read_study(folder: Path) -> Study:
   Raises:
     InputError: if ``study.json`` is damaged, or of a later version.
   """
-  variants, seeds, differing = _content(folder / FILE)
+  content = study_folder.read(folder)
+  variants = {
+    name: Variant(one['spec'], tuple(one['changes']), one['config'])
+    for name, one in content['configs'].items()
+  }
+  seeds, differing = content['seeds'], content['differing']
   runs = [
     _run(folder, name, seed, variant)
     for name, variant in variants.items()
@@ -165,36 +169,6 @@ def read_study(folder: Path) -> Study:
     analysis is not None,
     notes,
   )
-
-
-def _content(path: Path) -> tuple[dict[str, Variant], list[int], list[str]]:
-  """Reads ``study.json``."""
-  remedy = (
-    'restore it, or move it away and give the command of the study again, '
-    'which picks up its runs'
-  )
-  content = checkpoint.read_json(path, remedy.capitalize())
-  if content.get('version') != _VERSION:
-    raise InputError(
-      f'{path} is of version {content.get("version")!r}, and this is '
-      f'elasticface for version {_VERSION}; use the elasticface that wrote it'
-    )
-  try:
-    variants = {
-      name: Variant(
-        str(one['spec']), tuple(map(str, one['changes'])), {**one['config']}
-      )
-      for name, one in content['configs'].items()
-    }
-    seeds = [int(seed) for seed in content['seeds']]
-    if not variants or not seeds:
-      raise ValueError('it has no config or no seed')
-    return variants, seeds, [str(name) for name in content['differing']]
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise InputError(
-      f'{path} is not what elasticface study wrote ({type(error).__name__}: '
-      f'{error}); {remedy}'
-    ) from error
 
 
 # Runs.
@@ -305,7 +279,7 @@ def _other_runs(
     fields = _other_fields(run, variants[run.config])
     if fields:
       text = (
-        f'{run.folder} is another run than {FILE} says: '
+        f'{run.folder} is another run than {study_folder.FILE} says: '
         f'{", ".join(fields)} {"differs" if len(fields) == 1 else "differ"}.'
       )
       notes.append(Note(text))
@@ -338,17 +312,8 @@ def _other_fields(run: StudyRun, variant: Variant) -> list[str]:
   return [
     name
     for name, value in asked.items()
-    if name in run.fields
-    and _plain(run.fields[name]) != _plain(value)
-    and not any(
-      name == free or name.startswith(f'{free}.')
-      for free in run_folder.FREE_FIELDS
-    )
+    if name in run.fields and run_folder.differs(name, run.fields[name], value)
   ]
-
-
-def _plain(value: Any) -> Any:
-  return list(value) if isinstance(value, tuple) else value
 
 
 # Age of the analysis.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
+from elasticface_jax import config_rules, recipes
 from elasticface_jax.report import (
   document,
   repeat,
@@ -34,6 +35,7 @@ from elasticface_jax.report.study_analysis import (
   Metric,
   OfSet,
 )
+from elasticface_jax.studies import sharing
 
 _DIGITS = 16  # Of a fingerprint in the table of runs.
 # Files that a study writes besides, and what is in them.
@@ -94,6 +96,15 @@ def _footer(study: Study) -> str:
 # Study.
 
 
+def _shared(study: Study) -> str:
+  """Returns what runs of one seed share, as the study said it."""
+  # An older version may lack fields, which were as they are in the base; each
+  # loss has its own.
+  base = config_rules.flatten(recipes.base(loss={}).to_dict())
+  configs = [base | one.fields for one in study.variants.values()]
+  return sharing.describe(configs, len(study.seeds))
+
+
 def _study(study: Study) -> list[Element]:
   """Makes the first part: what is compared, and what is missing."""
   finished = sum(run.is_finished for run in study.runs)
@@ -102,10 +113,7 @@ def _study(study: Study) -> list[Element]:
     ('configs', ', '.join(study.variants)),
     ('seeds', study_words.seeds(study.seeds)),
     ('runs', f'{finished} of {len(study.runs)} finished'),
-    (
-      'shared by seed',
-      study_words.shared(study.differing, len(study.variants)),
-    ),
+    ('shared by seed', _shared(study)),
     *_origin(study.runs),
   ]
   found = [fields(facts), *map(note, study.notes)]

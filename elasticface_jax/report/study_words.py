@@ -15,12 +15,6 @@ from elasticface_jax.report.study_analysis import (
 
 MINUS = '\u2212'
 NOT_MEASURABLE = words.NOT_MEASURABLE
-# What fields decide, besides the seed: parts of a run that differ with them.
-_DECIDE = {
-  'the initial backbone': ('model.', 'start.'),
-  'the order of images': ('data.',),
-  'augmentation': ('data.', 'augment.'),
-}
 
 
 def metric(name: str) -> str:
@@ -239,37 +233,4 @@ def detectable(analysis: Analysis) -> str:
     'Could have seen: a true difference of this size is found at level '
     f'{analysis.level:g} in {100 * analysis.power:g} % of such studies. '
     'A smaller one may be there.'
-  )
-
-
-def shared(differing: Sequence[str], num_configs: int) -> str:
-  """Says what runs of one seed share.
-
-  Args:
-    differing: fields that differ between the configs.
-    num_configs: number of configs.
-
-  Examples:
-    >>> text = shared(['data.source'], 2)
-    >>> text.partition(';')[2]
-    ' the configs differ in data.source.'
-  """
-  if num_configs < 2:
-    return 'There is one config: its runs differ in the seed alone.'
-  parts = [
-    part
-    for part, fields in _DECIDE.items()
-    if not any(name.startswith(fields) for name in differing)
-  ]
-  others = [part for part in _DECIDE if part not in parts]
-  text = f'Runs of one seed share {_and(parts)}' if parts else ''
-  if others:
-    begin = f'{text}, but perhaps' if text else 'Runs of one seed may'
-    text = f'{begin} not {"" if text else "share "}{_and(others)}'
-  return f'{text}; the configs differ in {_and(differing) or "nothing"}.'
-
-
-def _and(names: Sequence[str]) -> str:
-  return ' and '.join(
-    [', '.join(names[:-1]), names[-1]] if names[1:] else names
   )

@@ -21,6 +21,10 @@ from elasticface_jax.training.checkpoint import read_json
 
 FILE = 'study.json'
 VERSION = 1
+_REMEDY = (
+  'Restore it, or move it away and give the command of the study again, which '
+  'picks up its runs'
+)
 
 
 def run_path(folder: Path, run: Run) -> Path:
@@ -71,16 +75,15 @@ def read(folder: Path) -> dict[str, Any] | None:
   path = folder / FILE
   if not path.exists():
     return None
-  remedy = 'Restore it, or give another --out'
-  study = read_json(path, remedy)
+  study = read_json(path, _REMEDY)
   if study.get('version') != VERSION:
     raise InputError(
       f'{path} is of version {study.get("version")!r}, and this is version '
-      f'{VERSION}: use the elasticface that wrote it, or give another --out'
+      f'{VERSION}: use the elasticface that wrote it'
     )
   if not _is_whole(study):
     raise InputError(
-      f'{path} is not what a study wrote; was it edited? {remedy}'
+      f'{path} is not what a study wrote; was it edited? {_REMEDY}'
     )
   return study
 
@@ -189,16 +192,25 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _is_whole(study: Mapping[str, Any]) -> bool:
   """Tells whether a study has all its parts."""
-  configs, seeds = study.get('configs'), study.get('seeds')
+  configs = study.get('configs')
   return (
     isinstance(configs, dict)
+    and len(configs) > 0
     and all(
-      isinstance(one, dict) and isinstance(one.get('config'), dict)
+      isinstance(one, dict)
+      and isinstance(one.get('config'), dict)
+      and isinstance(one.get('spec'), str)
+      and _is_list(one.get('changes'), str)
       for one in configs.values()
     )
-    and isinstance(seeds, list)
-    and all(type(seed) is int for seed in seeds)
+    and _is_list(study.get('seeds'), int)
+    and len(study['seeds']) > 0
+    and _is_list(study.get('differing'), str)
   )
+
+
+def _is_list(value: Any, kind: type) -> bool:
+  return isinstance(value, list) and all(type(one) is kind for one in value)
 
 
 def _check_same(

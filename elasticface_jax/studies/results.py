@@ -18,6 +18,7 @@ from elasticface_jax import config_rules
 from elasticface_jax.errors import InputError
 from elasticface_jax.evaluation import correct_pairs
 from elasticface_jax.evaluation.score_files import check_scores, read_scores
+from elasticface_jax.studies import folder as study_folder
 from elasticface_jax.training import run_folder
 from elasticface_jax.training.checkpoint import read_json
 
@@ -107,8 +108,13 @@ def read(folder: Path) -> Study:
   Raises:
     InputError: if there is no ``study.json``, or it is damaged.
   """
-  content = _content(folder)
-  configs, differing = content['configs'], content.get('differing', [])
+  content = study_folder.read(folder)
+  if content is None:
+    raise InputError(
+      f'{folder} has no {study_folder.FILE}; give the --out of `elasticface '
+      'study`'
+    )
+  configs, differing = content['configs'], content['differing']
   runs, problems, notes = {}, {}, []
   for config, seed in _keys(content):
     key = Key(config, seed)
@@ -132,31 +138,6 @@ def read(folder: Path) -> Study:
   )
 
 
-def _content(folder: Path) -> dict[str, Any]:
-  path = folder / 'study.json'
-  if not path.is_file():
-    raise InputError(
-      f'{folder} has no study.json; give the --out of `elasticface study`'
-    )
-  content = read_json(path, 'Restore it, or study in a new folder')
-  configs, seeds = content.get('configs'), content.get('seeds')
-  is_whole = (
-    isinstance(configs, dict)
-    and isinstance(seeds, list)
-    and all(
-      isinstance(config, dict) and isinstance(config.get('config'), dict)
-      for config in configs.values()
-    )
-    and all(type(seed) is int for seed in seeds)
-  )
-  if not is_whole:
-    raise InputError(
-      f'{path} is not what a study wrote; was it edited? Restore it, or study '
-      'in a new folder'
-    )
-  return content
-
-
 def _keys(content: Mapping[str, Any]) -> list[Key]:
   return [
     Key(config, seed)
@@ -178,18 +159,11 @@ def _check_config(path: Path, seed: int, config: Mapping[str, Any]) -> None:
   found = config_rules.flatten(read_json(path / 'config.json'))
   wanted = {**config, 'seed': seed}
   for field in sorted(found.keys() | wanted.keys()):
-    if not _is_free(field) and found.get(field) != wanted.get(field):
+    if run_folder.differs(field, found.get(field), wanted.get(field)):
       raise InputError(
         f'config.json has {field}={found.get(field)!r}, the study '
         f'{wanted.get(field)!r}'
       )
-
-
-def _is_free(field: str) -> bool:
-  return any(
-    field == free or field.startswith(free + '.')
-    for free in run_folder.FREE_FIELDS
-  )
 
 
 # One run.

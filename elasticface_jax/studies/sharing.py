@@ -21,6 +21,8 @@ def describe(configs: Sequence[Mapping[str, Any]], num_seeds: int) -> str:
     num_seeds: number of seeds.
   """
   if len(configs) == 1:
+    if num_seeds == 1:
+      return 'one config with one seed: there is nothing to compare it with'
     return (
       f'one config; its {num_seeds} runs differ in the seed alone: initial '
       'weights, order of images, augmentation and all else that is drawn'

@@ -84,9 +84,9 @@ def test_a_study_has_a_page_of_its_own(study, tmp_path, capsys):
   [
     (None, ' is a study, which has a page of its own: give it alone, or runs'),
     (lambda s: s.update(version=2), 'is of version 2'),
-    (lambda s: s.pop('seeds'), 'is not what elasticface study wrote (KeyError'),
-    (lambda s: s.update(seeds=[]), 'it has no config or no seed'),
-    (lambda s: s.update(configs={'a': 3}), 'is not what elasticface study'),
+    (lambda s: s.pop('seeds'), 'is not what a study wrote; was it edited?'),
+    (lambda s: s.update(seeds=[]), 'is not what a study wrote'),
+    (lambda s: s.update(configs={'a': 3}), 'is not what a study wrote'),
     ('{"cut', 'study.json is not JSON'),
   ],
 )

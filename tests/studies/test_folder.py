@@ -90,7 +90,12 @@ def test_another_config_of_a_name_is_refused(fails, tmp_path, recipe):
     ('{"version": 1, "configs": {}}', 'is not what a study wrote; was it edi'),
     (
       '{"version": 1, "configs": {"a": {}}, "seeds": [0]}',
-      'is not what a study wrote; was it edited? Restore it, or give another',
+      'is not what a study wrote; was it edited? Restore it, or move it away',
+    ),
+    (
+      '{"version": 1, "configs": {"a": {"config": {}, "spec": "a", '
+      '"changes": []}}, "seeds": ["0"], "differing": []}',
+      'is not what a study wrote',
     ),
   ],
 )
