@@ -175,6 +175,8 @@ VARIANTS = {
     'total_steps': 4,
     'group_size': 8,
     'data.source': 'synthetic',
+    'data.synthetic.num_images': 1_024,
+    'data.synthetic.num_classes': 64,
     'data.batch_size': 32,
     'model.name': 'iresnet18',
     'model.width': 8,
