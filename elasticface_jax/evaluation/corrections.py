@@ -11,6 +11,7 @@ Shapes: C configs, S seeds.
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -66,11 +67,12 @@ def closed_test(figures: np.ndarray) -> np.ndarray:
   them "all configs are equal" and "these two are equal, and those two are". A
   hypothesis puts configs into groups, within which the networks of a seed may
   be relabelled; its statistic is the largest mean difference within a group,
-  divided by the root mean square of the same differences, so that configs that
-  vary much do not hide others. Its p value is the mid-p of that over drawn
-  relabellings. For two configs it is `sign_flip_test`. The corrected p of a
-  pair is the largest p of the hypotheses that make it equal, so it is never
-  below its own.
+  divided by its standard error if it were zero, so that configs that vary much
+  do not hide others, nor pairs of few seeds those of many. Its p value is the
+  mid-p of that over drawn relabellings. For two configs it is
+  `sign_flip_test`. The corrected p of a pair is the largest p of the hypotheses
+  that make it equal, so it is never below its own. Networks that are missing
+  are not relabelled, and each pair has the seeds that both of it have.
 
   At 5 %, there is a false finding in as many studies as `sign_flip_test` has:
   in at most 6.2 % with 5 and 6 seeds, and 5 % with more.
@@ -104,7 +106,9 @@ def closed_test(figures: np.ndarray) -> np.ndarray:
     )
   adjusted = np.zeros((len(figures),) * 2)
   largest = functools.cache(functools.partial(_largest, figures))
-  for groups in _partitions(tuple(range(len(figures)))):
+  # A config that has no figure yet is in no hypothesis.
+  known = np.flatnonzero(np.isfinite(figures).any(axis=1))
+  for groups in _partitions(tuple(known.tolist())):
     groups = [group for group in groups if len(group) > 1]
     p = _p(figures, groups, largest)
     for group in groups:
@@ -125,16 +129,16 @@ def _p(
   """Computes the p value of the hypothesis that groups make."""
   if not groups:
     return 1.0
-  shared = _shared(figures, groups[0])
-  if len(groups) == 1 and len(groups[0]) == 2 and shared.size:
-    return sign_flip_test(shared[1] - shared[0]).p
+  if len(groups) == 1 and len(groups[0]) == 2:
+    shared = _shared(figures, groups[0])
+    return sign_flip_test(shared[1] - shared[0]).p if shared.size else 1.0
   statistics = np.max([largest(group) for group in groups], axis=0)
   return mid_p(statistics, statistics[0], statistics[0])
 
 
-def _shared(figures: np.ndarray, group: Sequence[int]) -> np.ndarray:
-  """Returns the figures of a group for the seeds that all of it has."""
-  chosen = figures[list(group)]
+def _shared(figures: np.ndarray, pair: Sequence[int]) -> np.ndarray:
+  """Returns the figures of two configs for the seeds that both have."""
+  chosen = figures[list(pair)]
   return chosen[:, np.isfinite(chosen).all(axis=0)]
 
 
@@ -145,31 +149,41 @@ def _largest(figures: np.ndarray, group: tuple[int, ...]) -> np.ndarray:
     figures: of all configs, ``[C, S]``.
     group: indices of configs; the key of the draws.
   """
-  shared = _shared(figures, group)
-  size, num_seeds = shared.shape
-  largest = np.zeros(_DRAWS)
-  if not num_seeds:
-    return largest
-  labels = _labels(group, num_seeds)
+  chosen = figures[list(group)]
+  is_there = np.isfinite(chosen)
+  labels = _labels(group, is_there.T.tobytes())
   # Of each seed, the figures that its labels now stand for.
-  relabelled = np.stack([shared[labels[s], s] for s in range(num_seeds)])
+  relabelled = np.stack([chosen[labels[s], s] for s in range(chosen.shape[1])])
   # Differences below it are errors of rounding.
-  least = _ROUNDING * np.abs(shared).max() or 1.0
-  for first, second in itertools.combinations(range(size), 2):
-    differences = relabelled[:, :, second] - relabelled[:, :, first]
+  least = _ROUNDING * np.abs(chosen[is_there]).max() or 1.0
+  largest = np.zeros(_DRAWS)
+  for first, second in itertools.combinations(range(len(group)), 2):
+    (seeds,) = np.nonzero(is_there[first] & is_there[second])
+    if not len(seeds):
+      continue
+    differences = relabelled[seeds, :, second] - relabelled[seeds, :, first]
     spread = np.sqrt(np.square(differences).mean(axis=0))
-    mean = np.abs(differences.mean(axis=0))
+    mean = math.sqrt(len(seeds)) * np.abs(differences.mean(axis=0))
     largest = np.maximum(largest, mean / np.maximum(spread, least))
   return largest
 
 
 # Those of four configs are used again for every metric.
 @functools.lru_cache(maxsize=32)
-def _labels(group: tuple[int, ...], num_seeds: int) -> np.ndarray:
+def _labels(group: tuple[int, ...], is_there: bytes) -> np.ndarray:
   """Draws labels for the networks of each seed, first those observed."""
-  labels = np.tile(np.arange(len(group), dtype=np.int8), (num_seeds, _DRAWS, 1))
-  np.random.default_rng(group).permuted(labels, axis=2, out=labels)
-  labels[:, 0] = np.arange(len(group))
+  size = len(group)
+  seeds = np.frombuffer(is_there, bool).reshape(-1, size)
+  labels = np.tile(np.arange(size, dtype=np.int8), (len(seeds), _DRAWS, 1))
+  rng = np.random.default_rng(group)
+  drawn = rng.permuted(labels, axis=2)
+  for seed, there in enumerate(seeds):
+    places = np.flatnonzero(there)
+    if len(places) == size:
+      labels[seed] = drawn[seed]
+    else:
+      labels[seed][:, places] = rng.permuted(labels[seed][:, places], axis=1)
+  labels[:, 0] = np.arange(size)
   return labels
 
 

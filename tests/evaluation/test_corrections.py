@@ -95,16 +95,59 @@ def test_five_seeds_find_differences_of_four_configs():
 
 
 def test_seeds_that_are_missing():
-  """A group is compared by the seeds that all of it has."""
+  """A pair is compared by the seeds that both of it have."""
   figures = np.random.default_rng(1).normal([[0], [0], [9]], 1, (3, 8))
   figures[0, :3] = figures[1, 6:] = np.nan
   adjusted = evaluation.closed_test(figures)
   p = evaluation.sign_flip_test((figures[2] - figures[0])[3:]).p
   assert adjusted[0, 2] >= p == 0.5**5
-  assert adjusted[0, 2] < 0.2
+  assert adjusted[0, 2] < 0.05
   figures[0, :6] = np.nan
   adjusted = evaluation.closed_test(figures)
   assert adjusted[0, 1] == adjusted[1, 0] == 1
+
+
+def test_configs_with_few_seeds_hide_no_others():
+  figures = np.array([[0], [1], [3], [0]]) + 0.01 * np.eye(4, 6)
+  figures[3] = np.nan
+  whole = evaluation.closed_test(figures[:3])
+  assert whole[~np.eye(3, dtype=bool)].max() < 0.02
+  # One that has not begun changes nothing.
+  adjusted = evaluation.closed_test(figures)
+  assert (adjusted[:3, :3] == whole).all()
+  assert (adjusted[3] == 1).all()
+  # Nor does one seed of it change much.
+  figures[3, 0] = 0.5
+  adjusted = evaluation.closed_test(figures)
+  assert adjusted[:3, :3][~np.eye(3, dtype=bool)].max() < 0.02
+  assert adjusted[3].min() >= 0.5
+
+
+def test_missing_networks_are_not_relabelled():
+  """All relabellings of three configs in three seeds, of two in two."""
+  figures = np.random.default_rng(6).normal([[0], [2], [2]], 1, (3, 5))
+  figures[2, 3:] = np.nan
+
+  def statistic(table):
+    pairs = itertools.combinations(range(3), 2)
+    differences = [table[b] - table[a] for a, b in pairs]
+    known = [d[~np.isnan(d)] for d in differences]
+    return max(abs(d.sum()) / np.sqrt(np.square(d).sum()) for d in known)
+
+  three, two = [*itertools.permutations(range(3))], [(0, 1, 2), (1, 0, 2)]
+  found = np.array(
+    [
+      statistic(figures[np.array(labels).T, np.arange(5)])
+      for labels in itertools.product(three, three, three, two, two)
+    ]
+  )
+  observed = statistic(figures)
+  equal = np.isclose(found, observed, rtol=1e-9)
+  of_all = ((found > observed) & ~equal).mean() + equal.mean() / 2
+  adjusted = evaluation.closed_test(figures)
+  p = evaluation.sign_flip_test(figures[1] - figures[0]).p
+  assert of_all > p + 0.01
+  assert adjusted[0, 1] == pytest.approx(of_all, abs=0.006)
 
 
 def test_configs_that_vary_do_not_hide_others():
