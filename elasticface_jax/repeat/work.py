@@ -4,7 +4,7 @@
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +59,8 @@ def repeat(run: Expected, options: Options) -> bool:
       those of the run.
     Stopped: after SIGTERM or Ctrl-C.
   """
+  # All that follows takes its fields for granted.
+  run = run._replace(config=_checked(run.path, run.config))
   steps = _steps(run, options)
   config = _config(run, options, steps)
   runtime.check_platform()
@@ -107,10 +109,23 @@ def _steps(run: Expected, options: Options) -> int:
   return options.steps
 
 
+def _checked(path: str, flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a complete config, by dotted name, whose values are allowed."""
+  base = config_rules.flatten(recipes.base().to_dict())
+  flat = run_folder.completed(flat, base)
+  try:
+    config = config_rules.check(config_rules.nest(flat))
+    config |= {'loss': by_name(config['loss']).fields()}
+  except InputError as error:
+    raise InputError(
+      f'{path}: its config is of another version, or was edited: {error}'
+    ) from None
+  return config_rules.flatten(config)
+
+
 def _config(run: Expected, options: Options, steps: int) -> Any:
   """Returns the config of the repetition, locked."""
-  base = config_rules.flatten(recipes.base().to_dict())
-  flat = run_folder.completed(run.config, base) | {
+  flat = run.config | {
     'total_steps': steps,
     'eval_every': 0,
     'eval.pairs': (),
@@ -120,18 +135,12 @@ def _config(run: Expected, options: Options, steps: int) -> Any:
   }
   if options.workdir is None:
     flat['checkpoint_every'] = 0
-  try:
-    config = config_rules.check(config_rules.nest(flat))
-    config |= {'loss': by_name(config['loss']).fields()}
-  except InputError as error:
-    raise InputError(
-      f'{run.path}: its config is of another version: {error}'
-    ) from None
+  config = config_rules.nest(_checked(run.path, flat))
   return ml_collections.ConfigDict(config).lock()
 
 
 def _source(run: Expected, options: Options) -> str:
-  was = run.config.get('data.source')
+  was = run.config['data.source']
   if was == 'synthetic':
     if options.data is not None:
       raise InputError(
@@ -155,7 +164,7 @@ def _source(run: Expected, options: Options) -> str:
 
 
 def _start(run: Expected, options: Options) -> str:
-  was = run.config.get('start.checkpoint')
+  was = run.config['start.checkpoint']
   if not was:
     if options.start is not None:
       raise InputError(

@@ -418,6 +418,28 @@ def test_mistakes(copy, tmp_path, repeat):
   assert not pack.exists()
 
 
+@pytest.mark.parametrize(
+  'broken, words',
+  [
+    (lambda config: config.clear(), 'the field seed is missing'),
+    (lambda config: config['data'].update(source=5), 'data.source=5'),
+    (lambda config: config['data'].pop('window'), 'data.window is missing'),
+    (lambda config: config['start'].update(checkpoint=5), 'start.checkpoint=5'),
+    (lambda config: config.update(seed='0'), "seed='0'"),
+    (lambda config: config.update(loss={}), 'loss.name is missing'),
+  ],
+)
+def test_edited_config(copy, tmp_path, repeat, broken, words):
+  """A config that is none ends in a line, from a folder and from a pack."""
+  edit(copy / 'config.json', broken)
+  file = tmp_path / 'pack'
+  assert repeat('--pack', copy, '--out', file).code == 0
+  for arguments in ([copy], [file], [file, '--data', tmp_path]):
+    ended = repeat(*arguments)
+    assert ended.code == 2 and len(ended.err) == 1, ended
+    assert words in ended.err[0]
+
+
 def test_run_that_ended_before_its_first_step(copy, tmp_path, repeat):
   shutil.rmtree(copy / 'checkpoints')
   (copy / 'metrics.jsonl').unlink()
