@@ -93,6 +93,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
 
     _check_processes(only is not None)
     processes.say(sharing.describe([c.fields for c in configs], len(seeds)))
+    # Before study.json says so.
+    work.check_steps(args.out, runs)
     if processes.is_first():
       folder.join(args.out, configs, seeds)
     if only is None:

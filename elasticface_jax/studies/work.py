@@ -163,7 +163,6 @@ def do_one(folder: Path, runs: Sequence[Run], run: Run) -> None:
       run in work.
     Stopped: after SIGTERM or Ctrl-C, with the state saved.
   """
-  check_steps(folder, [run])
   # The first process decides: others may see what is on a disk later.
   found = json.dumps(is_finished(folder, run))
   if json.loads(processes.everywhere(found)[0]):
@@ -197,7 +196,6 @@ def do_all(folder: Path, runs: Sequence[Run]) -> None:
     InputError: names the runs that failed, at the end.
     Stopped: after SIGTERM or Ctrl-C, with the state saved.
   """
-  check_steps(folder, runs)
   left = _unfinished(folder, runs)
   if len(left) < len(runs):
     done = len(runs) - len(left)

@@ -250,6 +250,8 @@ def test_run_that_went_further_is_refused(study, trained, tmp_path, runs, only):
     f'elasticface: {workdir} holds step 9, and total_steps=4 is less: use '
     '--config.total_steps=9, or another --out'
   ]
+  # What is refused changes nothing.
+  assert not (tmp_path / 'S/study.json').exists()
 
 
 def test_damaged_run_fails_alone(study, trained, tmp_path):
