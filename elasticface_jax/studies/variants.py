@@ -280,8 +280,12 @@ def _check_distinct(variants: Sequence[Variant]) -> None:
       remedy = 'leave one of them out'
     else:
       continue
-    raise InputError(f'{_called(one)} and {_called(other)} {same}: {remedy}')
+    raise InputError(
+      f'{_called(one, other)} and {_called(other, one)} {same}: {remedy}'
+    )
 
 
-def _called(variant: Variant) -> str:
-  return ' '.join(['--config', variant.spec, *variant.changes])
+def _called(variant: Variant, other: Variant) -> str:
+  """Returns the arguments of a config, without the changes of both."""
+  own = [change for change in variant.changes if change not in other.changes]
+  return ' '.join(['--config', variant.spec, *own])

@@ -130,12 +130,13 @@ def test_field_that_one_config_lacks_differs():
       'quickstart: give each once, or rename one of the files',
     ),
     (
-      ['--vary', 'model.width=16,16'],
-      'would both be called width=16: give each once',
+      ['--vary', 'model.width=16,16', '--config.group_size=8'],
+      '--config quickstart and --config quickstart would both be called '
+      'width=16: give each once',
     ),
     (
       ['--config', 'quickstart:smoke', '--vary', 'optim.lr=0.1,0.10'],
-      'would both be called quickstart,lr=0.1',
+      '--config.optim.lr=0.10 would both be called quickstart,lr=0.1',
     ),
     (
       ['--vary', f'data.source={"x" * 200}'],
