@@ -156,6 +156,9 @@ def _verdict(found: Comparison, analysis: Analysis) -> str:
     text = f'the interval excludes 0, but {text}'
   if found.p <= analysis.level:
     text += ' after the correction'
+  smallest = found.others.get('p_smallest', 0)
+  if smallest > analysis.level:
+    return f'{text}; with so few seeds no p is below {p_value(smallest)}'
   if found.detectable is None:
     return f'{text}; nothing says what it could have seen'
   text += f'; it could have seen {size(found.detectable)} points'
@@ -218,7 +221,12 @@ def differences(found: Sequence[Comparison], analysis: Analysis) -> str:
       f' The study tells {apart or "none"} of them from zero at level '
       f'{analysis.level:g} after correction.'
     )
-  sizes = [one.detectable for one in found if one.detectable is not None]
+  sizes = [
+    one.detectable
+    for one in found
+    if one.detectable is not None
+    and one.others.get('p_smallest', 0) <= (analysis.level or 1)
+  ]
   if sizes:
     ends = ' to '.join(dict.fromkeys(map(size, (min(sizes), max(sizes)))))
     text += f' It could have seen {ends} points, before correction.'
@@ -230,7 +238,8 @@ def detectable(analysis: Analysis) -> str:
   if analysis.power is None or analysis.level is None:
     return ''
   return (
-    'Could have seen: a true difference of this size is found at level '
-    f'{analysis.level:g} in {100 * analysis.power:g} % of such studies. '
-    'A smaller one may be there.'
+    'Could have seen: with a true difference of this size, the interval '
+    f'excludes 0 in {100 * analysis.power:g} % of such studies; after '
+    'correction, one at the level divided by the number of comparisons. A '
+    'smaller one may be there.'
   )

@@ -159,6 +159,8 @@ def test_sentences_never_claim_more_than_their_numbers():
   )
   sure = comparison(p=0.001, p_adjusted=0.006, interval=(0.001, 0.008))
   assert sure.endswith('apart at level 0.05, on new pairs too.')
+  few = comparison(others={'p_smallest': 0.125})
+  assert few.endswith('apart; with so few seeds no p is below 0.12.')
   early = comparison(interval=(-0.008, -0.001))
   assert 'the interval excludes 0, but the study does not tell' in early
   corrected = comparison(p=0.03, p_adjusted=0.18)
@@ -170,7 +172,7 @@ def test_sentences_never_claim_more_than_their_numbers():
   equal = comparison(difference=0.0, interval=None, detectable=None)
   assert 'elastic_arc and arcface are 0.00 points apart, p 0.19' in equal
   assert equal.endswith('apart; nothing says what it could have seen.')
-  for text in (whole, below, corrected, untested, unknown, equal):
+  for text in (whole, few, below, corrected, untested, unknown, equal):
     assert 'no difference' not in text and 'equal' not in text
 
 
