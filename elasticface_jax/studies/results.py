@@ -185,7 +185,10 @@ def _run(key: Key, path: Path, notes: list[str]) -> RunResult:
     try:
       sets[name] = _set_result(path / f'scores_{name}.npz', summary)
     except InputError as error:
-      notes.append(f'{name}, {key}: left out: {error}.')
+      notes.append(
+        f'{name}, {key}: left out: {error}; remove {file}, and the study '
+        'verifies the run again.'
+      )
   if not origin:
     raise InputError('no pair set was verified')
   return RunResult(

@@ -106,7 +106,8 @@ def test_edited_results(study, change):
   path = study / 'arcface/seed_1/results.json'
   made.edit(path, lambda content: content['faces'].update(change))
   assert one_note(study) == (
-    'faces, arcface seed 1: left out: results.json was edited.'
+    'faces, arcface seed 1: left out: results.json was edited; remove '
+    f'{path}, and the study verifies the run again.'
   )
 
 
