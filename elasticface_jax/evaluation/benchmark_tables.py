@@ -67,13 +67,13 @@ def percent(
     Digits without a percent sign.
 
   Examples:
-    >>> percent(0.5), percent(0.5, (0.25, 1.0), 0)
-    ('50.00', '50 [25, 100]')
+    >>> percent(0.5), percent(0.5, (0.25, 1.0), 0), percent(-1e-17)
+    ('50.00', '50 [25, 100]', '0.00')
   """
-  text = f'{100 * rate:.{digits}f}'
+  text = f'{100 * rate:z.{digits}f}'  # No -0.00 of differences.
   if interval is None:
     return text
-  low, high = (f'{100 * limit:.{digits}f}' for limit in interval)
+  low, high = (f'{100 * limit:z.{digits}f}' for limit in interval)
   return f'{text} [{low}, {high}]'
 
 

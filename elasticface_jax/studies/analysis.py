@@ -289,7 +289,7 @@ def _comparison(
     'first': first,
     'second': second,
     'seeds': list(seeds),
-    'difference': found.mean,
+    'difference': round(found.mean, 12) + 0.0,  # No -0.0.
     'by_seed': _by_seed(seeds, differences),
     'interval': found.interval and list(found.interval),
     'std_error': found.std_error,
@@ -334,8 +334,9 @@ def _notes(
     correction = f' after the correction for {num_comparisons} comparisons'
   if most < needed:
     notes.append(
-      f'{most} seeds: no p below {smallest_p(most):.2g} is possible, however '
-      f'large the difference; {needed} seeds could reach {LEVEL:g}{correction}.'
+      f'{most} seed{"s" if most > 1 else ""}: no p below '
+      f'{smallest_p(most):.2g} is possible, however large the difference; '
+      f'{needed} seeds could reach {LEVEL:g}{correction}.'
     )
   return notes
 

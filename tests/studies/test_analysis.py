@@ -9,7 +9,7 @@ import pytest
 
 from elasticface_jax import evaluation
 from elasticface_jax.errors import InputError
-from elasticface_jax.studies import analysis, tables
+from elasticface_jax.studies import analysis, results, tables
 
 from . import study_folders as made
 
@@ -182,6 +182,26 @@ def test_seeds_that_both_configs_have_are_compared(folder, tmp_path, found):
   assert one['p_adjusted'] == one['p']
   assert len(metric['configs']['cosface']['by_seed']) == 6
   assert some['notes'][-1].startswith('4 seeds: no p below 0.062 is possible')
+
+
+def test_differences_that_cancel_are_zero(tmp_path):
+  """Rounding of sums is no difference, and has no sign."""
+  figures = analysis.Figures(
+    {
+      results.Key(config, seed): value
+      for config, values in {'a': (0.1, 0.4, 0.7), 'b': (0.4, 0.2, 0.6)}.items()
+      for seed, value in enumerate(values)
+    },
+    None,
+  )
+  found = analysis._comparison('a', 'b', [0, 1, 2], figures)
+  assert np.mean([*found['by_seed'].values()]) != 0
+  assert str(found['difference']) == '0.0'
+
+
+def test_one_seed(tmp_path):
+  made.write_study(tmp_path, {'arcface': 0.25, 'cosface': 0.25}, [0])
+  assert analysis.of_folder(tmp_path)['notes'][-1].startswith('1 seed: no p')
 
 
 def test_files(folder, found, tmp_path):
