@@ -110,7 +110,8 @@ def _configs(args: argparse.Namespace, rest: Sequence[str]) -> 'list[Variant]':
   from elasticface_jax.studies import folder, variants
 
   configs = variants.make(args.config, rest, args.vary)
-  folder.check_place(args.out, configs)
+  if not args.list:  # That writes nothing.
+    folder.check_place(args.out, configs)
   study = folder.read(args.out)
   configs = folder.named_as_before(study, configs)
   folder.grown(args.out, study, configs, range(args.seeds))

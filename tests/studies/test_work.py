@@ -296,6 +296,15 @@ def test_list(study, trained, tmp_path, runs):
   ]
 
 
+def test_list_of_a_study_that_cannot_be_written(study, tmp_path, monkeypatch):
+  """As on a disk that is mounted for reading."""
+  study()
+  monkeypatch.setattr(os, 'access', lambda path, mode: not mode & os.W_OK)
+  assert study()[0] == 2
+  code, out, _ = study('--list')
+  assert code == 0 and out[0] == '0  arcface:0  finished'
+
+
 def test_only_one_run_and_the_last_one_analyses(study, trained, analysed):
   for number, only in enumerate(['cosface:1', '0', '2']):
     code, out, _ = study('--only', only)
