@@ -109,7 +109,7 @@ SETTINGS = (
 
 
 class Outcome(NamedTuple):
-  """What all seeds of a loss and a setting ended with."""
+  """The ends of all seeds of a loss in a setting."""
 
   angles: np.ndarray  # Between neighbouring centres, degrees, [S, C].
   right: np.ndarray  # Share of images whose nearest centre is theirs, [S].
@@ -123,7 +123,7 @@ class Outcome(NamedTuple):
 
   @property
   def half(self):
-    """Whether all centres of a seed lie in one half of the circle."""
+    """True for seeds whose centres all lie in one half of the circle."""
     return self.angles.max(axis=1) > 180
 
 
