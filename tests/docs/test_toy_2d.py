@@ -12,7 +12,6 @@ import optax
 import pytest
 
 from elasticface_jax import losses
-from elasticface_jax.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 
@@ -282,10 +281,3 @@ def test_arc_margins_reward_embeddings_opposite_to_all_centers(loss, expected):
   embeddings = jnp.tile(jnp.array([[-1.0, 0.0]]), (8, 1))
   found = loss(losses.cosines(embeddings, centers), jnp.arange(8))
   np.testing.assert_allclose(found, expected, rtol=1e-4)
-
-
-def test_another_run_width_is_an_input_error(script, monkeypatch):
-  read = lambda run, fields: (0, {'class_centers': np.ones((1, 8, 3))})
-  monkeypatch.setattr(script.checkpoint, 'read', read)
-  with pytest.raises(InputError, match='size 3'):
-    script.run_angles('x')
