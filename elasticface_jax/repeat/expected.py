@@ -98,6 +98,10 @@ def read_folder(folder: Path) -> Expected:
     raise InputError(
       f'{folder}: {found}; give a run folder, or a file of `repeat --pack`'
     )
+  if (folder / 'study.json').exists():
+    raise InputError(
+      f'{folder} holds a study; give one of its runs: {folder}/NAME/seed_K'
+    )
   manifest = _needed(folder, 'manifest.json')
   if 'converted' in manifest:
     raise InputError(

@@ -224,10 +224,6 @@ def test_picture(script, tmp_path, monkeypatch, capsys):
       assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
 
 
-def test_the_picture_of_the_documentation_is_small():
-  assert (ROOT / 'docs' / 'toy_2d.png').stat().st_size < 70_000
-
-
 def test_angles_of_runs(script, monkeypatch, capsys):
   centers = np.zeros((2, 5, 2), np.float32)  # The last two rows are padding.
   gaps = np.array([10, 80, 45, 45, 45, 45, 45, 45])

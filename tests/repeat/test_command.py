@@ -392,11 +392,15 @@ def test_mistakes(copy, tmp_path, repeat):
   converted = tmp_path / 'converted'
   converted.mkdir()
   (converted / 'manifest.json').write_text('{"converted": {}}')
+  study = tmp_path / 'study'
+  study.mkdir()
+  (study / 'study.json').write_text('{}')
   pack = tmp_path / 'pack'
   for arguments, words in (
     ([tmp_path / 'none'], 'no such folder; give a run folder, or a file of'),
     ([tmp_path / 'empty'], 'holds no manifest.json: give a run folder'),
     ([converted], 'holds converted weights and no run'),
+    ([study], f'give one of its runs: {study}/NAME/seed_K'),
     ([tmp_path / 'text'], 'is no pack of a run, or is damaged'),
     ([copy, '--steps', 0], '--steps 0: give 1 or more'),
     ([copy, '--steps', 99], 'the newest step that'),
