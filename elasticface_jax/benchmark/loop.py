@@ -36,7 +36,7 @@ class _NoCheckpoints:
 
   latest_step = None
 
-  def save(self, step, state):
+  def save(self, step, state, sums):
     """Saves nothing."""
 
   def wait(self):
@@ -116,7 +116,7 @@ def _bare(run: Run, count: int) -> float:
 
 def _looped(run: Run, count: int, workdir: Path) -> float:
   """Returns the seconds of a step in the loop, from first batch to metrics."""
-  from elasticface_jax.training import loop
+  from elasticface_jax.training import loop, records
 
   batch = _Batch(*run.host_batch)
   first = int(run.state.step)
@@ -141,6 +141,10 @@ def _looped(run: Run, count: int, workdir: Path) -> float:
       evaluate=lambda *_: {},
       pair_sets=(),
       checkpoints=_NoCheckpoints(),
+      recorder=records.Writer(
+        workdir, first_step=first, every=0, with_checkpoints=False
+      ),
+      watch=records.Watch(),
       check_held=lambda: None,
       layout=run.layout,
       total_steps=first + count,
