@@ -520,6 +520,22 @@ def test_an_analysis_that_is_older_than_the_runs_is_said(copied):
   )
 
 
+@pytest.mark.parametrize('source', ['data/faces', 'synthetic'])
+def test_other_data_are_said_unless_they_are_drawn(copied, source):
+  def draw(study):
+    for config in study['configs'].values():
+      config['config']['data.source'] = source
+
+  edit(copied / 'study.json', draw)
+  for place in copied.glob('*/seed_1'):
+    edit(
+      place / 'manifest.json',
+      lambda m: m['starts'][0].update(data_fingerprint='other'),
+    )
+  found = [n for n in notes_of(copied) if 'differ in data fingerprint' in n]
+  assert len(found) == (source != 'synthetic')
+
+
 def test_runs_of_another_kind_are_said(copied):
   place = copied / 'arcface' / 'seed_1'
   edit(place / 'config.json', lambda c: c['loss'].update(margin=0.7))
