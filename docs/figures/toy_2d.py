@@ -18,7 +18,6 @@ With ``--runs`` it prints the angles of trained run folders instead:
 
 import argparse
 import functools
-import io
 import itertools
 import sys
 from pathlib import Path
@@ -28,7 +27,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
 from elasticface_jax import atomic, data, evaluation, losses
 from elasticface_jax.errors import InputError
@@ -51,7 +49,6 @@ FIRST_SCALE, FIRST_RATE = 8.0, 0.03
 INIT, FIRST, MARGIN = range(3)  # Numbers of a seed's random streams.
 
 PUBLISHED = 22.93, 38.59, 39.27  # Smallest angle of each loss, in degrees.
-PICTURE_COLOURS = 48
 FORMATS = '.png', '.svg', '.pdf'
 # The palette of Okabe and Ito, distinct with every kind of colour vision.
 PALETTE = (
@@ -445,23 +442,6 @@ def figure(found, labels):
   return made
 
 
-def save(made, file, file_format):
-  """Writes the figure; a PNG with few colours, a sixth of the bytes."""
-  if file_format != 'png':
-    made.savefig(file, format=file_format)
-    return
-  drawn = io.BytesIO()
-  made.savefig(drawn, format='png')
-  few = (
-    Image.open(drawn)
-    .convert('RGB')
-    .quantize(
-      PICTURE_COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE
-    )
-  )
-  few.save(file, 'PNG', optimize=True)
-
-
 def run_angles(run):
   """Returns step and angles of a run folder with embeddings in the plane.
 
@@ -501,7 +481,7 @@ def write(out, num_seeds):
   atomic.check_file(out, '--out')
   found, labels = measure(num_seeds)
   with atomic.file(out) as part:
-    save(figure(found, labels), part, out.suffix[1:])
+    figure(found, labels).savefig(part, format=out.suffix[1:])
   print(angles_table(found), comparison_table(found), sep='\n\n')
 
 
