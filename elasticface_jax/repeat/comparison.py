@@ -71,11 +71,7 @@ class Comparison:
     if step not in self.wanted() or step in self.compared:
       return False
     self.compared.append(step)
-    names = self._run.records.tensors
-    text = self._run.records.sums[step]
-    starts = range(0, len(text), records.DIGITS)
-    pieces = [text[i : i + records.DIGITS] for i in starts]
-    expected = dict(zip(names, pieces, strict=True))
+    expected = self._run.records.of_step(step)
     self.differing = sorted(
       (
         name

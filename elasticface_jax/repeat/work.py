@@ -244,13 +244,8 @@ def _compare_recorded(
     return False
   run_folder.check_config(workdir, config.to_dict())
   found = records.read(workdir)
-  size = records.DIGITS
-  for step, text in found.sums.items():
-    sums = {
-      name: text[i * size : (i + 1) * size]
-      for i, name in enumerate(found.tensors)
-    }
-    if step <= done and comparison.state(step, sums):
+  for step in found.sums:
+    if step <= done and comparison.state(step, found.of_step(step)):
       return True
   for row in metrics.read(workdir):
     if row['step'] <= done and 'pairs' not in row:

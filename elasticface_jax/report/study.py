@@ -14,8 +14,9 @@ from elasticface_jax.errors import InputError
 from elasticface_jax.report import read, study_analysis, study_words
 from elasticface_jax.report.read import Note, Summary, is_number
 from elasticface_jax.report.study_analysis import Analysis
-from elasticface_jax.report.study_repeat import Variant, study_command
+from elasticface_jax.report.study_repeat import study_command
 from elasticface_jax.studies import folder as study_folder
+from elasticface_jax.studies.variants import Variant
 from elasticface_jax.training import checkpoint, run_folder
 
 # Rates of the analysis and of the runs are of one computation.
@@ -132,7 +133,7 @@ def read_study(folder: Path) -> Study:
   """
   content = study_folder.read(folder)
   variants = {
-    name: Variant(one['spec'], tuple(one['changes']), one['config'])
+    name: Variant(name, one['spec'], tuple(one['changes']), one['config'])
     for name, one in content['configs'].items()
   }
   seeds, differing = content['seeds'], content['differing']
@@ -175,7 +176,7 @@ def read_study(folder: Path) -> Study:
 
 
 def _run(folder: Path, name: str, seed: int, variant: Variant) -> StudyRun:
-  place = folder / name / f'seed_{seed}'
+  place = study_folder.run_path(folder, name, seed)
   begun = StudyRun(name, seed, place)
   if not (place / 'config.json').is_file():
     return begun

@@ -35,6 +35,7 @@ from elasticface_jax.report.study_analysis import (
   Metric,
   OfSet,
 )
+from elasticface_jax.studies import folder as study_folder
 from elasticface_jax.studies import sharing
 
 _DIGITS = 16  # Of a fingerprint in the table of runs.
@@ -411,7 +412,7 @@ def _repeat(study: Study, out: Path) -> list[Element]:
   )
   known = [run for run in study.runs if run.fingerprint is not None]
   if known:
-    folder = again / one.config / f'seed_{one.seed}'
+    folder = study_folder.run_path(again, one.config, one.seed)
     found.append(element('p', 'This command prints the fingerprint of it:'))
     found.append(command(study_repeat.fingerprint(folder)))
     text = 'The same bits have these fingerprints, of the last step:'

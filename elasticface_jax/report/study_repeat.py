@@ -5,25 +5,11 @@ import itertools
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from elasticface_jax.report.repeat import quoted
+from elasticface_jax.studies.variants import Variant
 
 _FLAG = '--config.'
-
-
-class Variant(NamedTuple):
-  """A config of a study.
-
-  Attributes:
-    spec: the recipe and its argument, as ``--config`` takes it.
-    changes: ``--config.field=value`` of this config.
-    fields: of the config by dotted name, without the seed.
-  """
-
-  spec: str
-  changes: tuple[str, ...]
-  fields: dict[str, Any]
 
 
 def study_command(
@@ -44,7 +30,7 @@ def study_command(
     A command of several lines; several commands if the study was made by them.
 
   Examples:
-    >>> arc, cos = (Variant(s, ('--config.group_size=8',), {}) for s in 'ab')
+    >>> arc, cos = (Variant(s, s, ('--config.group_size=8',), {}) for s in 'ab')
     >>> print(study_command(Path('runs'), [arc, cos], [0, 1]))
     elasticface study --config a \
       --config b \

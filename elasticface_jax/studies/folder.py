@@ -15,7 +15,7 @@ from typing import Any
 
 from elasticface_jax import atomic
 from elasticface_jax.errors import InputError
-from elasticface_jax.studies.variants import Run, Variant, differing
+from elasticface_jax.studies.variants import Variant, differing
 from elasticface_jax.training import run_folder
 from elasticface_jax.training.checkpoint import read_json
 
@@ -27,14 +27,15 @@ _REMEDY = (
 )
 
 
-def run_path(folder: Path, run: Run) -> Path:
+def run_path(folder: Path, config: str, seed: int) -> Path:
   """Returns the run folder of a config and a seed.
 
   Args:
     folder: of the study.
-    run: the run.
+    config: its name.
+    seed: of the run.
   """
-  return folder / run.variant.name / f'seed_{run.seed}'
+  return folder / config / f'seed_{seed}'
 
 
 def check_place(folder: Path, variants: Sequence[Variant]) -> None:

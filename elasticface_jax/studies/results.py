@@ -118,7 +118,7 @@ def read(folder: Path) -> Study:
   runs, problems, notes = {}, {}, []
   for config, seed in _keys(content):
     key = Key(config, seed)
-    path = folder / config / f'seed_{seed}'
+    path = study_folder.run_path(folder, config, seed)
     try:
       _check_config(path, seed, configs[config]['config'])
       runs[key] = _run(key, path, notes)

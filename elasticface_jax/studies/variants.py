@@ -53,6 +53,11 @@ class Run(NamedTuple):
     """Name for people, such as ``'arcface, seed 3'``."""
     return f'{self.variant.name}, seed {self.seed}'
 
+  @property
+  def place(self) -> tuple[str, int]:
+    """Name of the config, and seed."""
+    return self.variant.name, self.seed
+
 
 def make(
   specs: Sequence[str], changes: Sequence[str], vary: Sequence[str]

@@ -52,7 +52,7 @@ def is_finished(folder: Path, run: Run) -> bool:
   Raises:
     InputError: if one of these files is damaged.
   """
-  workdir, fields = run_path(folder, run), run.variant.fields
+  workdir, fields = run_path(folder, *run.place), run.variant.fields
   step = newest_step(workdir)
   return (
     step == fields['total_steps']
@@ -73,8 +73,8 @@ def check_steps(folder: Path, runs: Sequence[Run]) -> None:
     InputError: names the first that has; it could not be compared.
   """
   for run in runs:
-    workdir, total = run_path(folder, run), run.variant.fields['total_steps']
-    step = newest_step(workdir)
+    workdir = run_path(folder, *run.place)
+    step, total = newest_step(workdir), run.variant.fields['total_steps']
     if step is not None and step > total:
       raise InputError(
         f'{workdir} holds step {step}, and total_steps={total} is less: use '
@@ -136,7 +136,7 @@ def listing(folder: Path, runs: Sequence[Run]) -> str:
 
 
 def _state(folder: Path, run: Run) -> str:
-  workdir = run_path(folder, run)
+  workdir = run_path(folder, *run.place)
   step, total = newest_step(workdir), run.variant.fields['total_steps']
   done = '' if step is None else f'step {step} of {total}'
   if holder := run_lock.holder(workdir):
@@ -263,7 +263,7 @@ def _train(folder: Path, run: Run) -> None:
   from elasticface_jax.train import train
 
   try:
-    train(run.variant.config(run.seed), run_path(folder, run))
+    train(run.variant.config(run.seed), run_path(folder, *run.place))
   finally:
     # With it go the programs of the run. JAX's other caches may stay: cleared,
     # each run would trace more, in no less memory.

@@ -35,6 +35,18 @@ class Records(NamedTuple):
   tensors: tuple[str, ...] = ()
   sums: Mapping[int, str] = {}
 
+  def of_step(self, step: int) -> dict[str, str]:
+    """Returns the checksum of each tensor at a recorded step, by name.
+
+    Examples:
+      >>> Records(('a', 'b'), {3: 16 * '0' + 16 * '1'}).of_step(3)
+      {'a': '0000000000000000', 'b': '1111111111111111'}
+    """
+    text = self.sums[step]
+    starts = range(0, len(text), DIGITS)
+    pieces = [text[i : i + DIGITS] for i in starts]
+    return dict(zip(self.tensors, pieces, strict=True))
+
 
 class Watch(NamedTuple):
   """Follower of a run, step by step; the default one does nothing.

@@ -389,7 +389,7 @@ def test_commands_make_the_study_again(page, study):
 def test_commands_of_recipes_and_of_studies_that_grew(tmp_path):
   def made(*configs):
     variants = [
-      study_repeat.Variant(spec, tuple(changes), {})
+      study_repeat.Variant(spec, spec, tuple(changes), {})
       for spec, changes in configs
     ]
     text = study_repeat.study_command(tmp_path, variants, [0, 1, 2])

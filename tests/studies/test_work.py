@@ -231,7 +231,7 @@ def runs(recipe, tmp_path):
   ],
 )
 def test_finished_takes_all_of_it(tmp_path, runs, break_it):
-  workdir = folder.run_path(tmp_path, runs[0])
+  workdir = folder.run_path(tmp_path, *runs[0].place)
   assert workdir == tmp_path / 'arcface' / 'seed_0'
   assert not work.is_finished(tmp_path, runs[0])
   write_run(runs[0].variant.config(0), workdir)
@@ -242,7 +242,7 @@ def test_finished_takes_all_of_it(tmp_path, runs, break_it):
 
 @pytest.mark.parametrize('only', [[], ['--only', 'arcface:1']])
 def test_run_that_went_further_is_refused(study, trained, tmp_path, runs, only):
-  workdir = folder.run_path(tmp_path / 'S', runs[2])
+  workdir = folder.run_path(tmp_path / 'S', *runs[2].place)
   write_run(runs[2].variant.config(1), workdir, step=9)
   code, _, err = study(*only)
   assert code == 2 and not trained
@@ -277,7 +277,7 @@ def test_list(study, trained, tmp_path, runs):
     [f'{i}  {run.name}  not begun' for i, run in enumerate(runs)],
   )
   assert not trained and not (tmp_path / 'S').exists()
-  paths = [folder.run_path(tmp_path / 'S', run) for run in runs]
+  paths = [folder.run_path(tmp_path / 'S', *run.place) for run in runs]
   write_run(runs[0].variant.config(0), paths[0])
   write_run(runs[1].variant.config(0), paths[1], step=2)
   write_run(runs[3].variant.config(1), paths[3], results=False)
