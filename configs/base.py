@@ -112,13 +112,16 @@ FIELDS = dict(
     blur_sigma=(0.1, 2.0),  # In pixels; torchvision's default.
   ),
   model=dict(
-    name='iresnet100',  # Or iresnet10, 18, 34, 50, 200.
+    name='iresnet100',  # Or iresnet10, 18, 34, 50, 152, 200.
     width=64,  # Channels of the first stage, as published.
     embedding_dim=512,
     dropout=0.0,  # Probability, before the last linear layer.
     use_se=False,  # Squeeze-and-excitation at the end of each block.
     dtype='float32',  # Of the computation; parameters are float32 always.
     remat=False,  # Less memory for a third more work (`models.build`).
+    block='insightface',  # Or adaface, curricularface, adaface_bottleneck.
+    output_norm='bias',  # Learned by the last BatchNorm; or affine, plain.
+    input_norm=False,  # For weights that were trained on other pixels.
   ),
   head=dict(
     num_blocks=16,  # Blocks of classes; the number of devices divides it.

@@ -140,7 +140,7 @@ RULES = {
     lambda a, b: a >= 0.01 and b <= 20, 'pixels, both in [0.01, 20]'
   ),
   'model.name': _one_of(
-    *(f'iresnet{depth}' for depth in (10, 18, 34, 50, 100, 200))
+    *(f'iresnet{depth}' for depth in (10, 18, 34, 50, 100, 152, 200))
   ),
   'model.width': _integer(1),
   'model.embedding_dim': _integer(1),
@@ -148,6 +148,11 @@ RULES = {
   'model.use_se': _TRUTH,
   'model.dtype': _one_of('float32', 'bfloat16', 'float64'),
   'model.remat': _TRUTH,
+  'model.block': _one_of(
+    'insightface', 'adaface', 'curricularface', 'adaface_bottleneck'
+  ),
+  'model.output_norm': _one_of('bias', 'affine', 'plain'),
+  'model.input_norm': _TRUTH,
   'head.num_blocks': _integer(1),
   'head.subcenters': _integer(1),
   'head.sample_rate': _number(
@@ -266,6 +271,13 @@ _TOGETHER = (
   ),
 )
 SECTIONS = {name.rpartition('.')[0] for name in RULES} - {''}
+
+# Fields that configs of older run folders lack, with what these ran with.
+ADDED = {
+  'model.block': 'insightface',
+  'model.output_norm': 'bias',
+  'model.input_norm': False,
+}
 
 
 def rule_of(field: str, loss: str) -> Rule | None:
@@ -403,9 +415,28 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
   return nest(check_values({name: flat[name] for name in RULES}) | loss)
 
 
+def saved(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the fields of a run folder's config, with those of `ADDED`.
+
+  Args:
+    config: nested, of this version or an older one.
+
+  Returns:
+    Values by dotted name.
+
+  Raises:
+    InputError: if a section is something else.
+
+  Examples:
+    >>> saved({'model': {'name': 'iresnet18'}})['model.block']
+    'insightface'
+  """
+  return ADDED | flatten(config)
+
+
 def check_saved(
   config: Mapping[str, Any], path: Any, needed: Iterable[str]
-) -> None:
+) -> dict[str, Any]:
   """Checks the config of a run folder where a part of it is enough.
 
   Args:
@@ -414,14 +445,17 @@ def check_saved(
     needed: dotted names of the fields that must be there. Their sections are
       checked; the others may be of another version.
 
+  Returns:
+    The config, nested, with the fields of `ADDED`.
+
   Raises:
     InputError: names the file, the field and its value.
   """
   needed = list(needed)
   sections = {name.split('.')[0] for name in needed}
   try:
-    flat = flatten({k: x for k, x in config.items() if k in sections})
-    check_values(flat)
+    flat = saved(config)
+    check_values({k: x for k, x in flat.items() if k.split('.')[0] in sections})
   except InputError as error:
     raise InputError(f'{path}: {error}') from None
   for name in needed:
@@ -429,3 +463,4 @@ def check_saved(
       raise InputError(
         f'{path} has no field {name}: it is of another version, or was edited'
       )
+  return nest(flat)

@@ -27,7 +27,15 @@ from elasticface_jax.training.embed import make_embed
 from elasticface_jax.training.state import make_mesh
 
 # Arguments of `models.build` that must match for weights to load.
-SHAPE_FIELDS = ('name', 'width', 'embedding_dim', 'use_se')
+SHAPE_FIELDS = (
+  'name',
+  'width',
+  'embedding_dim',
+  'use_se',
+  'block',
+  'output_norm',
+  'input_norm',
+)
 
 # Fields of a saved config that weights cannot do without.
 _NEEDED = (
@@ -330,14 +338,14 @@ def open_weights(
       f'{prefix!a} out'
     )
   config = checkpoint.read_json(path / 'config.json')
-  config_rules.check_saved(config, path / 'config.json', _NEEDED)
+  config = config_rules.check_saved(config, path / 'config.json', _NEEDED)
   step, saved = checkpoint.read(path, step, ('params', 'batch_stats'))
   return Weights(path, step, config, saved['params'], saved['batch_stats'])
 
 
 def _open_file(path: Path, prefix: str | None) -> Weights:
   params, batch_stats = interop.from_torch(path, prefix=prefix)
-  shape = interop.model_of(params)
+  shape = interop.model_of(params, batch_stats)
   return Weights(
     path,
     0,

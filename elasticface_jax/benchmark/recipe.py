@@ -142,6 +142,6 @@ def read_saved(given: str) -> Mapping[str, Any] | None:
       'configs/'
     )
   try:
-    return config_rules.check(config)
+    return config_rules.check(config_rules.nest(config_rules.saved(config)))
   except InputError as error:
     raise InputError(f'--config {path}: {error}') from None

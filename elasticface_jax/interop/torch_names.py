@@ -22,7 +22,7 @@ import numpy as np
 
 from elasticface_jax.errors import InputError
 from elasticface_jax.interop import torch_files
-from elasticface_jax.models import STAGES
+from elasticface_jax.models import STAGES, stages_of
 from elasticface_jax.models.iresnet import IMAGE_SHAPE, SE_REDUCTION
 
 Tree = dict[str, Any]
@@ -167,14 +167,16 @@ def to_torch(
   return state_dict
 
 
-def model_of(params: Tree) -> dict[str, Any]:
+def model_of(params: Tree, batch_stats: Tree | None = None) -> dict[str, Any]:
   """Returns the arguments of `models.build` that fit parameters.
 
   Args:
     params: of an IResNet, as from ``init`` or `from_torch`.
+    batch_stats: likewise; None for a network without ``input_norm``.
 
   Returns:
-    ``name``, ``width``, ``embedding_dim`` and ``use_se``.
+    ``name``, ``width``, ``embedding_dim``, ``use_se``, ``block``,
+    ``output_norm`` and ``input_norm``.
 
   Raises:
     InputError: if `models.build` has no such depth.
@@ -184,11 +186,36 @@ def model_of(params: Tree) -> dict[str, Any]:
     >>> from elasticface_jax import models
     >>> backbone = models.build('iresnet34', use_se=True)
     >>> params, _ = jax.eval_shape(backbone.init, jax.random.key(0))
-    >>> model_of(params)
-    {'name': 'iresnet34', 'width': 64, 'embedding_dim': 512, 'use_se': True}
+    >>> model = model_of(params)
+    >>> model['name'], model['width'], model['use_se'], model['block']
+    ('iresnet34', 64, True, 'insightface')
   """
   model = _model_of_params(params)
-  return {'name': _named('params', model.pop('stages'))} | model
+  block = params['layer1']['0']
+  # Without scale and bias, it has statistics alone.
+  features = params['features'] if 'features' in params else {}
+  has_scale, has_bias = 'scale' in features, 'bias' in features
+  kind = 'insightface' if 'downsample' in block else 'adaface'
+  if 'conv3' in block:
+    kind = 'adaface_bottleneck'
+  elif 'bn2' not in block:
+    kind = 'curricularface'
+  stages = model.pop('stages')
+  known = {stages_of(name, kind): name for name in STAGES}
+  if stages not in known:
+    raise InputError(
+      f'params: {", ".join(map(str, stages))} blocks in layer1 to layer4 are '
+      f'none of {", ".join(STAGES)}'
+    )
+  return (
+    {'name': known[stages]}
+    | model
+    | {
+      'block': kind,
+      'output_norm': 'affine' if has_scale else 'bias' if has_bias else 'plain',
+      'input_norm': 'input' in (batch_stats or {}),
+    }
+  )
 
 
 def num_batches_tracked(

@@ -4,6 +4,11 @@
 from elasticface_jax import missing
 
 with missing.needs(__name__):
-  from elasticface_jax.models.backbone import STAGES, Backbone, build
+  from elasticface_jax.models.backbone import (
+    STAGES,
+    Backbone,
+    build,
+    stages_of,
+  )
 
-__all__ = ['STAGES', 'Backbone', 'build']
+__all__ = ['STAGES', 'Backbone', 'build', 'stages_of']

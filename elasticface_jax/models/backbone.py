@@ -16,7 +16,7 @@ from elasticface_jax.errors import InputError
 from elasticface_jax.models import functional, iresnet
 from elasticface_jax.models.functional import Apply, Init
 
-__all__ = ['STAGES', 'Backbone', 'build']
+__all__ = ['STAGES', 'Backbone', 'build', 'stages_of']
 
 # Blocks of the four stages, by name.
 STAGES = {
@@ -25,8 +25,11 @@ STAGES = {
   'iresnet34': (3, 4, 6, 3),
   'iresnet50': (3, 4, 14, 3),
   'iresnet100': (3, 13, 30, 3),
+  'iresnet152': (3, 8, 36, 3),
   'iresnet200': (6, 26, 60, 6),
 }
+# IR-200 of AdaFace, TFace and CVLface, which is made of bottlenecks.
+_BOTTLENECK_200 = (3, 24, 36, 3)
 _DTYPES = ('float32', 'bfloat16', 'float64')
 
 
@@ -63,11 +66,14 @@ def build(
   dtype: str = 'float32',
   width: int = 64,
   remat: bool = False,
+  block: str = 'insightface',
+  output_norm: str = 'bias',
+  input_norm: bool = False,
 ) -> Backbone:
   """Builds a backbone by name; computes nothing.
 
   Args:
-    name: ``'iresnet10'``, ``18``, ``34``, ``50``, ``100`` or ``200``.
+    name: ``'iresnet10'``, ``18``, ``34``, ``50``, ``100``, ``152`` or ``200``.
     embedding_dim: D, the size of an embedding.
     dropout: probability, in [0, 1), of dropping a value before the last
       fully connected layer. The authors use 0 for IResNet-100, 0.4 for 50.
@@ -85,6 +91,17 @@ def build(
       same; gradients change in the last digits of `dtype`, so a run has another
       fingerprint with it. On a CPU, jax 0.10 merges the second computation with
       the first, which saves no memory; 0.11 does not.
+    block: residual block. ``'insightface'``; ``'adaface'``, whose shortcut
+      takes every second pixel where a stage begins with equal channels, also
+      of TFace and CVLface; ``'curricularface'``, which moreover has no
+      BatchNorm after its first convolution, also of face.evoLVe;
+      ``'adaface_bottleneck'``, of their IR-152 and IR-200.
+    output_norm: what the last BatchNorm learns: ``'bias'``, as insightface;
+      ``'affine'``, scale and bias, as MagFace and face.evoLVe; ``'plain'``,
+      nothing, as AdaFace, TFace, CVLface and CurricularFace.
+    input_norm: whether the network begins with a layer that maps RGB in
+      [-1, 1] to the pixels that it was trained on elsewhere, by the constants
+      ``batch_stats['input']``.
 
   Returns:
     The backbone.
@@ -101,8 +118,9 @@ def build(
     family; the block is that of `ArcFace <https://arxiv.org/abs/1801.07698>`_,
     which adds a BatchNorm before the first convolution and PReLU.
     Differs from the authors' code in: the scale of the last BatchNorm,
-    which they freeze at 1, is not a parameter; the feature map is flattened
-    channel last; iresnet10, `width` and `dtype` are additions.
+    which they freeze at 1, is not a parameter unless `output_norm` says so;
+    the feature map is flattened channel last; iresnet10, `width` and `dtype`
+    are additions.
   """
   if name not in STAGES:
     raise InputError(
@@ -125,15 +143,42 @@ def build(
       f'model width {width} with use_se must be a multiple of '
       f'{iresnet.SE_REDUCTION}'
     )
+  for field, value, known in (
+    ('block', block, iresnet.BLOCKS),
+    ('output_norm', output_norm, iresnet.OUTPUT_NORMS),
+  ):
+    if value not in known:
+      raise InputError(
+        f'model {field} {value!r} is unknown; use one of {", ".join(known)}'
+      )
   make_module = functools.partial(
     iresnet.IResNet,
-    STAGES[name],
+    stages_of(name, block),
     width=width,
     embedding_dim=embedding_dim,
     dropout=dropout,
+    block=block,
     use_se=use_se,
+    output_norm=output_norm,
+    input_norm=input_norm,
     remat=remat,
     dtype=dtype,
   )
   init, apply = functional.functional(make_module, iresnet.randomize)
   return Backbone(name, embedding_dim, init, apply)
+
+
+def stages_of(name: str, block: str) -> tuple[int, ...]:
+  """Returns the number of blocks of each stage of an IResNet.
+
+  Args:
+    name: as for `build`.
+    block: likewise.
+
+  Examples:
+    >>> stages_of('iresnet200', 'insightface')
+    (6, 26, 60, 6)
+  """
+  if (name, block) == ('iresnet200', 'adaface_bottleneck'):
+    return _BOTTLENECK_200
+  return STAGES[name]

@@ -26,6 +26,7 @@ from elasticface_jax.models.functional import recomputed
 from elasticface_jax.models.layers import (
   BatchNorm,
   Conv,
+  InputNorm,
   Linear,
   PReLU,
   at_least_float32,
@@ -33,6 +34,22 @@ from elasticface_jax.models.layers import (
 
 IMAGE_SHAPE = (112, 112, 3)
 SE_REDUCTION = 16
+# Channels of a bottleneck's output for one of its 3x3 convolution.
+EXPANSION = 4
+# Residual blocks, by the project that published networks of them first:
+#   insightface: where a stage begins, the shortcut is a projection.
+#   adaface: it takes every second pixel where the channels stay equal. TFace's
+#     and CVLface's too.
+#   curricularface: likewise, and no BatchNorm follows the first convolution.
+#     face.evoLVe's too.
+#   adaface_bottleneck: 1x1, 3x3 and 1x1, with four times the channels outside.
+BLOCKS = 'insightface', 'adaface', 'curricularface', 'adaface_bottleneck'
+# What the BatchNorm of the embedding learns, as (scale, bias).
+OUTPUT_NORMS = {
+  'bias': (False, True),  # ElasticFace, arcface_torch.
+  'affine': (True, True),  # MagFace, face.evoLVe.
+  'plain': (False, False),  # AdaFace, TFace, CVLface, CurricularFace.
+}
 
 
 def check_faces(images: np.ndarray) -> np.ndarray:
@@ -78,12 +95,13 @@ class SqueezeExcitation(nnx.Module):
 
 
 class Block(nnx.Module):
-  """The residual block; its second convolution has the stride.
+  """The residual block; its last convolution has the stride.
 
   Args:
     channels_in: channels of the input.
     channels_out: channels of the output.
     stride: 1, or 2 to halve height and width.
+    kind: one of `BLOCKS`.
     use_se: whether a squeeze-and-excitation gate follows the last BatchNorm.
     dtype: of the computation.
   """
@@ -94,23 +112,21 @@ class Block(nnx.Module):
     channels_out: int,
     *,
     stride: int,
+    kind: str,
     use_se: bool,
     dtype: jax.typing.DTypeLike,
   ):
-    self.bn1: BatchNorm = BatchNorm(channels_in, dtype=dtype)
-    self.conv1: Conv = Conv(channels_in, channels_out, size=3, dtype=dtype)
-    self.bn2: BatchNorm = BatchNorm(channels_out, dtype=dtype)
-    self.prelu: PReLU = PReLU(channels_out, dtype=dtype)
-    self.conv2: Conv = Conv(
-      channels_out, channels_out, size=3, stride=stride, dtype=dtype
-    )
-    self.bn3: BatchNorm = BatchNorm(channels_out, dtype=dtype)
+    self.stride = stride
     self.use_se = use_se
+    self.use_bn2 = kind != 'curricularface'
+    self._make_residual(channels_in, channels_out, dtype)
     if use_se:
       self.se_block: SqueezeExcitation = SqueezeExcitation(
         channels_out, dtype=dtype
       )
-    self.projects: bool = stride != 1 or channels_in != channels_out
+    self.projects: bool = channels_in != channels_out or (
+      stride != 1 and kind == 'insightface'
+    )
     if self.projects:
       self.downsample: nnx.Dict[Conv | BatchNorm] = nnx.Dict(
         {
@@ -121,16 +137,58 @@ class Block(nnx.Module):
         }
       )
 
-  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    """Adds the residual to `x`, or to its projection."""
+  def _make_residual(self, channels_in, channels_out, dtype):
+    self.bn1: BatchNorm = BatchNorm(channels_in, dtype=dtype)
+    self.conv1: Conv = Conv(channels_in, channels_out, size=3, dtype=dtype)
+    if self.use_bn2:
+      self.bn2: BatchNorm = BatchNorm(channels_out, dtype=dtype)
+    self.prelu: PReLU = PReLU(channels_out, dtype=dtype)
+    self.conv2: Conv = Conv(
+      channels_out, channels_out, size=3, stride=self.stride, dtype=dtype
+    )
+    self.bn3: BatchNorm = BatchNorm(channels_out, dtype=dtype)
+
+  def _residual(self, x, *, train):
     y = self.conv1(self.bn1(x, train=train))
-    y = self.conv2(self.prelu(self.bn2(y, train=train)))
-    y = self.bn3(y, train=train)
+    if self.use_bn2:
+      y = self.bn2(y, train=train)
+    y = self.conv2(self.prelu(y))
+    return self.bn3(y, train=train)
+
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    """Adds the residual to `x`, to every second pixel, or to a projection."""
+    y = self._residual(x, train=train)
     if self.use_se:
       y = self.se_block(y)
     if self.projects:
       x = self.downsample['1'](self.downsample['0'](x), train=train)
+    elif self.stride != 1:
+      x = x[:, :: self.stride, :: self.stride]
     return x + y
+
+
+class Bottleneck(Block):
+  """The residual block whose 3x3 convolution has a quarter of the channels."""
+
+  def _make_residual(self, channels_in, channels_out, dtype):
+    hidden = channels_out // EXPANSION
+    self.bn1: BatchNorm = BatchNorm(channels_in, dtype=dtype)
+    self.conv1: Conv = Conv(channels_in, hidden, size=1, dtype=dtype)
+    self.bn2: BatchNorm = BatchNorm(hidden, dtype=dtype)
+    self.prelu: PReLU = PReLU(hidden, dtype=dtype)
+    self.conv2: Conv = Conv(hidden, hidden, size=3, dtype=dtype)
+    self.bn3: BatchNorm = BatchNorm(hidden, dtype=dtype)
+    self.prelu2: PReLU = PReLU(hidden, dtype=dtype)
+    self.conv3: Conv = Conv(
+      hidden, channels_out, size=1, stride=self.stride, dtype=dtype
+    )
+    self.bn4: BatchNorm = BatchNorm(channels_out, dtype=dtype)
+
+  def _residual(self, x, *, train):
+    y = self.conv1(self.bn1(x, train=train))
+    y = self.conv2(self.prelu(self.bn2(y, train=train)))
+    y = self.conv3(self.prelu2(self.bn3(y, train=train)))
+    return self.bn4(y, train=train)
 
 
 class IResNet(nnx.Module):
@@ -139,14 +197,18 @@ class IResNet(nnx.Module):
   Differs from the authors' code in: the feature map is flattened as height,
   width, channel, where PyTorch has the channel first, so converting weights
   permutes the rows of ``fc``; the scale of the last BatchNorm, which they
-  freeze at 1, does not exist; the dropout mask comes from a key.
+  freeze at 1, does not exist; the dropout mask comes from a key; MagFace drops
+  whole channels of the feature map.
 
   Args:
     stages: number of blocks of each stage; four in the published networks.
     width: channels of the stem and of the first stage.
     embedding_dim: D.
     dropout: probability that a value of the flat feature map is dropped.
+    block: one of `BLOCKS`.
     use_se: whether blocks have a squeeze-and-excitation gate.
+    output_norm: one of `OUTPUT_NORMS`.
+    input_norm: whether the network has an `InputNorm`.
     remat: whether the backward pass of training computes the insides of stem
       and blocks again, so that only their inputs are kept.
     dtype: of the computation.
@@ -159,34 +221,48 @@ class IResNet(nnx.Module):
     width: int,
     embedding_dim: int,
     dropout: float,
+    block: str,
     use_se: bool,
+    output_norm: str,
+    input_norm: bool,
     remat: bool,
     dtype: jax.typing.DTypeLike,
   ):
     self.stages = stages
     self.remat = remat
     self.dropout = dropout
+    self.input_norm = input_norm
+    if input_norm:
+      self.input: InputNorm = InputNorm(IMAGE_SHAPE[-1], dtype=dtype)
     self.conv1: Conv = Conv(IMAGE_SHAPE[-1], width, size=3, dtype=dtype)
     self.bn1: BatchNorm = BatchNorm(width, dtype=dtype)
     self.prelu: PReLU = PReLU(width, dtype=dtype)
+    is_bottleneck = block == 'adaface_bottleneck'
+    make_block = Bottleneck if is_bottleneck else Block
+    expansion = EXPANSION if is_bottleneck else 1
     channels = width
     for i, blocks in enumerate(stages):
       stage = nnx.Dict()
       for j in range(blocks):
-        stage[str(j)] = Block(
+        stage[str(j)] = make_block(
           channels,
-          width << i,
+          expansion * width << i,
           stride=2 if j == 0 else 1,
+          kind=block,
           use_se=use_se,
           dtype=dtype,
         )
-        channels = width << i
+        channels = expansion * width << i
       setattr(self, f'layer{i + 1}', stage)
     self.bn2: BatchNorm = BatchNorm(channels, dtype=dtype)
     fan_in = channels * (IMAGE_SHAPE[0] >> len(stages)) ** 2
     self.fc: Linear = Linear(fan_in, embedding_dim, dtype=dtype)
+    use_scale, use_bias = OUTPUT_NORMS[output_norm]
     self.features: BatchNorm = BatchNorm(
-      embedding_dim, dtype=at_least_float32(dtype), use_scale=False
+      embedding_dim,
+      dtype=at_least_float32(dtype),
+      use_scale=use_scale,
+      use_bias=use_bias,
     )
 
   def __call__(
@@ -227,6 +303,8 @@ class IResNet(nnx.Module):
         return recomputed(function, module, x)
       return function(module, x)
 
+    if self.input_norm:
+      images = self.input(images)
     x = run(stem, (self.conv1, self.bn1, self.prelu), images)
     for i, blocks in enumerate(self.stages):
       stage = getattr(self, f'layer{i + 1}')

@@ -54,6 +54,7 @@ class BatchNorm(nnx.Module):
     channels: C, the size of the last dim.
     dtype: of the output. Statistics are at least float32.
     use_scale: whether :math:`\gamma` is learned; otherwise it is 1.
+    use_bias: whether :math:`\beta` is learned; otherwise it is 0.
   """
 
   def __init__(
@@ -62,22 +63,26 @@ class BatchNorm(nnx.Module):
     *,
     dtype: jax.typing.DTypeLike,
     use_scale: bool = True,
+    use_bias: bool = True,
   ):
     param_dtype = at_least_float32(dtype)
     self.dtype = dtype
     self.use_scale = use_scale
+    self.use_bias = use_bias
     if use_scale:
       self.scale: _Param = nnx.Param(jnp.ones(channels, param_dtype))
-    self.bias: _Param = nnx.Param(jnp.zeros(channels, param_dtype))
+    if use_bias:
+      self.bias: _Param = nnx.Param(jnp.zeros(channels, param_dtype))
     self.mean: _Statistic = nnx.BatchStat(jnp.zeros(channels, param_dtype))
     self.var: _Statistic = nnx.BatchStat(jnp.ones(channels, param_dtype))
 
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """Normalises `x` and, in training, updates the running statistics."""
     wide = at_least_float32(x.dtype)
-    bias = self.bias[...].astype(wide)
-    scale = self.scale[...] if self.use_scale else jnp.ones_like(bias)
-    scale = scale.astype(wide)
+    channels = self.mean.shape
+    bias = self.bias[...] if self.use_bias else jnp.zeros(channels, wide)
+    scale = self.scale[...] if self.use_scale else jnp.ones(channels, wide)
+    bias, scale = bias.astype(wide), scale.astype(wide)
     if train:
       y, mean, var = _normalize(x, scale, bias, self.dtype)
       self._update(mean, var, count=x.size // x.shape[-1])
@@ -134,6 +139,29 @@ def _normalize_backward(dtype, residuals, cotangents):
 
 
 _normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+class InputNorm(nnx.Module):
+  """Maps pixels in [-1, 1] to what a network was trained on, before padding.
+
+  Mean and deviation are constants of the network, ``(x - mean) / std``. As a
+  layer of its own, another scale of pixels is exact: folded into a padded
+  convolution, the shift would be wrong along the border, and the factor would
+  change the step size of the kernel.
+
+  Args:
+    channels: C, the size of the last dim.
+    dtype: of the computation. The constants are at least float32.
+  """
+
+  def __init__(self, channels: int, *, dtype: jax.typing.DTypeLike):
+    wide = at_least_float32(dtype)
+    self.mean: _Statistic = nnx.BatchStat(jnp.zeros(channels, wide))
+    self.std: _Statistic = nnx.BatchStat(jnp.ones(channels, wide))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Shifts and scales `x`; at least float32."""
+    return (x - _last_dim(self.mean[...], x)) / _last_dim(self.std[...], x)
 
 
 class PReLU(nnx.Module):

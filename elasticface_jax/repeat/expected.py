@@ -107,7 +107,7 @@ def read_folder(folder: Path) -> Expected:
     raise InputError(
       f'{folder} holds converted weights and no run; give a run folder'
     )
-  config = config_rules.flatten(_needed(folder, 'config.json'))
+  config = config_rules.saved(_needed(folder, 'config.json'))
   kept = ImageHashes.read(folder)
   requirements = folder / installed.REQUIREMENTS
   lines = requirements.read_text() if requirements.exists() else ''

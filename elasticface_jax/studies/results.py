@@ -156,7 +156,7 @@ def _check_config(path: Path, seed: int, config: Mapping[str, Any]) -> None:
   """
   if not (path / 'config.json').is_file():
     raise InputError('not begun')
-  found = config_rules.flatten(read_json(path / 'config.json'))
+  found = config_rules.saved(read_json(path / 'config.json'))
   wanted = {**config, 'seed': seed}
   for field in sorted(found.keys() | wanted.keys()):
     if run_folder.differs(field, found.get(field), wanted.get(field)):

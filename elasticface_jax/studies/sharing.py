@@ -72,7 +72,8 @@ def _streams(config: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
   return {
     'the initial backbone': {
       **pick('model.name', 'model.width', 'model.embedding_dim'),
-      **pick('model.use_se', 'start.checkpoint'),
+      **pick('model.block', 'model.use_se', 'model.output_norm'),
+      **pick('start.checkpoint'),
       # Parameters are drawn in float64 for it, and in float32 for all else.
       'model.dtype': config['model.dtype'] == 'float64',
     },

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from elasticface_jax import __version__, atomic, runtime
+from elasticface_jax import __version__, atomic, config_rules, runtime
 from elasticface_jax.errors import InputError
 from elasticface_jax.training import installed, processes
 from elasticface_jax.training.checkpoint import (
@@ -80,17 +80,19 @@ def is_free(field: str) -> bool:
 def completed(
   config: Mapping[str, Any], base: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Returns the config of a run, with free fields that its version lacked.
+  """Returns the config of a run, with fields that its version lacked.
 
   Args:
     config: fields by dotted name.
     base: likewise, every field of this version.
 
   Examples:
-    >>> completed({'seed': 3}, {'seed': 0, 'group_size': 2, 'log_every': 50})
-    {'log_every': 50, 'seed': 3}
+    >>> done = completed({'seed': 3}, {'seed': 0, 'lr': 2, 'log_every': 50})
+    >>> done['seed'], done['log_every'], done['model.block'], 'lr' in done
+    (3, 50, 'insightface', False)
   """
-  return {k: value for k, value in base.items() if is_free(k)} | dict(config)
+  free = {field: value for field, value in base.items() if is_free(field)}
+  return free | config_rules.ADDED | dict(config)
 
 
 def is_begun(workdir: Path) -> bool:
@@ -265,7 +267,8 @@ def check_config(workdir: Path, config: Mapping) -> None:
   Raises:
     InputError: names the fields in which they differ, but for free ones.
   """
-  before, now = _flat(read_json(workdir / 'config.json')), _flat(config)
+  before = config_rules.ADDED | _flat(read_json(workdir / 'config.json'))
+  now = _flat(config)
   differing = {
     field: f'{field} was {before.get(field)!r}, is {now.get(field)!r}'
     for field in sorted(before.keys() | now.keys())
