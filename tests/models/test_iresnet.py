@@ -47,7 +47,10 @@ def tiny(dropout=0.0, remat=False, dtype='float32'):
       width=4,
       embedding_dim=6,
       dropout=dropout,
+      block='insightface',
       use_se=False,
+      output_norm='bias',
+      input_norm=False,
       remat=remat,
       dtype=dtype,
     ),
@@ -220,6 +223,36 @@ def test_initial_values_depend_on_the_key_alone():
     assert (leaf != other[path]).any() == drawn, path
 
 
+@pytest.mark.parametrize(
+  ('name', 'block', 'missing', 'channels'),
+  [
+    ('iresnet50', 'insightface', [], 512),
+    ('iresnet50', 'adaface', ['layer1.0.downsample'], 512),
+    ('iresnet152', 'curricularface', ['layer1.0.downsample', '.bn2'], 512),
+    # Where each stage begins, the channels grow.
+    ('iresnet152', 'adaface_bottleneck', [], 2048),
+    ('iresnet200', 'adaface_bottleneck', [], 2048),
+  ],
+)
+def test_blocks_of_other_projects(name, block, missing, channels):
+  backbone = models.build(name, block=block, output_norm='plain')
+  params, stats = jax.eval_shape(backbone.init, jax.random.key(0))
+  shapes = leaves(jax.tree.map(lambda leaf: np.zeros(leaf.shape), params))
+  assert shapes['fc.kernel'].shape == (channels * 49, 512)
+  assert 'features' not in params
+  assert stats['features'].keys() == {'mean', 'var'}
+  in_blocks = [path for path in shapes if path.startswith('layer')]
+  for part in missing:
+    assert not [path for path in in_blocks if part in path]
+  counts = [
+    len({path.split('.')[1] for path in shapes if path.startswith(stage)})
+    for stage in ('layer1', 'layer2', 'layer3', 'layer4')
+  ]
+  assert tuple(counts) == models.stages_of(name, block)
+  deep = {'iresnet50': (3, 4, 14, 3), 'iresnet152': (3, 8, 36, 3)}
+  assert tuple(counts) == deep.get(name, (3, 24, 36, 3))
+
+
 # The forward pass, against NumPy in float64
 
 
@@ -241,7 +274,7 @@ class Reference:
       self.running[f'{name}.var'] = 0.9 * var + 0.1 * unbiased
       mean, var = x.mean(axes), unbiased * (count - 1) / count
     scale = self.arrays.get(f'{name}.scale', 1.0)
-    bias = self.arrays[f'{name}.bias']
+    bias = self.arrays.get(f'{name}.bias', 0.0)
     return scale * (x - mean) / np.sqrt(var + 1e-5) + bias
 
   def conv(self, x, name, stride=1):
@@ -263,17 +296,27 @@ class Reference:
 
   def block(self, x, name, stride):
     y = self.conv(self.norm(x, f'{name}.bn1'), f'{name}.conv1')
-    y = self.prelu(self.norm(y, f'{name}.bn2'), f'{name}.prelu')
-    y = self.norm(self.conv(y, f'{name}.conv2', stride), f'{name}.bn3')
+    if f'{name}.bn2.scale' in self.arrays:
+      y = self.norm(y, f'{name}.bn2')
+    y = self.prelu(y, f'{name}.prelu')
+    if f'{name}.conv3.kernel' in self.arrays:
+      y = self.norm(self.conv(y, f'{name}.conv2'), f'{name}.bn3')
+      y = self.conv(self.prelu(y, f'{name}.prelu2'), f'{name}.conv3', stride)
+      y = self.norm(y, f'{name}.bn4')
+    else:
+      y = self.norm(self.conv(y, f'{name}.conv2', stride), f'{name}.bn3')
     if f'{name}.se_block.fc1.kernel' in self.arrays:
       y = self.gate(y, f'{name}.se_block')
     if f'{name}.downsample.0.kernel' in self.arrays:
       x = self.conv(x, f'{name}.downsample.0', stride)
       x = self.norm(x, f'{name}.downsample.1')
-    return x + y
+    return x[:, :: x.shape[1] // y.shape[1], :: x.shape[2] // y.shape[2]] + y
 
   def __call__(self, images, stages):
-    x = self.norm(self.conv(images.astype('float64'), 'conv1'), 'bn1')
+    x = images.astype('float64')
+    if 'input.mean' in self.running:
+      x = (x - self.running['input.mean']) / self.running['input.std']
+    x = self.norm(self.conv(x, 'conv1'), 'bn1')
     x = self.prelu(x, 'prelu')
     for stage, blocks in enumerate(stages, 1):
       for i in range(blocks):
@@ -284,9 +327,19 @@ class Reference:
 
 
 @pytest.mark.parametrize('train', [True, False])
-def test_float64_is_the_reference_to_twelve_digits(train):
+@pytest.mark.parametrize(
+  'options',
+  [
+    dict(use_se=True, width=16),
+    dict(block='adaface', output_norm='plain', width=4),
+    dict(block='curricularface', output_norm='affine', width=4),
+    dict(block='adaface_bottleneck', input_norm=True, width=4),
+  ],
+  ids=lambda options: options.get('block', 'insightface'),
+)
+def test_float64_is_the_reference_to_twelve_digits(options, train):
   with jax.enable_x64(True):
-    _, params, stats, run = small(dtype='float64', use_se=True, width=16)
+    _, params, stats, run = small(dtype='float64', **options)
     images = pictures(3).astype('float64')
     embeddings, updated = run[train](params, stats, images)
     trees = (params, stats, updated, embeddings)
@@ -656,6 +709,8 @@ def test_remat_is_for_training_alone():
     (dict(width=0), 'width 0 must be positive'),
     (dict(embedding_dim=0), 'embedding_dim 0'),
     (dict(use_se=True, width=24), 'width 24 with use_se'),
+    (dict(block='resnet'), "'resnet' is unknown; use one of insightface, "),
+    (dict(output_norm='none'), "'none' is unknown; use one of bias, affine"),
   ],
 )
 def test_wrong_options_are_named(options, message):
