@@ -3,11 +3,13 @@
 
 import copyreg
 import functools
+import gc
 import io
 import os
 import pickle
 import struct
 import sys
+import threading
 import time
 import tracemalloc
 
@@ -99,13 +101,17 @@ def test_arrays_of_python_2(dtype, order, data):
   assert plain(pickles.load(data)) == [1, 0, 255]
 
 
-# An audit hook cannot be removed, so it ignores events while this is None.
+# An audit hook cannot be removed, so it ignores events while this is None. It
+# hears all threads, and what earlier tests left to the garbage collector.
 watched = None
 
 
 def watch(event, arguments):
-  if watched is not None:
+  if watched is not None and threading.get_ident() == watcher:
     watched.append(event)
+
+
+watcher = threading.get_ident()
 
 
 sys.addaudithook(watch)
@@ -113,14 +119,17 @@ sys.addaudithook(watch)
 
 def load_watched(data):
   """Loads a pickle, and fails if Python raises any audit event meanwhile."""
-  global watched
+  global watched, watcher
+  watcher = threading.get_ident()
   for good in PYTHON_2:  # Late imports happen here, unwatched.
     pickles.load(good)
+  gc.disable()
   watched = []
   try:
     return pickles.load(data)
   finally:
     seen, watched = watched, None
+    gc.enable()
     assert seen == []
 
 
