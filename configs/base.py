@@ -136,14 +136,23 @@ FIELDS = dict(
   ),
   loss=dict(name='elastic_arcface', **LOSSES['elastic_arcface']),
   optim=dict(
+    name='sgd',  # Or adamw, whose rate and weight decay are others.
     lr=0.1,  # At batch size 512; it is scaled by batch_size / 512.
     warmup_steps=0,  # Of a linear rise from the first step on.
     # From these steps on, here epochs 7, 13, 19 and 24 counted from 0, the
     # rate is lower by the factor.
     decay_steps=tuple(epoch * STEPS_PER_EPOCH for epoch in (7, 13, 19, 24)),
     decay_factor=0.1,
-    momentum=0.9,
-    weight_decay=5e-4,  # On everything that is trained.
+    # Step at which a polynomial decay from the end of the warm-up on reaches 0;
+    # 0 for none. insightface's ends with the training, and is linear.
+    decay_end=0,
+    decay_power=1.0,
+    momentum=0.9,  # Of sgd.
+    beta1=0.9,  # Of adamw, as the next two, which are torch's.
+    beta2=0.999,
+    eps=1e-8,
+    # On everything that is trained. sgd's is part of the gradient, adamw's not.
+    weight_decay=5e-4,
     backbone_clip_norm=5.0,  # Of the gradient, backbone only.
   ),
   # Intervals in steps; 0 for the end only.

@@ -98,6 +98,7 @@ _FINITE = _number(lambda x: True, 'a finite number')
 _POSITIVE = _number(lambda x: x > 0, 'a positive and finite number')
 _NOT_NEGATIVE = _number(lambda x: x >= 0, '0 or a positive, finite number')
 _INTERVAL = _integer(0, ': steps, 0 for the end only')
+_BETA = _number(lambda x: 0 < x < 1, 'above 0 and below 1')
 _SHARE = _number(lambda x: 0 < x <= 1, 'in (0, 1]')
 _PROBABILITY = _number(lambda x: 0 <= x <= 1, 'a probability in [0, 1]')
 _SHARES = _range(lambda a, b: 0 < a and b <= 1, 'both in (0, 1]')
@@ -166,6 +167,7 @@ RULES = {
   'start.head': _TRUTH,
   'start.freeze': _TRUTH,
   'loss.name': Rule(str, bool, 'the name of a loss'),
+  'optim.name': _one_of('sgd', 'adamw'),
   'optim.lr': _POSITIVE,
   'optim.warmup_steps': _integer(0),
   'optim.decay_steps': Rule(
@@ -175,7 +177,12 @@ RULES = {
     items=int,
   ),
   'optim.decay_factor': _SHARE,
+  'optim.decay_end': _integer(0, ': a step, 0 for no such decay'),
+  'optim.decay_power': _POSITIVE,
   'optim.momentum': _number(lambda x: 0 <= x < 1, 'in [0, 1)'),
+  'optim.beta1': _BETA,
+  'optim.beta2': _BETA,
+  'optim.eps': _POSITIVE,
   'optim.weight_decay': _NOT_NEGATIVE,
   'optim.backbone_clip_norm': _number(
     lambda x: x > 0, 'a positive and finite number, such as 1e9 to clip nothing'
@@ -253,6 +260,16 @@ _TOGETHER = (
     ('model.use_se', 'model.width'),
     lambda use_se, width: not use_se or width % 16 == 0,
     '{} and {}: with it the width must be a multiple of 16',
+  ),
+  (
+    ('optim.warmup_steps', 'optim.decay_end'),
+    lambda warmup, end: not end or warmup < end,
+    '{} must be less than {}: change one of them',
+  ),
+  (
+    ('total_steps', 'optim.decay_end'),
+    lambda total, end: not end or total <= end,
+    '{} is more than {}, from where on the rate is 0: change one of them',
   ),
   (
     ('start.head', 'start.checkpoint'),

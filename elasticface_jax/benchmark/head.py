@@ -2,7 +2,8 @@
 """Benchmark of the head, compared with its matrix products alone.
 
 The head is timed as the trainer's step with a network of negligible cost:
-margins, statistics, gradients, and class centres and momentum updated in place.
+margins, statistics, gradients, and class centres and what the optimiser keeps
+updated in place.
 
 Letters: B samples, D embedding size, K blocks of classes, k on this device, u
 sub-centres of a class, s classes of a block that take part.
@@ -24,7 +25,6 @@ from elasticface_jax.benchmark.step import Run, thin_backbone
 from elasticface_jax.exact import loops
 from elasticface_jax.losses import _blocks, _sampling
 from elasticface_jax.losses._arrays import normalize
-from elasticface_jax.training import optimizer
 from elasticface_jax.training.state import AXIS
 
 HEAD, PRODUCTS, UPDATE = 'head', 'products', 'update'
@@ -156,14 +156,16 @@ def logits_matrix(run: Run) -> dict[str, Any]:
 def update_bytes(run: Run) -> int:
   """Returns the bytes that the update of class centres reads and writes.
 
-  Centres and momentum of the classes that take part, each read and written.
+  Centres of the classes that take part and what the optimiser keeps of them,
+  each read and written.
   """
   recipe = run.recipe
   classes = _sampling.block_shares(
     recipe.num_classes, recipe.num_blocks, recipe.sample_rate
   )
   width = recipe.subcenters * recipe.embedding_dim
-  return 2 * 2 * 4 * width * int(classes.sum())
+  arrays = 1 + len(jax.tree.leaves(run.task.abstract_state().head_opt))
+  return 2 * arrays * 4 * width * int(classes.sum())
 
 
 def _slots(run: Run) -> int:
@@ -248,27 +250,28 @@ def _products(run: Run):
 
 
 def _update(run: Run):
-  """Returns a function that runs the update of centres and momentum alone.
+  """Returns a function that runs the update of centres alone.
 
   Consumes the run's state. One pass over all blocks: in a loop that computes
   nothing else, XLA's fusion on a CPU copies all blocks in every turn.
   """
-  sgd = optimizer.momentum_sgd(momentum=0.9, weight_decay=5e-4)
 
-  def descend(slots):
-    centers, momentum = slots
-    updates, momentum = sgd.update(jnp.zeros_like(centers), momentum, centers)
-    return centers - _RATE * updates, momentum
+  def descend(slots, step):
+    centers, opt = slots
+    gradient = jnp.zeros_like(centers)
+    updates, opt = run.task.head_tx.update(gradient, opt, centers, step=step)
+    return centers - _RATE * updates, opt
 
-  descended = _sharded(run, descend, (P(AXIS),), P(AXIS), donate_argnums=0)
+  specs = P(AXIS), P()
+  descended = _sharded(run, descend, specs, P(AXIS), donate_argnums=0)
   count = _slots(run)
   slots = run.state.class_centers, run.state.head_opt
   if count < run.layout.block_size:
     slots = jax.tree.map(lambda x: x[:, :count], slots)
-  box = [slots]
+  box, step = [slots], run.state.step
   run.state = None
 
   def once():
-    box[0] = jax.block_until_ready(descended(box[0]))
+    box[0] = jax.block_until_ready(descended(box[0], step))
 
   return once

@@ -11,9 +11,10 @@ from elasticface_jax import config_rules, recipes
 from elasticface_jax.errors import InputError, first_line
 
 SAVED = 'config.json'  # In a run folder.
-# Of SGD, in whatever is compared: no step costs more or less with others. The
-# rate is that of batch size 512.
+# In whatever is compared: no step costs more or less with others. The rate is
+# that of batch size 512.
 LR, MOMENTUM, WEIGHT_DECAY, CLIP_NORM = 0.1, 0.9, 5e-4, 5.0
+BETAS, EPS = (0.9, 0.999), 1e-8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Recipe:
     default_factory=lambda: recipes.section('augment')
   )
   freeze: bool = False  # Whether the class centres alone are trained.
+  optimizer: str = 'sgd'
 
   def as_config(self) -> dict[str, Any]:
     """Returns the fields of a config that `task.from_config` takes."""
@@ -57,11 +59,17 @@ class Recipe:
       'start': {'freeze': self.freeze},
       'loss': self.loss,
       'optim': {
+        'name': self.optimizer,
         'lr': LR,
         'warmup_steps': 0,
         'decay_steps': (),
         'decay_factor': 1.0,
+        'decay_end': 0,
+        'decay_power': 1.0,
         'momentum': MOMENTUM,
+        'beta1': BETAS[0],
+        'beta2': BETAS[1],
+        'eps': EPS,
         'weight_decay': WEIGHT_DECAY,
         'backbone_clip_norm': CLIP_NORM,
       },
@@ -103,6 +111,7 @@ def from_config(config: Mapping[str, Any]) -> Recipe:
     precision=config['head']['precision'],
     augment=config['augment'],
     freeze=config['start']['freeze'],
+    optimizer=config['optim']['name'],
   )
 
 

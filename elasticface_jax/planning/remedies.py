@@ -10,6 +10,7 @@ from elasticface_jax.errors import InputError
 from elasticface_jax.planning.compilations import Compilations
 from elasticface_jax.planning.hardware import Hardware
 from elasticface_jax.planning.plan import Plan, in_gb, make
+from elasticface_jax.training.optimizer import OPTIMIZERS
 from elasticface_jax.training.state import HEAD_ROWS
 
 # Least share of the peak that a change must save to be kept.
@@ -97,11 +98,13 @@ def remedy(plan: Plan, compilations: Compilations) -> tuple[Plan | None, list]:
 def devices_for_state(plan: Plan) -> int:
   """Returns how many devices are needed to hold the state and the batch.
 
-  Class centres and momentum are divided between them; all else is not.
+  Class centres and what the optimiser keeps of them are divided between them;
+  all else is not.
   """
   recipe, sizes = plan.recipe, plan.account['bytes']
   width = recipe.embedding_dim * recipe.subcenters
-  head = 2 * 4 * recipe.num_classes * width
+  _, _, kept = OPTIMIZERS[recipe.optimizer]
+  head = (1 + kept) * 4 * recipe.num_classes * width
   rest = sizes['state'] + sizes['inputs'] - head / plan.hardware.num_devices
   if plan.usable_bytes is None:
     return 1
@@ -111,8 +114,11 @@ def devices_for_state(plan: Plan) -> int:
 def _more_blocks(plan: Plan) -> Iterator[Any]:
   recipe = plan.recipe
   rows = min(recipe.batch_size, max(HEAD_ROWS, recipe.group_size))
-  # Logits of a block, its centres, momentum, and the new ones of both.
-  of_a_class = 4 * (3 * rows + 6 * recipe.embedding_dim) * recipe.subcenters
+  # Logits of a block, its centres, gradient and unit centres, what the
+  # optimiser keeps, and the new ones.
+  _, _, kept = OPTIMIZERS[recipe.optimizer]
+  numbers = 3 * rows + (4 + 2 * kept) * recipe.embedding_dim
+  of_a_class = 4 * numbers * recipe.subcenters
   classes = max(_OF_A_BLOCK * plan.usable_bytes / of_a_class, _LEAST_BLOCK)
   # At least two a device: a single one is copied.
   blocks = 2 * plan.hardware.num_devices

@@ -9,6 +9,9 @@ from elasticface_jax.planning.plan import Plan, in_gb
 from elasticface_jax.planning.remedies import devices_for_state, in_words, lines
 from elasticface_jax.terminal import table
 
+# What an optimiser keeps of the class centres.
+_KEPT = {'sgd': 'momentum', 'adamw': 'two moments'}
+
 
 def title(recipe: Any) -> str:
   """Returns what is planned, in one line."""
@@ -106,7 +109,8 @@ def remedies(plan: Plan, better: Plan | None, tried: Sequence[Plan]) -> str:
   if needed > plan.hardware.num_devices:
     found.append(
       f'  the state alone takes {in_gb(plan.account["bytes"]["state"])}: class '
-      f'centres and momentum need {needed} devices or more'
+      f'centres and {_KEPT[plan.recipe.optimizer]} need {needed} devices or '
+      'more'
     )
   return '\n'.join(found)
 

@@ -37,9 +37,9 @@ class TrainState:
   step: Any  # Steps done, int32 scalar.
   params: Any  # Of the backbone.
   batch_stats: Any  # Of the backbone.
-  backbone_opt: Any  # Momentum of the backbone.
+  backbone_opt: Any  # Momentum or moments of the backbone.
   class_centers: Any  # [K, c, u D], u sub-centres of a class, most often 1.
-  head_opt: Any  # Momentum of the class centres, [K, c, u D].
+  head_opt: Any  # Those of the class centres, [K, c, u D] each.
   loss_state: Any  # Of the loss; an empty tuple for most.
 
 

@@ -94,7 +94,14 @@ def _step(
 
   learning_rate = task.rate(state.step)
   taken, squares = update.class_centers(
-    task, taken, classes, samples, cotangents, learning_rate, trips
+    task,
+    taken,
+    classes,
+    samples,
+    cotangents,
+    learning_rate,
+    state.step,
+    trips,
   )
   class_centers, head_opt = classes.put(slots, taken, trips.blocks)
   moved, gradient_norm = {}, jnp.zeros(())

@@ -23,7 +23,8 @@ class Task:
     backbone: a `models.Backbone`.
     loss: a `loss.MarginLoss`.
     layout: groups of samples and blocks of classes.
-    backbone_tx: gives the backbone's update, without the rate.
+    backbone_tx: gives the backbone's update, without the rate, from the
+      gradient and the step.
     head_tx: likewise for the class centres; runs on one block at a time.
     rate: learning rate from the step.
     flip: probability of a horizontal flip.
@@ -169,23 +170,23 @@ def from_config(
     sample_rate=head['sample_rate'],
     mesh=mesh,
   )
-  sgd = optimizer.momentum_sgd(
-    momentum=optim['momentum'], weight_decay=optim['weight_decay']
-  )
+  head_tx = optimizer.from_config(optim)
   return Task(
     backbone=backbone,
     loss=named_loss,
     layout=layout,
     backbone_tx=optax.chain(
-      optax.clip_by_global_norm(optim['backbone_clip_norm']), sgd
+      optax.clip_by_global_norm(optim['backbone_clip_norm']), head_tx
     ),
-    head_tx=sgd,
+    head_tx=head_tx,
     rate=optimizer.learning_rate(
       base=optim['lr'],
       batch_size=layout.batch_size,
       warmup_steps=optim['warmup_steps'],
       decay_steps=optim['decay_steps'],
       decay_factor=optim['decay_factor'],
+      decay_end=optim['decay_end'],
+      decay_power=optim['decay_power'],
     ),
     flip=config['augment']['flip'],
     augmentations=augment.from_config(config['augment']),

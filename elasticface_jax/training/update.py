@@ -20,8 +20,8 @@ if TYPE_CHECKING:
   from elasticface_jax.training.task import Task
 
 
-def _descend(params, opt, gradient, tx, learning_rate):
-  updates, opt = tx.update(gradient, opt, params)
+def _descend(params, opt, gradient, tx, learning_rate, step):
+  updates, opt = tx.update(gradient, opt, params, step=step)
   params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
   return params, opt
 
@@ -33,6 +33,7 @@ def class_centers(
   samples: _blocks.Samples,
   cotangents: _blocks.Cotangents,
   learning_rate: jax.Array,
+  step: jax.Array,
   trips: TripCounts,
 ) -> tuple[tuple[jax.Array, Any], jax.Array]:
   """Updates the class centres of this device, block by block.
@@ -49,6 +50,7 @@ def class_centers(
     samples: all of the batch, B.
     cotangents: likewise.
     learning_rate: of this step.
+    step: its number, from 0.
     trips: trip counts of the step.
 
   Returns:
@@ -83,7 +85,7 @@ def class_centers(
     (centers, opt), slots, squares = carry
     unit, unit_vjp = jax.vjp(lambda x: _blocks.unit_centers(x, dim), centers)
     (gradient,) = unit_vjp(to_centers(unit, classes.ids(i)))
-    moved = _descend(centers, opt, gradient, task.head_tx, learning_rate)
+    moved = _descend(centers, opt, gradient, task.head_tx, learning_rate, step)
     slots = loops.write(slots, i, moved)
     # Not a dot product: accelerators compute that in less than float32.
     squares = loops.write(squares, i, jnp.sum(jnp.square(gradient)))
@@ -132,6 +134,7 @@ def backbone(
       values['gradient'],
       task.backbone_tx,
       learning_rate,
+      state.step,
     )
     return {
       'params': params,

@@ -32,6 +32,7 @@ def make_task(
   sample_rate=1.0,
   precision='highest',
   loss=ARCFACE,
+  optimizer='sgd',
   rate=0.1,
   momentum=0.9,
   weight_decay=5e-4,
@@ -52,11 +53,11 @@ def make_task(
     },
     'start': {'freeze': freeze},
     'loss': loss,
-    'optim': {
+    'optim': recipes.section('optim')
+    | {
+      'name': optimizer,
       'lr': 1.0,
-      'warmup_steps': 0,
       'decay_steps': (),
-      'decay_factor': 1.0,
       'momentum': momentum,
       'weight_decay': weight_decay,
       'backbone_clip_norm': clip,

@@ -33,7 +33,9 @@ from elasticface_jax.benchmark.pytorch.losses import (
 )
 from elasticface_jax.benchmark.pytorch.network import make_network
 from elasticface_jax.benchmark.recipe import (
+  BETAS,
   CLIP_NORM,
+  EPS,
   LR,
   MOMENTUM,
   WEIGHT_DECAY,
@@ -160,7 +162,7 @@ def peak_memory(run_step: Callable[[], None], device: str) -> int | None:
 
 
 class Step:
-  """Network, class centres, SGD and a batch. A call runs one step.
+  """Network, class centres, optimiser and a batch. A call runs one step.
 
   Attributes:
     network: the backbone.
@@ -192,8 +194,8 @@ class Step:
     shape = recipe.num_classes, recipe.subcenters * recipe.embedding_dim
     centers = 0.01 * torch.randn(shape, device=device, dtype=dtype)
     self.class_centers = centers.requires_grad_()
-    self.optimizer = _sgd(
-      [*self.network.parameters(), self.class_centers], batch_size
+    self.optimizer = _optimizer(
+      recipe, [*self.network.parameters(), self.class_centers]
     )
     shape = batch_size, 3, IMAGE_SHAPE[0], IMAGE_SHAPE[0]
     self.images = torch.randint(
@@ -250,15 +252,19 @@ class Step:
     )
 
 
-def _sgd(parameters, batch_size):
+def _optimizer(recipe, parameters):
   import torch
 
-  return torch.optim.SGD(
+  make, own = {
+    'sgd': (torch.optim.SGD, {'momentum': MOMENTUM}),
+    'adamw': (torch.optim.AdamW, {'betas': BETAS, 'eps': EPS}),
+  }[recipe.optimizer]
+  return make(
     [p for p in parameters if p.requires_grad],
-    lr=LR * batch_size / 512,
-    momentum=MOMENTUM,
+    lr=LR * recipe.batch_size / 512,
     weight_decay=WEIGHT_DECAY,
     fused=True,
+    **own,
   )
 
 
