@@ -294,6 +294,12 @@ ADDED = {
   'model.block': 'insightface',
   'model.output_norm': 'bias',
   'model.input_norm': False,
+  'optim.name': 'sgd',
+  'optim.decay_end': 0,
+  'optim.decay_power': 1.0,
+  'optim.beta1': 0.9,
+  'optim.beta2': 0.999,
+  'optim.eps': 1e-8,
 }
 
 

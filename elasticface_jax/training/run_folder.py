@@ -203,6 +203,9 @@ def claim(
 def identity(config: Mapping, data_fingerprint: str) -> str:
   """Returns a hash of all that a run may not change, for its checkpoints.
 
+  Fields of `config_rules.ADDED` that have those values are left out, so that
+  it is the hash in the checkpoints of older versions.
+
   Args:
     config: nested.
     data_fingerprint: of the training data.
@@ -210,7 +213,8 @@ def identity(config: Mapping, data_fingerprint: str) -> str:
   fixed = {
     field: bool(value) if field == 'start.checkpoint' else value
     for field, value in _flat(config).items()
-    if field == 'start.checkpoint' or not is_free(field)
+    if (field == 'start.checkpoint' or not is_free(field))
+    and config_rules.ADDED.get(field) != value
   }
   text = json.dumps([fixed, data_fingerprint], sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
