@@ -33,6 +33,14 @@ VARIANTS = {
   'adaface': {'loss.name': 'adaface'},
   'curricularface': {'loss.name': 'curricularface'},
   'sub-centres, sampled': {'head.subcenters': 3, 'head.sample_rate': 0.4},
+  'adamw': {
+    'optim.name': 'adamw',
+    'optim.lr': 0.01,
+    'optim.weight_decay': 0.1,
+    'optim.warmup_steps': 2,
+    'optim.decay_end': STEPS,
+    'head.sample_rate': 0.4,
+  },
   'bfloat16': {'model.dtype': 'bfloat16'},
   'remat': {'model.remat': True, 'model.dropout': 0.1},
   # Starts from the weights of the first.

@@ -5,7 +5,7 @@ import os
 import jax
 import pytest
 
-from elasticface_jax import runtime
+from elasticface_jax import config_rules, runtime
 from elasticface_jax.errors import InputError
 from elasticface_jax.training import run_folder
 
@@ -186,3 +186,14 @@ def test_identity_is_that_of_what_may_not_change():
     (CONFIG | {'start': {'checkpoint': ''}}, 'd'),
   ]
   assert all(run_folder.identity(*other) != first for other in others)
+
+
+def test_identity_is_that_of_versions_without_the_added_fields():
+  nested = config_rules.nest(config_rules.ADDED)
+  first = run_folder.identity(CONFIG, 'd')
+  for section, fields in nested.items():
+    whole = CONFIG.get(section, {}) | fields
+    assert run_folder.identity(CONFIG | {section: whole}, 'd') == first
+    for field in fields:
+      other = CONFIG | {section: whole | {field: 'other'}}
+      assert run_folder.identity(other, 'd') != first
