@@ -181,7 +181,8 @@ FIELDS = dict(
   ),
 )
 
-# A recipe with ``:smoke``: every part of it, small and without data.
+# A recipe with ``:smoke``: every part of it, small and without data. A network
+# is by that of the recipe.
 VARIANTS = {
   'smoke': {
     'total_steps': 4,
@@ -190,7 +191,14 @@ VARIANTS = {
     'data.synthetic.num_images': 1_024,
     'data.synthetic.num_classes': 64,
     'data.batch_size': 32,
-    'model.name': 'iresnet18',
+    'model.name': {
+      **dict.fromkeys(
+        (f'iresnet{depth}' for depth in (10, 18, 34, 50, 100, 152, 200)),
+        'iresnet18',
+      ),
+      'mobilefacenet': 'mobilefacenet',
+      **dict.fromkeys(('vit_t', 'vit_s', 'vit_b'), 'vit_t'),
+    },
     'model.width': 8,
     'head.num_blocks': 16,  # Fewer than the drawn classes.
     'log_every': 1,

@@ -224,7 +224,11 @@ def _run(path: Path, argument: str) -> dict[str, Any]:
     config = get_config(argument) if is_own else get_config()
     if isinstance(config, ml_collections.ConfigDict):
       flat = config_rules.flatten(config.to_dict())
-      return config_rules.nest(flat | variants.get(argument, {}))
+      changes = dict(variants.get(argument, {}))
+      if 'model.name' in changes:
+        own = flat.get('model.name')  # A mistake in it is reported later.
+        changes['model.name'] = changes['model.name'].get(own, own)
+      return config_rules.nest(flat | changes)
   raise InputError(
     f'{place}: get_config() returns {_kind(config)} and no ConfigDict: begin '
     'with c = recipes.base() and end with return c'

@@ -14,7 +14,7 @@ from elasticface_jax.data import order
 from elasticface_jax.errors import InputError
 from elasticface_jax.losses import _blocks, _margins, _targets
 from elasticface_jax.models import iresnet
-from elasticface_jax.training import checkpoint, loss, run_folder
+from elasticface_jax.training import checkpoint, loss, optimizer, run_folder
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 NAMES = recipes.names()
@@ -38,6 +38,7 @@ def test_names_in_the_rules_are_those_of_the_code():
     'head.precision': _blocks.PRECISIONS,
     'loss.pairing': _margins.PAIRINGS,
     'loss.gradient': _targets.GRADIENTS,
+    'optim.name': optimizer.OPTIMIZERS,
   }
   for field, known in words.items():
     rule = config_rules.rule_of(field, 'arcface')
@@ -74,6 +75,8 @@ def test_recipes(name):
   smoke = recipes.load(f'{name}:smoke')
   assert (smoke.total_steps, smoke.data.source) == (4, 'synthetic')
   assert smoke.loss == config.loss and smoke.optim == config.optim
+  family = re.match('[a-z]+', config.model.name)[0]
+  assert smoke.model.name.startswith(family)
 
 
 def test_every_loss_has_a_recipe_for_ms1mv2(named_losses):
@@ -116,6 +119,39 @@ def test_recipes_for_pods(chips, rate, steps_of_an_epoch, warmup):
   epochs = [step / steps_of_an_epoch for step in c.optim.decay_steps]
   assert epochs == [step / 11_372 for step in paper.optim.decay_steps]
   assert c.total_steps / steps_of_an_epoch == paper.total_steps / 11_372
+
+
+# Images and epochs, a GPU's batch, GPUs and accumulated batches, the rate, the
+# epochs of the warm-up, and the share of the classes.
+ARCFACE_TORCH = {
+  'cosface_vit_t_wf42m': (42_474_557, 40, 512, 8, 1, 1e-3, 4, 0.3),
+  'cosface_vit_s_wf42m': (42_474_557, 40, 384, 64, 1, 1e-3, 4, 0.3),
+  'cosface_vit_b_wf42m': (42_474_557, 40, 256, 8, 12, 1e-3, 4, 0.3),
+  'cosface_mobilefacenet_wf42m': (42_474_557, 20, 512, 16, 1, 0.4, 2, 0.2),
+  'arcface_mobilefacenet_ms1mv3': (5_179_510, 40, 128, 8, 1, 0.1, 0, 1.0),
+}
+
+
+@pytest.mark.parametrize('name', ARCFACE_TORCH)
+def test_recipes_of_arcface_torch(name):
+  images, epochs, own, gpus, parts, rate, warmup, share = ARCFACE_TORCH[name]
+  c = recipes.load(name)
+  assert (c.group_size, c.head.sample_rate) == (own, share)
+  assert c.data.batch_size == own * gpus * parts
+  steps = images // c.data.batch_size
+  assert c.total_steps == c.optim.decay_end == epochs * steps
+  assert c.optim.warmup_steps == warmup * steps
+  assert (c.optim.decay_steps, c.optim.decay_power) == ((), 1.0)
+  # Each of the accumulated batches adds to the gradient that it clips.
+  assert c.optim.backbone_clip_norm * parts == pytest.approx(5)
+  is_vit = c.model.name.startswith('vit')
+  found = c.optim.name, c.optim.weight_decay
+  assert found == (('adamw', 0.1) if is_vit else ('sgd', 1e-4))
+  assert (c.model.drop_path, c.model.mask_ratio) == (
+    0.05 if is_vit else 0,
+    0.05 if c.model.name == 'vit_b' else 0,
+  )
+  assert c.optim.lr * c.data.batch_size / 512 == pytest.approx(rate)
 
 
 # Where recipes are.
@@ -319,6 +355,10 @@ extra
   model.width=8
 --config.start.freeze=True
   needs weights: set start.checkpoint
+--config.optim.decay_end=20
+  optim.warmup_steps=20 must be less than optim.decay_end=20: change one
+--config.optim.decay_end=100
+  total_steps=160 is more than optim.decay_end=100, from where on the rate is 0
 --config.start.head=True
   start.head=True needs weights
 --config.data.synthetic.num_images=5
@@ -523,11 +563,17 @@ IMPOSSIBLE = {
   'loss.margin_std': (-0.1, NAN, INF),
   'loss.clip': (None, (None,), (1.0,), (1.0, -1.0), (0.0, INF), 5.0),
   'loss.gradient': ('none',),
+  'optim.name': ('adam', None),
   'optim.lr': (0.0, -1.0, NAN, INF, '0.1'),
   'optim.warmup_steps': INTERVAL,
   'optim.decay_steps': ((135, 100), (100, 100), (0, 9), (-4,), (1.5,), 100),
   'optim.decay_factor': (0.0, -10.0, 10.0, NAN),
+  'optim.decay_end': (-1, 1.5, None, 2**31),
+  'optim.decay_power': (0.0, -1.0, NAN, INF),
   'optim.momentum': (1.0, 5.0, -0.1, NAN),
+  'optim.beta1': (0.0, 1.0, -0.1, NAN),
+  'optim.beta2': (0.0, 1.0, 1.5, NAN),
+  'optim.eps': (0.0, -1e-8, NAN, INF),
   'optim.weight_decay': (-1.0, NAN, INF),
   'optim.backbone_clip_norm': (0.0, -1.0, NAN, INF),
   'log_every': INTERVAL,
