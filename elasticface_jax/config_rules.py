@@ -262,16 +262,6 @@ _TOGETHER = (
     '{} and {}: with it the width must be a multiple of 16',
   ),
   (
-    ('optim.warmup_steps', 'optim.decay_end'),
-    lambda warmup, end: not end or warmup < end,
-    '{} must be less than {}: change one of them',
-  ),
-  (
-    ('total_steps', 'optim.decay_end'),
-    lambda total, end: not end or total <= end,
-    '{} is more than {}, from where on the rate is 0: change one of them',
-  ),
-  (
     ('start.head', 'start.checkpoint'),
     lambda head, checkpoint: not head or checkpoint,
     '{} needs weights: set start.checkpoint',
@@ -280,6 +270,16 @@ _TOGETHER = (
     ('start.freeze', 'start.checkpoint'),
     lambda freeze, checkpoint: not freeze or checkpoint,
     '{} needs weights: set start.checkpoint',
+  ),
+  (
+    ('optim.warmup_steps', 'optim.decay_end'),
+    lambda warmup, end: not end or warmup < end,
+    '{} must be less than {}: change one of them',
+  ),
+  (
+    ('total_steps', 'optim.decay_end'),
+    lambda total, end: not end or total <= end,
+    '{} is more than {}, from where on the rate is 0: change one of them',
   ),
   (
     ('loss.lower_norm', 'loss.upper_norm'),
@@ -291,15 +291,15 @@ SECTIONS = {name.rpartition('.')[0] for name in RULES} - {''}
 
 # Fields that configs of older run folders lack, with what these ran with.
 ADDED = {
-  'model.block': 'insightface',
-  'model.output_norm': 'bias',
-  'model.input_norm': False,
   'optim.name': 'sgd',
   'optim.decay_end': 0,
   'optim.decay_power': 1.0,
   'optim.beta1': 0.9,
   'optim.beta2': 0.999,
   'optim.eps': 1e-8,
+  'model.block': 'insightface',
+  'model.output_norm': 'bias',
+  'model.input_norm': False,
 }
 
 
