@@ -271,8 +271,10 @@ def check_config(workdir: Path, config: Mapping) -> None:
   Raises:
     InputError: names the fields in which they differ, but for free ones.
   """
-  before = config_rules.ADDED | _flat(read_json(workdir / 'config.json'))
-  now = _flat(config)
+  before, now = (
+    config_rules.ADDED | _flat(c)
+    for c in (read_json(workdir / 'config.json'), config)
+  )
   differing = {
     field: f'{field} was {before.get(field)!r}, is {now.get(field)!r}'
     for field in sorted(before.keys() | now.keys())
