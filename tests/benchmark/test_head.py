@@ -75,8 +75,11 @@ def products_of(run):
   return lowered.compile().as_text()
 
 
-@pytest.mark.parametrize(('sample_rate', 'devices'), [(1.0, 1), (0.1, 2)])
-def test_measure(monkeypatch, sample_rate, devices):
+@pytest.mark.parametrize(
+  ('sample_rate', 'devices', 'optimizer', 'arrays'),
+  [(1.0, 1, 'sgd', 2), (0.1, 2, 'adamw', 3)],
+)
+def test_measure(monkeypatch, sample_rate, devices, optimizer, arrays):
   centers = []
   update = head._update
 
@@ -86,15 +89,17 @@ def test_measure(monkeypatch, sample_rate, devices):
 
   monkeypatch.setattr(head, '_update', observed_update)
   mesh = make_mesh(devices)
-  recipe = dataclasses.replace(RECIPE, sample_rate=sample_rate)
+  recipe = dataclasses.replace(
+    RECIPE, sample_rate=sample_rate, optimizer=optimizer
+  )
   (recipe,) = head.recipes(recipe, mesh, (2880,))
   found = head.measure(recipe, mesh, rounds=2, seconds=0.01)
   classes = 2880 * sample_rate
   step, products, update = found['head'], found['products'], found['update']
   assert step['model_flop'] == 3 * 2 * 32 * 16 * classes
   assert products['model_flop'] == 5 * 2 * 32 * 16 * classes
-  # Centres and momentum, read and written, four bytes each.
-  assert update['bytes'] == 16 * 16 * classes
+  # Centres and momentum or moments, read and written, four bytes each.
+  assert update['bytes'] == 2 * 4 * arrays * 16 * classes
   seconds = update['step_seconds']['median']
   assert update['bytes_per_second'] == pytest.approx(update['bytes'] / seconds)
   share = update['bytes'] / seconds / (devices * 1e9)

@@ -31,7 +31,8 @@ class Compilations:
     )
     block = recipe.num_classes / recipe.num_blocks * recipe.sample_rate
     temporary = image * recipe.group_size + self.of_a_class * block
-    head = 2 * 4 * recipe.num_classes * recipe.embedding_dim / devices
+    arrays = {'sgd': 2, 'adamw': 3}[recipe.optimizer]
+    head = arrays * 4 * recipe.num_classes * recipe.embedding_dim / devices
     sizes = {
       'state': round(100e6 + head),
       'inputs': 10_000_000,

@@ -48,6 +48,23 @@ def test_state_and_inputs_are_those_of_the_arrays(accounts, monkeypatch):
     assert sizes['peak'] == sum(sizes[x] for x in parts)
 
 
+def test_adamw_keeps_one_array_more_of_everything(monkeypatch):
+  thin.add(monkeypatch.setitem)
+
+  def held(optimizer):
+    recipe = fakes.recipe(**vars(RECIPE) | {'optimizer': optimizer})
+    like = step.make_task(recipe, state.make_mesh(2)).abstract_state()
+    sizes = {
+      name: sum(map(account._shard_bytes, jax.tree.leaves(part)))
+      for name, part in vars(like).items()
+    }
+    return sizes, sum(sizes.values())
+
+  sgd, of_sgd = held('sgd')
+  _, of_adamw = held('adamw')
+  assert of_adamw - of_sgd == sgd['params'] + sgd['class_centers']
+
+
 def test_flop_are_those_of_the_whole_step(accounts, monkeypatch):
   thin.add(monkeypatch.setitem)
   one, two = (x['model_flop_of_all_devices'] for x in accounts.values())

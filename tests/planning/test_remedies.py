@@ -61,11 +61,18 @@ def test_sampled_classes_come_last():
   assert tried[-2].recipe.model['remat']
 
 
-def test_nothing_is_tried_where_the_state_alone_is_too_large():
-  change, tried, text = search(5000 * MB, num_classes=10_000_000)
+@pytest.mark.parametrize(
+  'optimizer, needed',
+  [('sgd', 'momentum need 9'), ('adamw', 'moments need 13')],
+)
+def test_nothing_is_tried_where_the_state_alone_is_too_large(optimizer, needed):
+  change, tried, text = search(
+    5000 * MB, num_classes=10_000_000, optimizer=optimizer
+  )
   assert change is None and not tried
-  # 41 GB of class centres and momentum; 110 MB of a device are for the rest.
-  assert text.endswith('need 9 devices or more')
+  # 41 GB of class centres and momentum, 61 of them and both moments; 110 MB of
+  # a device are for the rest.
+  assert text.endswith(f'{needed} devices or more')
 
 
 def test_nothing_fits():

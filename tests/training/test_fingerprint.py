@@ -90,7 +90,15 @@ def test_after_a_kill_and_on_another_device_count(
 
 @pytest.mark.slow
 def test_of_a_loss_with_a_state_that_resumes_elsewhere(tmp_path, train_here):
-  run = {'loss__name': 'adaface', 'eval__pairs': '()'}
+  # And of AdamW, whose bias correction and rate go on with the step.
+  run = {
+    'loss__name': 'adaface',
+    'eval__pairs': '()',
+    'optim__name': 'adamw',
+    'optim__warmup_steps': 1,
+    'optim__decay_steps': '()',
+    'optim__decay_end': 4,
+  }
   uninterrupted = train_here(tmp_path / 'uninterrupted', 1, **run)
   assert train_here(tmp_path / 'parts', 1, **run, total_steps=2).code == 0
   parts = train_here(tmp_path / 'parts', 4, **run)
