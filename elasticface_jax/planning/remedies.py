@@ -114,10 +114,10 @@ def devices_for_state(plan: Plan) -> int:
 def _more_blocks(plan: Plan) -> Iterator[Any]:
   recipe = plan.recipe
   rows = min(recipe.batch_size, max(HEAD_ROWS, recipe.group_size))
-  # Logits of a block, its centres, gradient and unit centres, what the
-  # optimiser keeps, and the new ones.
+  # Logits of a block, its centres, what the optimiser keeps, and the new ones;
+  # as the compiler counts them for either optimiser.
   _, _, kept = OPTIMIZERS[recipe.optimizer]
-  numbers = 3 * rows + (4 + 2 * kept) * recipe.embedding_dim
+  numbers = 3 * rows + (5 + kept) * recipe.embedding_dim
   of_a_class = 4 * numbers * recipe.subcenters
   classes = max(_OF_A_BLOCK * plan.usable_bytes / of_a_class, _LEAST_BLOCK)
   # At least two a device: a single one is copied.
