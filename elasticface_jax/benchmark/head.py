@@ -256,10 +256,11 @@ def _update(run: Run):
   nothing else, XLA's fusion on a CPU copies all blocks in every turn.
   """
 
-  def descend(slots, step):
+  def descend(slots, factors):
     centers, opt = slots
-    gradient = jnp.zeros_like(centers)
-    updates, opt = run.task.head_tx.update(gradient, opt, centers, step=step)
+    updates, opt = run.task.head_tx.update(
+      jnp.zeros_like(centers), opt, centers, factors=factors
+    )
     return centers - _RATE * updates, opt
 
   specs = P(AXIS), P()
@@ -268,10 +269,10 @@ def _update(run: Run):
   slots = run.state.class_centers, run.state.head_opt
   if count < run.layout.block_size:
     slots = jax.tree.map(lambda x: x[:, :count], slots)
-  box, step = [slots], run.state.step
+  box, factors = [slots], run.task.bias_correction(run.state.step)
   run.state = None
 
   def once():
-    box[0] = jax.block_until_ready(descended(box[0], step))
+    box[0] = jax.block_until_ready(descended(box[0], factors))
 
   return once

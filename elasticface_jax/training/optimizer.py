@@ -10,7 +10,7 @@ that are sampled.
 import functools
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -109,11 +109,12 @@ def adamw(
     u = \frac{m / (1 - \beta_1^{t + 1})}{\sqrt{v / (1 - \beta_2^{t + 1})}
       + \epsilon} + \text{decay} \cdot w
 
-  after which the caller takes ``w - rate * u``. Its ``update`` takes the number
-  t of the step, from 0, as the keyword ``step``: optax's own counts steps in a
-  scalar of its state, which no block of class centres has, and in float32 its
-  1 - 0.999 is 1.3e-5 off. Class centres that a step does not sample
-  keep their moments, and t is that of the run, for them too.
+  after which the caller takes ``w - rate * u``. Its ``update`` takes factors of
+  m and v, which follow from the step t, as ``factors`` (`bias_correction`):
+  optax's own counts steps in a scalar of its state, which no block of class
+  centres has, and in float32 its 1 - 0.999 is 1.3e-5 off. Class centres that a
+  step does not sample keep their moments, and t is that of the run, for them
+  too.
 
   References:
     `Decoupled Weight Decay Regularization <https://arxiv.org/abs/1711.05101>`_,
@@ -126,17 +127,14 @@ def adamw(
     zeros = lambda: jax.tree.map(jnp.zeros_like, params)
     return Moments(zeros(), zeros())
 
-  def update(gradient, moments, params, *, step, **others):
+  def update(gradient, moments, params, *, factors, **others):
     del params, others
 
-    def corrected(moment, decay):
-      # 1 - decay ** (t + 1), to the last digits.
-      count = (step + 1).astype(moment.dtype)
-      return moment / -jnp.expm1(count * math.log(decay))
-
     def moved(mean, square):
-      square = corrected(square, beta2)
-      return corrected(mean, beta1) / (jnp.sqrt(square) + eps)
+      # Products: XLA makes one of the division by a scalar, or does not, by
+      # what surrounds it, and so by the number of devices.
+      of_mean, of_square = (x.astype(mean.dtype) for x in factors)
+      return mean * of_mean / (jnp.sqrt(square * of_square) + eps)
 
     moments = Moments(
       optax.tree.update_moment(gradient, moments.mean, beta1, 1),
@@ -162,3 +160,30 @@ def from_config(optim: Mapping[str, Any]) -> optax.GradientTransformation:
   """Makes the optimiser of a config's section `optim`, without the rate."""
   make, fields, _ = OPTIMIZERS[optim['name']]
   return make(**{field: optim[field] for field in fields})
+
+
+def bias_correction(
+  optim: Mapping[str, Any],
+) -> Callable[[jax.Array], tuple[jax.Array, ...]]:
+  """Makes the factors that an optimiser's running means lack in early steps.
+
+  To be computed outside of the loops of a step, as the rate: inside, XLA may
+  compute them anew for every element, in another way.
+
+  Args:
+    optim: a config's section.
+
+  Returns:
+    ``1 / (1 - beta ** (t + 1))`` of each mean as a function of the step t; no
+    factors for SGD.
+  """
+  betas = {'sgd': (), 'adamw': ('beta1', 'beta2')}[optim['name']]
+
+  def factors(step):
+    count = jnp.asarray(step + 1, jnp.result_type(float))
+    # To the last digits, which 1 - 0.999 would not have.
+    return tuple(
+      -1 / jnp.expm1(count * math.log(optim[beta])) for beta in betas
+    )
+
+  return factors

@@ -92,23 +92,16 @@ def _step(
     lambda x: x.reshape(-1, *x.shape[2:]), (groups.samples, groups.cotangents)
   )
 
-  learning_rate = task.rate(state.step)
+  scalars = update.Scalars(
+    task.rate(state.step), task.bias_correction(state.step)
+  )
   taken, squares = update.class_centers(
-    task,
-    taken,
-    classes,
-    samples,
-    cotangents,
-    learning_rate,
-    state.step,
-    trips,
+    task, taken, classes, samples, cotangents, scalars, trips
   )
   class_centers, head_opt = classes.put(slots, taken, trips.blocks)
   moved, gradient_norm = {}, jnp.zeros(())
   if not task.freeze:
-    moved, gradient_norm = update.backbone(
-      task, state, sums, learning_rate, trips
-    )
+    moved, gradient_norm = update.backbone(task, state, sums, scalars, trips)
   # Without the unit embeddings: `isolate` copies its inputs.
   rest = samples._replace(unit_embeddings=())
   loss_state, measured = loops.isolate(
@@ -117,7 +110,7 @@ def _step(
     trips.once,
   )
   measured['backbone_gradient_norm'] = gradient_norm
-  measured['learning_rate'] = jnp.asarray(learning_rate, jnp.float32)
+  measured['learning_rate'] = jnp.asarray(scalars.learning_rate, jnp.float32)
   state = dataclasses.replace(
     state,
     step=state.step + 1,

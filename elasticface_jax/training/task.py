@@ -23,10 +23,10 @@ class Task:
     backbone: a `models.Backbone`.
     loss: a `loss.MarginLoss`.
     layout: groups of samples and blocks of classes.
-    backbone_tx: gives the backbone's update, without the rate, from the
-      gradient and the step.
+    backbone_tx: gives the backbone's update, without the rate.
     head_tx: likewise for the class centres; runs on one block at a time.
     rate: learning rate from the step.
+    bias_correction: factors of the optimiser's running means from the step.
     flip: probability of a horizontal flip.
     augmentations: the others, in their order; those of probability 0 left out.
     freeze: whether to train the class centres alone. The backbone then runs as
@@ -40,6 +40,7 @@ class Task:
   backbone_tx: optax.GradientTransformation
   head_tx: optax.GradientTransformation
   rate: optax.Schedule
+  bias_correction: Callable[[jax.Array], tuple[jax.Array, ...]]
   flip: float
   augmentations: tuple[augment.Augmentation, ...]
   freeze: bool
@@ -188,6 +189,7 @@ def from_config(
       decay_end=optim['decay_end'],
       decay_power=optim['decay_power'],
     ),
+    bias_correction=optimizer.bias_correction(optim),
     flip=config['augment']['flip'],
     augmentations=augment.from_config(config['augment']),
     freeze=config['start']['freeze'],

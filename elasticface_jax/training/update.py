@@ -5,7 +5,7 @@ Letters: B samples, D embedding size, k blocks on this device, s classes of a
 block that take part, u sub-centres of a class.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,16 @@ if TYPE_CHECKING:
   from elasticface_jax.training.task import Task
 
 
-def _descend(params, opt, gradient, tx, learning_rate, step):
-  updates, opt = tx.update(gradient, opt, params, step=step)
+class Scalars(NamedTuple):
+  """Of a step; computed outside of its loops."""
+
+  learning_rate: jax.Array
+  factors: tuple[jax.Array, ...]  # Of the optimiser's running means.
+
+
+def _descend(params, opt, gradient, tx, scalars):
+  learning_rate, factors = scalars
+  updates, opt = tx.update(gradient, opt, params, factors=factors)
   params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
   return params, opt
 
@@ -32,8 +40,7 @@ def class_centers(
   classes: Any,
   samples: _blocks.Samples,
   cotangents: _blocks.Cotangents,
-  learning_rate: jax.Array,
-  step: jax.Array,
+  scalars: Scalars,
   trips: TripCounts,
 ) -> tuple[tuple[jax.Array, Any], jax.Array]:
   """Updates the class centres of this device, block by block.
@@ -49,8 +56,7 @@ def class_centers(
     classes: those that take part (`losses._sampling`).
     samples: all of the batch, B.
     cotangents: likewise.
-    learning_rate: of this step.
-    step: its number, from 0.
+    scalars: of this step.
     trips: trip counts of the step.
 
   Returns:
@@ -85,7 +91,7 @@ def class_centers(
     (centers, opt), slots, squares = carry
     unit, unit_vjp = jax.vjp(lambda x: _blocks.unit_centers(x, dim), centers)
     (gradient,) = unit_vjp(to_centers(unit, classes.ids(i)))
-    moved = _descend(centers, opt, gradient, task.head_tx, learning_rate, step)
+    moved = _descend(centers, opt, gradient, task.head_tx, scalars)
     slots = loops.write(slots, i, moved)
     # Not a dot product: accelerators compute that in less than float32.
     squares = loops.write(squares, i, jnp.sum(jnp.square(gradient)))
@@ -108,7 +114,7 @@ def backbone(
   task: 'Task',
   state: Any,
   sums: dict[str, Any],
-  learning_rate: jax.Array,
+  scalars: Scalars,
   trips: TripCounts,
 ) -> tuple[dict[str, Any], jax.Array]:
   """Updates the parameters and running statistics of the backbone.
@@ -118,7 +124,7 @@ def backbone(
     state: before the step.
     sums: ``gradient`` and ``batch_stats`` as the `RunningTree` over this
       device's groups leaves them, ``[o, ...]`` each.
-    learning_rate: of this step.
+    scalars: of this step.
     trips: trip counts of the step.
 
   Returns:
@@ -133,8 +139,7 @@ def backbone(
       values['backbone_opt'],
       values['gradient'],
       task.backbone_tx,
-      learning_rate,
-      state.step,
+      scalars,
     )
     return {
       'params': params,

@@ -56,7 +56,8 @@ def test_ten_steps_with_rates_and_a_clip(name, weight_decay):
       torch.nn.utils.clip_grad_norm_(theirs.values(), CLIP)
       optimizer_.param_groups[0]['lr'] = rate
       optimizer_.step()
-      updates, opt = tx.update(gradient, opt, ours, step=jnp.int32(number))
+      factors = optimizer.bias_correction(optim)(jnp.int32(number))
+      updates, opt = tx.update(gradient, opt, ours, factors=factors)
       ours = jax.tree.map(lambda w, u, r=rate: w - r * u, ours, updates)
       for k, parameter in theirs.items():
         # torch adds 1e-6 to the norm that it divides by.

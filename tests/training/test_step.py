@@ -42,9 +42,9 @@ def batches():
   return images, rng.integers(0, CLASSES, shape, dtype=np.int32)
 
 
-def run(backbone, batches, n):
+def run(backbone, batches, n, **optimizer):
   """Returns states of two steps on n devices as NumPy arrays, and metrics."""
-  task = tasks.make_task(backbone, n, **SIZES, **SGD)
+  task = tasks.make_task(backbone, n, **SIZES, **SGD | optimizer)
   return tasks.run(task, batches, SEED)
 
 
@@ -148,3 +148,12 @@ def test_bits_do_not_depend_on_devices(backbone, batches, on_two):
     others, metrics = run(backbone, batches, n)
     tasks.same_bits(states, others)
     assert metrics == measured
+
+
+def test_bits_with_adamw_do_not_depend_on_devices(backbone, batches):
+  # With the bias correction inside of the loops they did.
+  adamw = {'optimizer': 'adamw', 'rate': 0.01, 'weight_decay': 0.1}
+  states, measured = run(backbone, batches, 1, **adamw)
+  others, metrics = run(backbone, batches, 4, **adamw)
+  tasks.same_bits(states, others)
+  assert metrics == measured
