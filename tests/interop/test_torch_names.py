@@ -9,7 +9,7 @@ import pytest
 
 from elasticface_jax import interop, models
 from elasticface_jax.errors import InputError
-from elasticface_jax.interop import torch_files
+from elasticface_jax.interop import torch_files, torch_schemes
 
 
 def random_tree(tree, seed=0):
@@ -70,16 +70,21 @@ def test_round_trip_is_bit_for_bit(weights, state_dict):
 @pytest.mark.parametrize('use_se', [False, True])
 def test_counts_of_the_published_networks(name, keys, parameters, use_se):
   modules = list(
-    interop.torch_names._modules(
-      stages=models.STAGES[name], width=64, embedding_dim=512, use_se=use_se
+    torch_schemes.own_modules(
+      stages=models.STAGES[name],
+      width=64,
+      embedding_dim=512,
+      use_se=use_se,
+      block='insightface',
+      output_norm='bias',
     )
   )
-  tensors = interop.torch_names._TENSORS
   counts = trained = 0
-  for _, kind, shape in modules:
-    counts += len(tensors[kind]) + {'norm': 1, 'features': 2}.get(kind, 0)
-    trained += int(np.prod(shape))
-    trained += shape[0] if kind in ('norm', 'fc', 'features') else 0
+  for module in modules:
+    is_norm = module.kind in torch_schemes.NORMS
+    counts += len(module.expected()) + is_norm
+    trained += int(np.prod(module.shape))
+    trained += module.shape[0] if is_norm or module.kind == 'fc' else 0
   blocks = sum(models.STAGES[name])
   assert counts == keys + 2 * blocks * use_se
   gates = sum(
@@ -220,7 +225,6 @@ ZEROS = np.zeros((3, 3), np.float32)
     ({'epoch': 3}, "unknown 'epoch'"),
     ({'bn1__weight': 3.0}, r'bn1.weight has shape \[\]'),
     ({'prelu__weight': np.full(16, np.nan)}, 'prelu.weight holds .* not fin'),
-    ({'features__weight': np.full(8, 2.0)}, 'features.weight is not 1'),
     ({'layer3__2__bn1__weight': ZEROS}, '2, 2, 3, 2 blocks .* none of iresnet'),
   ],
 )

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where backbones lie in a PyTorch checkpoint, and what their tensors hold.
+
+A backbone is found by the tensors of its first block, under any prefix, in the
+file itself or in a dictionary inside it.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from elasticface_jax.errors import InputError
+from elasticface_jax.interop import torch_files
+from elasticface_jax.interop.torch_schemes import SCHEMES
+
+StateDict = Mapping[str, Any]
+
+
+class Found(NamedTuple):
+  """A backbone in a checkpoint.
+
+  Attributes:
+    scheme: key of `torch_schemes.SCHEMES`.
+    place: the keys of the mappings that lead to it, and the prefix of its own.
+    prefix: of its keys alone.
+    tensors: what lies there, without the prefix.
+  """
+
+  scheme: str
+  place: str
+  prefix: str
+  tensors: dict[str, Any]
+
+
+def open_tree(state_dict: Any) -> tuple[str, Any]:
+  """Returns the name of a state_dict for messages, and its content."""
+  name = name_of(state_dict)
+  if isinstance(state_dict, str | os.PathLike):
+    return name, torch_files.read(state_dict)
+  return name, state_dict
+
+
+def name_of(state_dict: Any) -> str:
+  """Returns the name of a state_dict for messages."""
+  is_path = isinstance(state_dict, str | os.PathLike)
+  return os.fspath(state_dict) if is_path else 'state_dict'
+
+
+def mappings(
+  tree: Any, place: str = '', depth: int = 3
+) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields all mappings in a checkpoint, outermost first, string keys only.
+
+  Before each stands its place: the keys that lead to it, a dot after each.
+  """
+  if isinstance(tree, Mapping) and depth:
+    yield place, {k: v for k, v in tree.items() if isinstance(k, str)}
+    for key, value in tree.items():
+      yield from mappings(value, f'{place}{key}.', depth - 1)
+
+
+def backbones(tree: Any) -> list[Found]:
+  """Lists the backbones in a checkpoint."""
+  found = []
+  for place, mapping in mappings(tree):
+    schemes = {}
+    for name, scheme in SCHEMES.items():
+      matches = map(scheme.first.match, mapping)
+      schemes |= {match[1]: name for match in matches if match}
+    for prefix in sorted(schemes):
+      # Another one may lie below it: `net.` and `net.ema.`.
+      below = tuple(p for p in schemes if p.startswith(prefix) and p != prefix)
+      tensors = {
+        key.removeprefix(prefix): value
+        for key, value in mapping.items()
+        if key.startswith(prefix) and not key.startswith(below)
+      }
+      found.append(Found(schemes[prefix], place + prefix, prefix, tensors))
+  return found
+
+
+def find_backbone(name: str, tree: Any, prefix: str | None) -> Found:
+  """Finds the backbone at a prefix; with None, the only one."""
+  found = backbones(tree)
+  if not found:
+    keys = [k for _, m in mappings(tree) for k in m][:3]
+    raise InputError(
+      f'{name} holds no IResNet: no key has layer1.0.conv1, '
+      'body.0.res_layer.0 or the like in it'
+      + (f'; it begins with {", ".join(map(ascii, keys))}' if keys else '')
+    )
+  if prefix is not None:
+    return choose(name, found, prefix)
+  if len(found) > 1:
+    raise InputError(
+      f'{name} holds {len(found)} backbones, under the prefixes '
+      f'{_places(found)}; choose one by --prefix, in Python by prefix=; for '
+      'start.checkpoint, convert it first'
+    )
+  return found[0]
+
+
+def choose(name: str, found: Sequence[Found], prefix: str) -> Found:
+  """Returns the backbone at a prefix, or else the only one below it."""
+  wanted = prefix.rstrip('.')
+  at = [one for one in found if one.place.rstrip('.') == wanted]
+  below = [one for one in found if one.place.startswith(f'{wanted}.')]
+  (chosen, *more) = at or below or [None]
+  if chosen is None or more:
+    what = f'{len(below)} backbones' if more else 'no backbone'
+    raise InputError(
+      f'{name} holds {what}{under(prefix)}; those in it are under '
+      f'{_places(found)}'
+    )
+  return chosen
+
+
+def under(prefix: str | None) -> str:
+  """Returns the words of a message that name a prefix."""
+  return '' if prefix is None else f' under the prefix {prefix!a}'
+
+
+def _places(found: Sequence[Found]) -> str:
+  return ', '.join(ascii(one.place) for one in found)
+
+
+def shape_of(tensor: Any) -> tuple[int, ...]:
+  """Returns the shape of a tensor; () of what is none."""
+  return tuple(getattr(tensor, 'shape', ()))
+
+
+def array(name: str, key: str, value: Any) -> np.ndarray:
+  """Reads a tensor of weights as an array, at least float32."""
+  values = _read(name, key, value)
+  if values.dtype not in (np.float32, np.float64):
+    values = values.astype(np.float32)
+  if not np.isfinite(values).all():
+    raise InputError(f'{name}: {key} holds values that are not finite')
+  return values
+
+
+def count(name: str, key: str, value: Any) -> int:
+  """Reads a count, a scalar or, from older exporters, an array of one."""
+  values = _read(name, key, value)
+  is_count = values.size == 1 and values.dtype.kind in 'iuf'
+  # False for NaN too.
+  if not is_count or not 0 <= values.item() < 2**63:
+    raise InputError(
+      f'{name}: {key} has shape {list(values.shape)} and dtype '
+      f'{values.dtype}; a count of batches is one number that is not negative; '
+      'remove the key'
+    )
+  return int(values.item())
+
+
+def _read(name: str, key: str, value: Any) -> np.ndarray:
+  """Reads any kind of tensor as an array."""
+  if hasattr(value, 'detach'):
+    value = value.detach().cpu()
+    # bfloat16 is unknown to NumPy.
+    narrow = value.is_floating_point() and value.itemsize < 4
+    return (value.float() if narrow else value).numpy()
+  if isinstance(value, torch_files.Tensor):
+    try:
+      return value.numpy()
+    except torch_files.BadTensor as error:
+      raise InputError(f'{name}: {key} {error}') from error
+  return np.asarray(value)
