@@ -277,6 +277,8 @@ def _open_initial(
   if not run_folder.needs_initial_weights(workdir, c.start.checkpoint):
     return None, None
   initial = open_weights(Path(c.start.checkpoint))
+  if initial.note:
+    processes.say(initial.note)
   initial.check_model(c.model)
   if not c.start.head:
     return initial, None

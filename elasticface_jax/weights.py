@@ -20,6 +20,7 @@ import numpy as np
 from elasticface_jax import atomic, config_rules, interop, models
 from elasticface_jax.errors import InputError
 from elasticface_jax.interop import onnx_graph, stablehlo, torch_files
+from elasticface_jax.interop.families import Identity
 from elasticface_jax.interop.onnx_network import OnnxNetwork
 from elasticface_jax.models.iresnet import check_faces
 from elasticface_jax.training import checkpoint
@@ -70,6 +71,7 @@ class Weights:
     batch_stats: of the backbone, NumPy arrays.
     prefix: that chose the backbone in a file of several; else None.
     left_aside: keys of a file's tensors that are not of the backbone.
+    identity: whose network a file holds, and its pixels; None for a run.
   """
 
   path: Path
@@ -79,6 +81,7 @@ class Weights:
   batch_stats: dict[str, Any]
   prefix: str | None = None
   left_aside: Sequence[str] = ()
+  identity: Identity | None = None
 
   @property
   def model(self) -> dict[str, Any]:
@@ -97,12 +100,25 @@ class Weights:
 
   @property
   def note(self) -> str:
-    """One line that names what is left aside; empty if nothing is."""
-    if not self.left_aside:
-      return ''
-    first, *others = self.left_aside
-    more = f' and {len(others):,} more' if others else ''
-    return f'left aside from the backbone: {first!a}{more}'
+    """A line each on what is left aside and on pixels that are assumed."""
+    lines = []
+    if self.left_aside:
+      first, *others = self.left_aside
+      more = f' and {len(others):,} more' if others else ''
+      lines.append(f'left aside from the backbone: {first!a}{more}')
+    if self.identity is not None and self.identity.note:
+      lines.append(f'{self.path}: {self.identity.note}')
+    return '\n'.join(lines)
+
+  @property
+  def trained_on(self) -> dict[str, Any] | None:
+    """Whose network a converted file held, and its pixels, for JSON.
+
+    None for a run, and for what an older version converted.
+    """
+    if self.identity is not None:
+      return self.identity.describe()
+    return _manifest(self).get('converted', {}).get('trained_on')
 
   @property
   def eval_rows(self) -> int:
@@ -158,7 +174,10 @@ class Weights:
   def describe(self) -> dict[str, Any]:
     """Returns the metadata of a file exported from these weights, for JSON."""
     return interop.describe(
-      self.model, fingerprint=self.fingerprint, step=self.step
+      self.model,
+      fingerprint=self.fingerprint,
+      step=self.step,
+      trained_on=self.trained_on,
     )
 
   def class_centers(self, num_classes: int, subcenters: int) -> np.ndarray:
@@ -226,6 +245,8 @@ def open_embedder(
   path: str | os.PathLike[str],
   step: int | None = None,
   prefix: str | None = None,
+  colour_order: str | None = None,
+  normalisation: str | None = None,
 ) -> Embedder:
   """Opens a network for its embeddings alone.
 
@@ -234,6 +255,8 @@ def open_embedder(
       ``[B, 3, 112, 112]`` to embeddings ``[B, D]``.
     step: as for `open_weights`.
     prefix: likewise.
+    colour_order: likewise.
+    normalisation: likewise.
 
   Returns:
     The network.
@@ -243,7 +266,7 @@ def open_embedder(
   """
   path = Path(path)
   if path.suffix != '.onnx':
-    return open_weights(path, step, prefix)
+    return open_weights(path, step, prefix, colour_order, normalisation)
   if not path.is_file():
     raise InputError(f'{path} does not exist; give the ONNX file of a network')
   for flag, value in (('--step', step), ('--prefix', prefix)):
@@ -251,6 +274,7 @@ def open_embedder(
       raise InputError(
         f'{path} is an ONNX file, of one network: leave {flag} {value!a} out'
       )
+  _refuse_pixels(f'{path} is an ONNX file', colour_order, normalisation)
   return OnnxNetwork(path, rows=_rows_here())
 
 
@@ -298,6 +322,8 @@ def open_weights(
   path: str | os.PathLike[str],
   step: int | None = None,
   prefix: str | None = None,
+  colour_order: str | None = None,
+  normalisation: str | None = None,
 ) -> Weights:
   """Opens a run folder, or a backbone that was trained with PyTorch.
 
@@ -306,6 +332,9 @@ def open_weights(
     step: which checkpoint of a run; None for the newest.
     prefix: which backbone of a file that holds several, as for
       `interop.from_torch`; None if it holds one.
+    colour_order: that a file's network was trained on, as for
+      `interop.from_torch`; None for its project's.
+    normalisation: likewise.
 
   Returns:
     The weights.
@@ -322,7 +351,7 @@ def open_weights(
   if path.is_file():
     if step is not None:
       raise InputError(f'{path} is one file and has no step {step}')
-    return _open_file(path, prefix)
+    return _open_file(path, prefix, colour_order, normalisation)
   if not (path / 'config.json').is_file():
     what = (
       'is not a run folder (it holds no config.json), nor a PyTorch file'
@@ -337,14 +366,36 @@ def open_weights(
       f'{path} is a run folder and has one backbone; leave --prefix '
       f'{prefix!a} out'
     )
+  _refuse_pixels(f'{path} is a run folder', colour_order, normalisation)
   config = checkpoint.read_json(path / 'config.json')
   config = config_rules.check_saved(config, path / 'config.json', _NEEDED)
   step, saved = checkpoint.read(path, step, ('params', 'batch_stats'))
   return Weights(path, step, config, saved['params'], saved['batch_stats'])
 
 
-def _open_file(path: Path, prefix: str | None) -> Weights:
-  params, batch_stats = interop.from_torch(path, prefix=prefix)
+def _refuse_pixels(
+  what: str, colour_order: str | None, normalisation: str | None
+) -> None:
+  """Refuses to state the pixels of a network that has stated its own."""
+  for flag, value in (
+    ('--input', colour_order),
+    ('--normalise', normalisation),
+  ):
+    if value is not None:
+      raise InputError(
+        f'{what}, which takes RGB in [-1, 1] or scales them itself: leave '
+        f'{flag} {value!a} out'
+      )
+
+
+def _open_file(
+  path: Path,
+  prefix: str | None,
+  colour_order: str | None,
+  normalisation: str | None,
+) -> Weights:
+  pixels = {'colour_order': colour_order, 'normalisation': normalisation}
+  params, batch_stats = interop.from_torch(path, prefix=prefix, **pixels)
   shape = interop.model_of(params, batch_stats)
   return Weights(
     path,
@@ -353,6 +404,7 @@ def _open_file(path: Path, prefix: str | None) -> Weights:
     *_as_float32((params, batch_stats)),
     prefix,
     tuple(interop.left_aside(path, prefix=prefix)),
+    interop.identify(path, prefix=prefix, **pixels),
   )
 
 
@@ -362,6 +414,8 @@ def convert(
   *,
   heads: Sequence[str | os.PathLike[str]],
   prefix: str | None = None,
+  colour_order: str | None = None,
+  normalisation: str | None = None,
 ) -> Weights:
   """Converts PyTorch files to a run folder of step 0.
 
@@ -371,6 +425,8 @@ def convert(
     heads: files of the head, one for each rank; empty to leave the head out.
     prefix: which backbone of a file that holds several, and which head, as for
       `interop.head_from_torch`; None if it holds one.
+    colour_order: as for `open_weights`.
+    normalisation: likewise.
 
   Returns:
     The weights of the backbone.
@@ -383,7 +439,12 @@ def convert(
   if not file.is_file():
     what = 'is no file' if file.exists() else 'does not exist'
     raise InputError(f'{file} {what}; give the .pth of a backbone')
-  weights = open_weights(file, prefix=prefix)
+  weights = open_weights(
+    file,
+    prefix=prefix,
+    colour_order=colour_order,
+    normalisation=normalisation,
+  )
   state = {
     'step': np.zeros((), np.int32),
     'params': weights.params,
@@ -404,6 +465,7 @@ def convert(
       'files': {str(f): _sha256(f) for f in (file, *heads)},
       'prefix': prefix,
       'num_batches_tracked': _batches_seen(weights),
+      'trained_on': weights.trained_on,
     },
   }
   with atomic.folder(workdir, '--workdir') as partial:
@@ -416,45 +478,72 @@ def convert(
 
 
 def export(
-  weights: Weights, out: str | os.PathLike[str], *, file_format: str
-) -> None:
+  weights: Weights,
+  out: str | os.PathLike[str],
+  *,
+  file_format: str,
+  names: str = 'insightface',
+) -> list[str]:
   """Exports weights to a file, which appears complete and checked.
 
   Args:
     weights: from a run folder or a PyTorch file.
     out: the file, in a folder that exists; one of that name is replaced.
     file_format: ``'torch'``, ``'onnx'`` or ``'stablehlo'``.
+    names: project whose modules shall load a PyTorch file, as for
+      `interop.to_torch`.
+
+  Returns:
+    What was folded to bring the network into the project's form.
 
   Raises:
-    InputError: if the file cannot be written, or needs packages that are not
-      installed: before any work.
+    InputError: if the file cannot be written, needs packages that are not
+      installed, or the project has no such network: before any work.
     RuntimeError: if an ONNX or StableHLO file computes other embeddings.
   """
   out = Path(out)
   check_export(out, file_format)
   metadata = weights.describe()
-  state_dict = interop.to_torch(
-    weights.params,
-    weights.batch_stats,
-    num_batches_tracked=_batches_seen(weights),
-  )
+  variables = weights.params, weights.batch_stats
   if file_format == 'torch':
-    torch_files.write(out, state_dict, metadata)
-    return
+    return _export_torch(weights, out, metadata, names)
   # An exported network computes in float32, whatever dtype it trained in.
   backbone = models.build(**weights.model | _CONFIG_OF_FILE['model'])
-  variables = weights.params, weights.batch_stats
   if file_format == 'onnx':
-    variables = _as_float32(variables)
+    as_float32 = _as_float32(variables)
     apply = jax.jit(functools.partial(backbone.apply, train=False))
     onnx_graph.write(
       out,
-      state_dict,
+      interop.own_tensors(*as_float32),
       metadata,
-      embed=lambda images: apply(*variables, images)[0],
+      embed=lambda images: apply(*as_float32, images)[0],
     )
   else:
     stablehlo.write(out, backbone, *variables, metadata)
+  return []
+
+
+def _export_torch(weights, out, metadata, names):
+  """Writes the file that the modules of a project load."""
+  variables = weights.params, weights.batch_stats
+  folded = interop.folded(*variables, names=names)
+  family = interop.FAMILIES[names]
+  torch_files.write(
+    out,
+    interop.to_torch(
+      *variables, num_batches_tracked=_batches_seen(weights), names=names
+    ),
+    metadata
+    | {
+      'names': names,
+      'colour_order': family.pixels.colour_order,
+      'normalisation': family.pixels.normalisation,
+      # Embeddings are equal; what was folded is trained otherwise.
+      'folded': folded,
+    },
+    within=family.within,
+  )
+  return folded
 
 
 def check_export(out: str | os.PathLike[str], file_format: str) -> None:
@@ -482,9 +571,12 @@ def _batches_seen(weights: Weights) -> int:
   """Counts batches for PyTorch: those of a converted file, and own steps."""
   if weights.path.is_file():
     return interop.num_batches_tracked(weights.path, prefix=weights.prefix)
-  manifest = checkpoint.read_json(weights.path / 'manifest.json')
-  before = manifest.get('converted', {'num_batches_tracked': 0})
+  before = _manifest(weights).get('converted', {'num_batches_tracked': 0})
   return before['num_batches_tracked'] + weights.step
+
+
+def _manifest(weights: Weights) -> dict[str, Any]:
+  return checkpoint.read_json(weights.path / 'manifest.json')
 
 
 def _sha256(file: str | os.PathLike[str]) -> str:

@@ -134,7 +134,8 @@ def assert_near(found, expected):
 def test_there_and_back(command, pth, header, state_dict, pairs, tmp_path):
   run = tmp_path / 'runs' / 'released'
   code, output = command('convert', pth, '--workdir', run, '--head', header)
-  assert (code, output) == (0, f'iresnet10 in {run}\n')
+  pixels = 'names of insightface, trained on RGB, (x - 127.5) / 127.5'
+  assert (code, output) == (0, f'iresnet10 in {run}; {pixels}\n')
   assert files(run) == ['checkpoints', 'config.json', 'manifest.json']
   assert files(run.parent) == ['released']
   _, saved = checkpoint.read(run, 0, ('class_centers', 'step'))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arguments `--checkpoint`, `--step` and `--prefix`."""
+"""The arguments `--checkpoint`, `--step` and those of a PyTorch file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='run folder, or a backbone trained with PyTorch',
   )
   add_step(parser)
-  add_prefix(parser)
+  add_file(parser)
 
 
 def add_network(parser: argparse._ActionsContainer, **options: bool) -> None:
@@ -49,17 +49,46 @@ def add_step(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def add_prefix(parser: argparse.ArgumentParser) -> None:
-  """Adds ``--prefix``."""
+# Flags of a PyTorch file, and the arguments of `weights.open_weights`.
+FILE_FLAGS = {
+  'prefix': '--prefix',
+  'colour_order': '--input',
+  'normalisation': '--normalise',
+}
+
+
+def add_file(parser: argparse.ArgumentParser) -> None:
+  """Adds what may have to be said of a PyTorch file: `FILE_FLAGS`."""
   parser.add_argument(
     '--prefix',
     metavar='NAME',
     help='which backbone of a .pth that holds several, such as teacher',
   )
+  parser.add_argument(
+    '--input',
+    dest='colour_order',
+    choices=('rgb', 'bgr'),
+    help='colours that a .pth was trained on; default: those of the project '
+    'that publishes files of such names',
+  )
+  parser.add_argument(
+    '--normalise',
+    dest='normalisation',
+    metavar='FORMULA',
+    help='of a pixel x in [0, 255], that a .pth was trained on, such as '
+    "'(x - 127.5) / 128', 'x / 255' or imagenet; "
+    "'(x / 255 - [A, B, C]) / [D, E, F]' with values in the order of --input; "
+    'default: as for --input',
+  )
+
+
+def of_file(args: argparse.Namespace) -> dict[str, str | None]:
+  """Returns what the arguments say of a PyTorch file, by keyword."""
+  return {name: getattr(args, name) for name in FILE_FLAGS}
 
 
 def open_weights(args: argparse.Namespace) -> Weights:
-  """Opens the weights that the arguments name; prints what is left aside.
+  """Opens the weights that the arguments name; prints its notes.
 
   Raises:
     InputError: if they cannot be read.
@@ -70,7 +99,7 @@ def open_weights(args: argparse.Namespace) -> Weights:
 
 
 def open_network(args: argparse.Namespace) -> Embedder:
-  """Opens the network that the arguments name; prints what is left aside.
+  """Opens the network that the arguments name; prints its notes.
 
   Raises:
     InputError: if it cannot be read.
@@ -84,7 +113,7 @@ def _open(open_checkpoint, args):
   from elasticface_jax import runtime
 
   runtime.check_platform()
-  opened = open_checkpoint(args.checkpoint, args.step, args.prefix)
+  opened = open_checkpoint(args.checkpoint, args.step, **of_file(args))
   if opened.note:
     print(opened.note)
   return opened

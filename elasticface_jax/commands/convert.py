@@ -16,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     'file',
     type=_paths.path,
     metavar='FILE.pth',
-    help='backbone of ElasticFace or arcface_torch',
+    help='backbone of ElasticFace, insightface, AdaFace, TFace, CVLface, '
+    'CurricularFace, face.evoLVe or MagFace',
   )
   parser.add_argument(
     '--workdir',
@@ -33,17 +34,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='FILE.pth',
     help='class centres too; repeat for the files of further ranks',
   )
-  _checkpoint.add_prefix(parser)
+  _checkpoint.add_file(parser)
 
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
   """Makes the run folder, and prints its network."""
-  from elasticface_jax import runtime, weights
+  from elasticface_jax import interop, runtime, weights
 
   runtime.check_platform()
   made = weights.convert(
-    args.file, args.workdir, heads=args.head, prefix=args.prefix
+    args.file, args.workdir, heads=args.head, **_checkpoint.of_file(args)
   )
   if made.note:
     print(made.note)
-  print(f'{made.model["name"]} in {args.workdir}')
+  family = interop.FAMILIES[made.identity.family].title
+  pixels = made.identity.pixels
+  print(
+    f'{made.model["name"]} in {args.workdir}; names of {family}, trained on '
+    f'{pixels.colour_order}, {pixels.normalisation}'
+  )

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   _checkpoint.add_network(parser, required=True)
   _checkpoint.add_step(parser)
-  _checkpoint.add_prefix(parser)
+  _checkpoint.add_file(parser)
   _faces.add_arguments(parser, skip=True)
   parser.add_argument(
     '--out',

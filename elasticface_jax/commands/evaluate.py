@@ -54,7 +54,7 @@ def _add_faces(parser: argparse.ArgumentParser) -> None:
     'for more',
   )
   _checkpoint.add_step(parser)
-  _checkpoint.add_prefix(parser)
+  _checkpoint.add_file(parser)
 
 
 def _add_sets(parser: argparse.ArgumentParser) -> None:
@@ -145,7 +145,10 @@ def _check_flags(args: argparse.Namespace) -> None:
   """Refuses flags that would change nothing."""
   for flag, is_given, of, is_there in (
     ('--step', args.step is not None, '--checkpoint', args.checkpoint),
-    ('--prefix', args.prefix is not None, '--checkpoint', args.checkpoint),
+    *(
+      (flag, getattr(args, name) is not None, '--checkpoint', args.checkpoint)
+      for name, flag in _checkpoint.FILE_FLAGS.items()
+    ),
     (
       '--normalize-before-pooling',
       args.normalize_before_pooling,

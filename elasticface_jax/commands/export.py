@@ -7,6 +7,17 @@ from collections.abc import Sequence
 from elasticface_jax.commands import _checkpoint, _paths
 from elasticface_jax.errors import InputError
 
+# Keys of `interop.FAMILIES`, which takes seconds to import; a test compares.
+_NAMES = (
+  'insightface',
+  'magface',
+  'adaface',
+  'tface',
+  'cvlface',
+  'curricularface',
+  'evolve',
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the command's arguments."""
@@ -22,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="PyTorch's state_dict, or a network with its weights",
   )
   parser.add_argument(
+    '--names',
+    choices=_NAMES,
+    help='project whose modules shall load a state_dict: its names, colours '
+    'and scale of pixels; default: insightface, which is ElasticFace too',
+  )
+  parser.add_argument(
     '--out',
     required=True,
     type=_paths.path,
@@ -34,6 +51,10 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
   """Writes the file, and prints its size."""
   from elasticface_jax import weights
 
+  if args.names is not None and args.format != 'torch':
+    raise InputError(
+      f'--names {args.names} is for --format torch; leave it out'
+    )
   weights.check_export(args.out, args.format)
   if args.out.exists():
     raise InputError(
@@ -45,5 +66,15 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
       f'compiling {opened.model["name"]}, and comparing it with the file ...',
       flush=True,
     )
-  weights.export(opened, args.out, file_format=args.format)
+  folded = weights.export(
+    opened,
+    args.out,
+    file_format=args.format,
+    names=args.names or _NAMES[0],
+  )
+  if folded:
+    print(
+      f'folded for {args.names or _NAMES[0]}, with equal embeddings: '
+      f'{"; ".join(folded)}; fine-tuning differs'
+    )
   print(f'{args.out}: {args.out.stat().st_size / 1e6:.1f} MB')

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
   _checkpoint.add_network(parser, required=True)
   _checkpoint.add_step(parser)
-  _checkpoint.add_prefix(parser)
+  _checkpoint.add_file(parser)
   _faces.add_arguments(parser, skip=False)
   source = parser.add_mutually_exclusive_group()
   source.add_argument(

@@ -70,6 +70,7 @@ class Family(NamedTuple):
     blocks: of its networks; the first, if others shall take its form.
     output_norm: of its networks.
     prefix: of the keys in its files.
+    within: key of the dictionary that holds them there, if there is one.
     pixels: that its networks take.
     epsilon: of its BatchNorms.
     use_se: whether its networks may have gates.
@@ -80,6 +81,7 @@ class Family(NamedTuple):
   blocks: tuple[str, ...]
   output_norm: str
   prefix: str = ''
+  within: str = ''
   pixels: Pixels = Pixels()
   epsilon: float = EPSILON
   use_se: bool = True
@@ -87,15 +89,15 @@ class Family(NamedTuple):
 
 _IR_BLOCKS = 'adaface', 'adaface_bottleneck'
 FAMILIES = {
-  'insightface': Family(
-    'insightface and ElasticFace', 'insightface', ('insightface',), 'bias'
-  ),
+  # ElasticFace's too.
+  'insightface': Family('insightface', 'insightface', ('insightface',), 'bias'),
   'magface': Family(
     'MagFace',
     'insightface',
     ('insightface',),
     'affine',
     prefix='features.module.',
+    within='state_dict',
     pixels=Pixels('BGR', (0.0,) * 3, (255.0,) * 3),
     epsilon=2e-5,
     use_se=False,
@@ -106,6 +108,7 @@ FAMILIES = {
     _IR_BLOCKS,
     'plain',
     prefix='model.',
+    within='state_dict',
     pixels=Pixels('BGR'),
   ),
   'tface': Family('TFace', 'ir', _IR_BLOCKS, 'plain'),
@@ -199,9 +202,9 @@ def identify(
     }
     changes = ' and '.join(flags[field] for field in assumed)
     note = (
-      f'pixels taken as {pixels.colour_order}, {pixels.normalisation}, of '
-      f'{FAMILIES[family].title}; {why}; else give {changes} (for '
-      'start.checkpoint, to convert)'
+      f'pixels taken as {pixels.colour_order}, {pixels.normalisation}, as '
+      f'{FAMILIES[family].title} publishes; {why}: if so, give {changes}; for '
+      'start.checkpoint, convert it first'
     )
   return Identity(family, pixels, stated, assumed, note, first_kernel)
 
@@ -213,7 +216,10 @@ def _family_of(scheme, block, output_norm, prefix):
       return 'magface', '', ()
     if output_norm == 'affine':
       # Others freeze it, so who trained it did so with MagFace's network.
-      why = 'features.weight is trained, as MagFace alone does'
+      why = (
+        'no other project trains features.weight, but a network of your own '
+        'may take other pixels'
+      )
       return 'magface', why, ('colour_order', 'normalisation')
     return 'insightface', '', ()
   if block == 'curricularface':
@@ -223,9 +229,9 @@ def _family_of(scheme, block, output_norm, prefix):
     return 'adaface', '', ()
   doubtful = ('colour_order',)
   if parts[-1:] == ['net']:
-    why = 'its networks ported from AdaFace flip colours in code, unseen here'
+    why = 'those it ported from AdaFace turn colours in code, and take BGR'
     return 'cvlface', why, doubtful
-  why = "AdaFace's names without model. are the same, and BGR"
+  why = "AdaFace's look the same without model., and take BGR"
   return 'tface', why, doubtful
 
 
@@ -252,7 +258,7 @@ def _stated(
 
 def _parsed(text: str, order: str) -> tuple[tuple[float, ...], ...]:
   """Reads a formula; returns mean and deviation of red, green and blue."""
-  formula = ''.join(text.lower().split())
+  formula = re.sub(r'\s*([]()/[,-])\s*', r'\1', text.lower().strip())
   if formula == 'imagenet':
     return _IMAGENET
   found = _FORMULA.fullmatch(formula)

@@ -13,7 +13,11 @@ from elasticface_jax.alignment import TEMPLATE
 
 
 def describe(
-  model: dict[str, Any], *, fingerprint: str, step: int
+  model: dict[str, Any],
+  *,
+  fingerprint: str,
+  step: int,
+  trained_on: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Makes the metadata of a file, for JSON.
 
@@ -21,6 +25,8 @@ def describe(
     model: arguments of `models.build`.
     fingerprint: SHA-256 of the train state that holds the weights.
     step: of that state.
+    trained_on: whose network it was, and its pixels, where it was converted;
+      what it takes now is RGB in [-1, 1] all the same.
 
   Returns:
     Values by name.
@@ -31,7 +37,7 @@ def describe(
     >>> metadata['colour_order'], metadata['normalisation']
     ('RGB', '(x - 127.5) / 127.5')
   """
-  return {
+  metadata = {
     'model': model['name'],
     'embedding_dim': model['embedding_dim'],
     'use_se': model['use_se'],
@@ -44,3 +50,6 @@ def describe(
     'training_step': step,
     'written_by': f'elasticface_jax {__version__}',
   }
+  return (
+    metadata if trained_on is None else metadata | {'trained_on': trained_on}
+  )

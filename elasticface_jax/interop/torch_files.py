@@ -250,6 +250,8 @@ def write(
   path: str | os.PathLike[str],
   state_dict: Mapping[str, np.ndarray],
   metadata: Mapping[str, Any],
+  *,
+  within: str = '',
 ) -> None:
   """Writes a file that ``torch.load(path, weights_only=True)`` reads.
 
@@ -262,6 +264,8 @@ def write(
     state_dict: arrays by name, in order; floats (bfloat16 too), signed
       integers, uint8 or bool.
     metadata: for JSON; torch ignores it, and `read_metadata` returns it.
+    within: key under which a dictionary around it holds the ``OrderedDict``;
+      empty for none.
 
   Raises:
     InputError: if the file cannot be written.
@@ -270,7 +274,7 @@ def write(
   """
   arrays = [_contiguous(name, array) for name, array in state_dict.items()]
   members = {
-    'data.pkl': _pickle(state_dict, arrays),
+    'data.pkl': _pickle(state_dict, arrays, within),
     _METADATA: json.dumps(metadata, indent=2, allow_nan=False).encode(),
     'byteorder': sys.byteorder.encode(),
     **{
@@ -544,10 +548,14 @@ def _contiguous(name: str, array: np.ndarray) -> np.ndarray:
   return array.astype(dtype, order='C', copy=False)
 
 
-def _pickle(names: Iterable[str], arrays: Sequence[np.ndarray]) -> bytes:
+def _pickle(
+  names: Iterable[str], arrays: Sequence[np.ndarray], within: str
+) -> bytes:
   """Pickles an ``OrderedDict`` of tensors, each in its own storage."""
   ordered_dict = b'ccollections\nOrderedDict\n)R'
-  parts = [b'\x80\x02', ordered_dict, b'(']
+  # An empty dictionary and a key, whose value follows.
+  before, after = (b'}' + _text(within), b's') if within else (b'', b'')
+  parts = [b'\x80\x02', before, ordered_dict, b'(']
   for i, (name, array) in enumerate(zip(names, arrays, strict=True)):
     strides = [
       math.prod(max(n, 1) for n in array.shape[axis + 1 :])
@@ -564,7 +572,7 @@ def _pickle(names: Iterable[str], arrays: Sequence[np.ndarray]) -> bytes:
       b'\x89' + ordered_dict,  # It requires no gradient, and has no hooks.
       b'tR',
     ]
-  return b''.join([*parts, b'u.'])
+  return b''.join([*parts, b'u', after, b'.'])
 
 
 def _text(text: str) -> bytes:
