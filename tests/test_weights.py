@@ -530,3 +530,124 @@ def test_prefix_chooses_in_every_command(
     'evaluate', '--checkpoint', run, '--pairs', pairs, '--prefix', 'student'
   )
   assert code == 2 and 'has one backbone; leave --prefix' in output
+
+
+@pytest.fixture
+def ir(tmp_path):
+  """File under names that TFace and AdaFace share, and its tensors."""
+  backbone = models.build(
+    'iresnet10', width=2, embedding_dim=8, block='adaface',
+    output_norm='plain',
+  )  # fmt: skip
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  rng = np.random.default_rng(0)
+  drawn = jax.tree.map(
+    lambda leaf: rng.uniform(0.3, 0.9, leaf.shape).astype(np.float32),
+    jax.eval_shape(backbone.init, key),
+  )
+  tensors = interop.to_torch(*drawn, names='tface', num_batches_tracked=COUNT)
+  path = tmp_path / 'ir.pth'
+  torch_files.write(path, tensors, {})
+  return path, tensors
+
+
+NOTE = 'pixels taken as RGB, (x - 127.5) / 127.5, as TFace publishes; '
+
+
+def test_pixels_are_stated_or_taken_with_a_note(command, ir, tmp_path):
+  path, _ = ir
+  taken, stated = tmp_path / 'taken', tmp_path / 'stated'
+  code, output = command('convert', path, '--workdir', taken)
+  assert code == 0 and f'{path}: {NOTE}' in output and '--input bgr' in output
+  assert output.endswith(
+    f'{taken}; names of TFace, trained on RGB, (x - 127.5) / 127.5\n'
+  )
+  code, output = command(
+    *('convert', path, '--workdir', stated),
+    *('--input', 'bgr', '--normalise', 'x / 255'),
+  )
+  assert (code, output) == (
+    0,
+    f'iresnet10 in {stated}; names of TFace, trained on BGR, x / 255\n',
+  )
+  for folder, order, source, formula in (
+    (taken, 'RGB', 'assumed', '(x - 127.5) / 127.5'),
+    (stated, 'BGR', 'stated', 'x / 255'),
+  ):
+    opened = weights.open_weights(folder)
+    assert opened.model['input_norm'] == (folder == stated)
+    assert opened.note == ''
+    metadata = opened.describe()
+    # What it takes now, and what it was trained on.
+    assert metadata['colour_order'] == 'RGB'
+    found = metadata['trained_on']
+    assert found['family'] == 'tface'
+    assert found['colour_order'] == order and found['normalisation'] == formula
+    assert found['colour_order_is'] == source
+  np.testing.assert_array_equal(
+    weights.open_weights(stated).params['conv1']['kernel'],
+    weights.open_weights(taken).params['conv1']['kernel'][:, :, ::-1],
+  )
+  np.testing.assert_array_equal(
+    weights.open_weights(stated).batch_stats['input']['std'], [2, 2, 2]
+  )
+
+
+def test_export_under_the_names_of_a_project(command, ir, tmp_path):
+  path, tensors = ir
+  run = tmp_path / 'run'
+  assert command('convert', path, '--workdir', run, '--input', 'bgr')[0] == 0
+  out = tmp_path / 'adaface.ckpt'
+  export_of = functools.partial(
+    command, 'export', '--checkpoint', run, '--format', 'torch', '--out'
+  )
+  code, output = export_of(out, '--names', 'adaface')
+  assert code == 0 and 'folded' not in output
+  # As it came, in the dictionary and under the prefix that AdaFace reads.
+  found = torch_files.read(out)['state_dict']
+  assert [*found] == [f'model.{key}' for key in tensors]
+  for key, value in tensors.items():
+    assert found[f'model.{key}'].numpy().tobytes() == value.tobytes(), key
+  metadata = torch_files.read_metadata(out)
+  assert metadata['names'] == 'adaface' and metadata['folded'] == []
+  assert metadata['colour_order'] == 'BGR'
+  assert metadata['trained_on']['colour_order_is'] == 'stated'
+  assert weights.open_weights(out).note == ''
+
+  out = tmp_path / 'insightface.pth'
+  code, output = export_of(out)
+  assert code == 0 and 'folded for insightface, with equal embed' in output
+  metadata = torch_files.read_metadata(out)
+  assert metadata['colour_order'] == 'RGB' and len(metadata['folded']) == 2
+  assert 'layer1.0.downsample.0.weight' in torch_files.read(out)
+
+  out = tmp_path / 'none.pth'
+  code, output = export_of(out, '--names', 'curricularface')
+  assert code == 2 and len(output.splitlines()) == 1 and 'bn2' in output
+  code, output = command(
+    *('export', '--checkpoint', run, '--format', 'onnx', '--out', out),
+    *('--names', 'adaface'),
+  )
+  assert code == 2 and '--names adaface is for --format torch' in output
+  assert not out.exists()
+
+
+def test_pixels_of_what_has_its_own(command, ir, pth, tmp_path):
+  run, onnx = tmp_path / 'run', tmp_path / 'net.onnx'
+  onnx.touch()
+  assert command('convert', pth, '--workdir', run)[0] == 0
+  new = tmp_path / 'new'
+  for flags in (('--input', 'bgr'), ('--normalise', 'x')):
+    for network, what in ((run, 'is a run folder'), (onnx, 'is an ONNX file')):
+      code, output = command(
+        'embed', tmp_path, '--checkpoint', network, '--out', new, *flags
+      )
+      assert code == 2 and len(output.splitlines()) == 1, output
+      assert f'{network} {what}' in output and f'leave {flags[0]}' in output
+    code, output = command('evaluate', '--embeddings', run, *flags)
+    assert code == 2 and f'{flags[0]} is for --checkpoint' in output
+  code, output = command(
+    'convert', ir[0], '--workdir', new, '--normalise', '127.5/128'
+  )
+  assert code == 2 and "'127.5/128' is no formula" in output
+  assert len(output.splitlines()) == 1 and not new.exists()

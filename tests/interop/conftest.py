@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from elasticface_jax import models
+from elasticface_jax import interop, models
+from elasticface_jax.interop import torch_schemes
 
 METADATA = {'colour_order': 'RGB', 'input_size': [112, 112], 'use_se': True}
 SMALL = {'name': 'iresnet10', 'width': 16, 'embedding_dim': 24}
@@ -99,3 +100,85 @@ def agrees(images):
       np.testing.assert_allclose(embeddings, wanted[:count], 0, 1e-4)
 
   return check
+
+
+# A small network of every family and form, as its project saves it.
+PUBLISHED = {
+  'insightface': ('iresnet10', {}),
+  'magface': ('iresnet10', {'output_norm': 'affine'}),
+  'adaface': ('iresnet18', {'block': 'adaface', 'output_norm': 'plain'}),
+  'adaface_se': (
+    'iresnet10',
+    {'block': 'adaface', 'output_norm': 'plain', 'use_se': True},
+  ),
+  'tface': (
+    'iresnet10',
+    {'block': 'adaface_bottleneck', 'output_norm': 'plain'},
+  ),
+  'cvlface': ('iresnet10', {'block': 'adaface', 'output_norm': 'plain'}),
+  'curricularface': (
+    'iresnet10',
+    {'block': 'curricularface', 'output_norm': 'plain'},
+  ),
+  'evolve_se': (
+    'iresnet10',
+    {'block': 'curricularface', 'output_norm': 'affine', 'use_se': True},
+  ),
+}
+
+
+class Published:
+  """A network of a project, with numbers drawn by NumPy.
+
+  Attributes:
+    kind: key of `PUBLISHED`.
+    family: key of `interop.FAMILIES`.
+    name: of the network here.
+    model: arguments of its modules.
+    state_dict: with the prefix of the project's files.
+  """
+
+  def __init__(self, kind):
+    self.kind = kind
+    self.family = kind.removesuffix('_se')
+    self.name, options = PUBLISHED[kind]
+    self.prefix = interop.FAMILIES[self.family].prefix
+    self.model = {
+      'stages': models.STAGES[self.name],
+      'width': 16 if 'use_se' in options else 4,
+      'embedding_dim': 8,
+      'use_se': False,
+      'block': 'insightface',
+      'output_norm': 'bias',
+    } | options
+    rng = np.random.default_rng(0)
+    scheme = interop.FAMILIES[self.family].scheme
+    modules = torch_schemes.SCHEMES[scheme].modules(**self.model)
+    self.state_dict = {}
+    for module in modules:
+      for key, shape in sorted(module.expected().items()):
+        match key.rpartition('.')[2], len(shape):
+          case 'weight', 1 if module.kind == 'frozen_norm':
+            array = np.ones(shape)
+          case 'weight', 2 | 4:
+            array = rng.normal(0, np.prod(shape[1:]) ** -0.5, shape)
+          case 'running_mean' | 'bias', _:
+            array = rng.uniform(-0.5, 0.5, shape)
+          case _:
+            array = rng.uniform(0.3, 0.9, shape)
+        self.state_dict[self.prefix + key] = array.astype(np.float32)
+
+
+@pytest.fixture(scope='session', params=PUBLISHED)
+def published(request):
+  """A network of a project, as it is saved, of every kind in turn."""
+  return Published(request.param)
+
+
+@pytest.fixture(scope='session')
+def faces():
+  """uint8 ``[4, 112, 112, 3]``, RGB, whose colours differ."""
+  rng = np.random.default_rng(1)
+  means = rng.uniform(20, 235, (4, 1, 1, 3))
+  noise = rng.uniform(-20, 20, (4, 112, 112, 3))
+  return (means + noise).astype(np.uint8)

@@ -4,8 +4,11 @@
 Counts and hashes of names are of the projects' own modules, made once.
 """
 
+import functools
 import hashlib
+import json
 import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,6 +20,7 @@ from elasticface_jax.errors import InputError
 from elasticface_jax.interop import families, forms, torch_schemes
 from elasticface_jax.models.layers import EPSILON
 
+GOLDEN = Path(__file__).with_name('published.json')
 IR = {'width': 2, 'embedding_dim': 8}
 # A small network of each family, in its own form.
 OWN = {
@@ -327,18 +331,28 @@ def test_epsilon_is_in_the_running_variance(variables):
   )
 
 
-@pytest.fixture(scope='module')
-def embed():
+@functools.cache
+def compiled(**model):
+  backbone = models.build(**model)
+  return jax.jit(lambda *args: backbone.apply(*args, train=False)[0])
+
+
+@pytest.fixture(scope='session')
+def embed_images():
+  """``embed_images(params, batch_stats, images)``: embeddings."""
+
+  def run(*args):
+    return np.asarray(compiled(**interop.model_of(*args[:2]))(*args))
+
+  return run
+
+
+@pytest.fixture(scope='session')
+def embed(embed_images):
   """``embed(params, batch_stats)``: embeddings of four images."""
   images = np.random.default_rng(1).uniform(-1, 1, (4, 112, 112, 3))
   images = images.astype(np.float32)
-
-  def run(params, batch_stats):
-    backbone = models.build(**interop.model_of(params, batch_stats))
-    apply = jax.jit(lambda *args: backbone.apply(*args, train=False)[0])
-    return np.asarray(apply(params, batch_stats, images))
-
-  return run
+  return lambda *args: embed_images(*args, images)
 
 
 @pytest.mark.parametrize(
@@ -370,6 +384,13 @@ def test_other_forms_have_equal_embeddings(
     np.testing.assert_allclose(
       embed(*interop.from_torch(again)), wanted, 0, 2e-5
     )
+
+
+def test_embeddings_of_published_modules(published, faces, embed_images):
+  golden = json.loads(GOLDEN.read_text())[published.kind]
+  weights = interop.from_torch(published.state_dict)
+  images = (faces.astype(np.float32) - 127.5) / 127.5
+  np.testing.assert_allclose(embed_images(*weights, images), golden, 0, 1e-4)
 
 
 def test_the_scale_of_pixels_goes_into_the_kernel(variables, embed):
