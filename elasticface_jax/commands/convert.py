@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
   """Makes the run folder, and prints its network."""
-  from elasticface_jax import interop, runtime, weights
+  from elasticface_jax import runtime, weights
 
   runtime.check_platform()
   made = weights.convert(
@@ -47,9 +47,4 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
   )
   if made.note:
     print(made.note)
-  family = interop.FAMILIES[made.identity.family].title
-  pixels = made.identity.pixels
-  print(
-    f'{made.model["name"]} in {args.workdir}; names of {family}, trained on '
-    f'{pixels.colour_order}, {pixels.normalisation}'
-  )
+  print(f'{made.model["name"]} in {args.workdir}; {made.identity.summary}')

@@ -31,7 +31,7 @@ _FORMULA = re.compile(
 
 
 class Pixels(NamedTuple):
-  """What a network takes: colours in an order, each ``(x - mean) / std``.
+  """The pixels of a network: colours in an order, each ``(x - mean) / std``.
 
   Attributes:
     colour_order: ``'RGB'`` or ``'BGR'``.
@@ -123,7 +123,7 @@ _WRAPPERS = 'module', '_orig_mod'
 
 
 class Identity(NamedTuple):
-  """What a PyTorch file is.
+  """The project of a network in a PyTorch file, and its pixels.
 
   Attributes:
     family: key of `FAMILIES`: of the project whose names and form it has.
@@ -140,6 +140,14 @@ class Identity(NamedTuple):
   assumed: tuple[str, ...]
   note: str
   first_kernel: str
+
+  @property
+  def summary(self) -> str:
+    """A few words on names and pixels."""
+    return (
+      f'names of {FAMILIES[self.family].title}, trained on '
+      f'{self.pixels.colour_order}, {self.pixels.normalisation}'
+    )
 
   def describe(self) -> dict[str, Any]:
     """Returns what the network was trained on, for JSON."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where backbones lie in a PyTorch checkpoint, and what their tensors hold.
+"""Places of backbones in a PyTorch checkpoint, and the values of tensors.
 
 A backbone is found by the tensors of its first block, under any prefix, in the
 file itself or in a dictionary inside it.

@@ -20,7 +20,7 @@ from elasticface_jax.errors import InputError
 from elasticface_jax.interop import families, forms, torch_schemes
 from elasticface_jax.models.layers import EPSILON
 
-GOLDEN = Path(__file__).with_name('published.json')
+EMBEDDINGS = Path(__file__).with_name('published.json')
 IR = {'width': 2, 'embedding_dim': 8}
 # A small network of each family, in its own form.
 OWN = {
@@ -56,7 +56,7 @@ def variables(draw_network):
   return make
 
 
-GOLDEN = """
+KEYS = """
 adaface iresnet18 0 179 24020352 016c4989dd16a5e8
 adaface iresnet34 0 323 34134080 c2c023f4c0796a22
 adaface iresnet50 0 467 43585600 9449a8a7a2dacd57
@@ -92,7 +92,7 @@ FORMS = {
 
 @pytest.mark.parametrize(
   'form, name, use_se, keys, parameters, names',
-  [line.split() for line in GOLDEN.strip().splitlines()],
+  [line.split() for line in KEYS.strip().splitlines()],
 )
 def test_keys_of_published_modules(form, name, use_se, keys, parameters, names):
   scheme, block, output_norm = FORMS.get(form, ('ir', form, 'plain'))
@@ -387,7 +387,7 @@ def test_other_forms_have_equal_embeddings(
 
 
 def test_embeddings_of_published_modules(published, faces, embed_images):
-  golden = json.loads(GOLDEN.read_text())[published.kind]
+  golden = json.loads(EMBEDDINGS.read_text())[published.kind]
   weights = interop.from_torch(published.state_dict)
   images = (faces.astype(np.float32) - 127.5) / 127.5
   np.testing.assert_allclose(embed_images(*weights, images), golden, 0, 1e-4)

@@ -135,7 +135,8 @@ def module_of(published):
 
 def theirs(faces, family):
   """Returns what a project feeds its networks, NCHW."""
-  pixels = torch.from_numpy(faces).permute(0, 3, 1, 2).float()
+  # With channels last in memory, torch 2.13 dies in the backward pass.
+  pixels = torch.from_numpy(faces).permute(0, 3, 1, 2).contiguous().float()
   if family in ('adaface', 'magface'):
     pixels = pixels.flip(1)
   return pixels / 255 if family == 'magface' else (pixels - 127.5) / 127.5
@@ -186,8 +187,10 @@ def test_a_step_of_fine_tuning(compared, published, faces):
   loss = nn.functional.cross_entropy(SCALE * cosines, torch.from_numpy(LABELS))
   loss.backward()
   optimizer.step()
+  # Copies, since the module gets its old values back below.
   after = {
-    published.prefix + key: value for key, value in module.state_dict().items()
+    published.prefix + key: value.clone()
+    for key, value in module.state_dict().items()
   }
   module.eval()
   with torch.no_grad():
