@@ -393,6 +393,21 @@ def test_embeddings_of_published_modules(published, faces, embed_images):
   np.testing.assert_allclose(embed_images(*weights, images), golden, 0, 1e-4)
 
 
+def test_a_shift_of_pixels_is_no_part_of_a_padded_kernel(variables, embed):
+  params, batch_stats = variables('magface')
+  wanted = embed(params, batch_stats)
+  # x / 2 + 1 / 2 of x in [-1, 1], by the kernel and the mean that follows it.
+  kernel = params['conv1']['kernel'] / 2
+  mean = batch_stats['bn1']['mean'] - kernel.sum((0, 1, 2))
+  rest = {key: value for key, value in batch_stats.items() if key != 'input'}
+  folded = embed(
+    params | {'conv1': {'kernel': kernel}},
+    rest | {'bn1': batch_stats['bn1'] | {'mean': mean}},
+  )
+  # Equal but for the border, which they see through four stages.
+  assert 0.01 < np.abs(folded - wanted).max() < wanted.std()
+
+
 def test_the_scale_of_pixels_goes_into_the_kernel(variables, embed):
   params, batch_stats = variables('adaface')
   state_dict = interop.to_torch(params, batch_stats, names='adaface')

@@ -23,7 +23,7 @@ torch = pytest.importorskip('torch')
 nn = torch.nn
 
 GOLDEN = Path(__file__).with_name('published.json')
-LR, SCALE = 0.05, 8.0
+LR, SCALE = 0.02, 4.0
 # Least that embeddings of wrong pixels differ; right ones do by 1e-4.
 WRONG = 0.05
 LABELS = np.array([0, 1, 2, 1])
@@ -222,9 +222,9 @@ def test_a_step_of_fine_tuning(compared, published, faces):
       wanted_leaf, start = wanted_leaf[key.key], start[key.key]
     np.testing.assert_allclose(found, wanted_leaf, 0, 1e-3, err_msg=str(path))
     moved = max(moved, np.abs(found - start).max())
-  assert moved > 0.02
+  assert moved > 0.005
   found = np.asarray(embed(our_params, our_stats, ours(faces)))
-  np.testing.assert_allclose(found, wanted, 0, 1e-3)
+  np.testing.assert_allclose(found, wanted, 1e-3, 1e-3)
   still = np.asarray(embed(params, batch_stats, ours(faces)))
   assert np.abs(found - still).max() > 0.02
 

@@ -241,3 +241,20 @@ def test_frozen_bits_do_not_depend_on_devices():
   one, eight = (frozen_steps(devices, centers) for devices in (1, 8))
   assert one[0].tobytes() == eight[0].tobytes()
   assert one[1] == eight[1]
+
+
+def test_pixels_that_are_assumed_are_said(train_here, tmp_path):
+  backbone = models.build(
+    'iresnet10', width=2, block='adaface', output_norm='plain'
+  )
+  drawn = jax.eval_shape(backbone.init, jax.eval_shape(jax.random.key, 0))
+  drawn = jax.tree.map(lambda x: np.ones(x.shape, np.float32), drawn)
+  path = tmp_path / 'ir.pth'
+  torch_files.write(path, interop.to_torch(*drawn, names='tface'), {})
+  code, out, err = train_here(
+    tmp_path / 'run', 1, **FITS | {'start__checkpoint': path}
+  )
+  assert f'{path}: pixels taken as RGB, (x - 127.5) / 127.5' in out
+  assert 'for start.checkpoint, convert it first' in out
+  # The recipe trains another form.
+  assert code == 2 and "model.block is 'adaface' there" in err[0]
