@@ -20,6 +20,7 @@ _EXTRAS = {
     'ml_collections': 'ml-collections',
     'optax': 'optax',
     'orbax': 'orbax-checkpoint',
+    'safetensors': 'safetensors',
     'simplejpeg': 'simplejpeg',
     'tensorboardX': 'tensorboardX',
     'tensorflow': 'tensorflow',

@@ -19,7 +19,12 @@ import numpy as np
 
 from elasticface_jax import atomic, config_rules, interop, models
 from elasticface_jax.errors import InputError
-from elasticface_jax.interop import onnx_graph, stablehlo, torch_files
+from elasticface_jax.interop import (
+  onnx_graph,
+  safetensors_files,
+  stablehlo,
+  torch_files,
+)
 from elasticface_jax.interop.families import Identity
 from elasticface_jax.interop.onnx_network import OnnxNetwork
 from elasticface_jax.models.iresnet import check_faces
@@ -483,15 +488,18 @@ def export(
   *,
   file_format: str,
   names: str = 'insightface',
+  batch: int | None = None,
 ) -> list[str]:
   """Exports weights to a file, which appears complete and checked.
 
   Args:
     weights: from a run folder or a PyTorch file.
     out: the file, in a folder that exists; one of that name is replaced.
-    file_format: ``'torch'``, ``'onnx'`` or ``'stablehlo'``.
-    names: project whose modules shall load a PyTorch file, as for
+    file_format: ``'torch'``, ``'safetensors'``, ``'onnx'`` or
+      ``'stablehlo'``.
+    names: project whose modules shall load a state_dict, as for
       `interop.to_torch`.
+    batch: number of images that a StableHLO file takes; None for any.
 
   Returns:
     What was folded to bring the network into the project's form.
@@ -505,8 +513,8 @@ def export(
   check_export(out, file_format)
   metadata = weights.describe()
   variables = weights.params, weights.batch_stats
-  if file_format == 'torch':
-    return _export_torch(weights, out, metadata, names)
+  if file_format in ('torch', 'safetensors'):
+    return _export_state_dict(weights, out, file_format, metadata, names)
   # An exported network computes in float32, whatever dtype it trained in.
   backbone = models.build(**weights.model | _CONFIG_OF_FILE['model'])
   if file_format == 'onnx':
@@ -519,30 +527,29 @@ def export(
       embed=lambda images: apply(*as_float32, images)[0],
     )
   else:
-    stablehlo.write(out, backbone, *variables, metadata)
+    stablehlo.write(out, backbone, *variables, metadata, batch=batch)
   return []
 
 
-def _export_torch(weights, out, metadata, names):
+def _export_state_dict(weights, out, file_format, metadata, names):
   """Writes the file that the modules of a project load."""
   variables = weights.params, weights.batch_stats
   folded = interop.folded(*variables, names=names)
   family = interop.FAMILIES[names]
-  torch_files.write(
-    out,
-    interop.to_torch(
-      *variables, num_batches_tracked=_batches_seen(weights), names=names
-    ),
-    metadata
-    | {
-      'names': names,
-      'colour_order': family.pixels.colour_order,
-      'normalisation': family.pixels.normalisation,
-      # Embeddings are equal; what was folded is trained otherwise.
-      'folded': folded,
-    },
-    within=family.within,
+  state_dict = interop.to_torch(
+    *variables, num_batches_tracked=_batches_seen(weights), names=names
   )
+  metadata = metadata | {
+    'names': names,
+    'colour_order': family.pixels.colour_order,
+    'normalisation': family.pixels.normalisation,
+    # Embeddings are equal; what was folded is trained otherwise.
+    'folded': folded,
+  }
+  if file_format == 'safetensors':
+    safetensors_files.write(out, state_dict, metadata)
+  else:
+    torch_files.write(out, state_dict, metadata, within=family.within)
   return folded
 
 

@@ -8,6 +8,7 @@ from elasticface_jax.commands import _checkpoint, _paths
 from elasticface_jax.errors import InputError
 
 # Keys of `interop.FAMILIES`, which takes seconds to import; a test compares.
+_STATE_DICTS = 'torch', 'safetensors'
 _NAMES = (
   'insightface',
   'magface',
@@ -29,8 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--format',
     required=True,
-    choices=('torch', 'onnx', 'stablehlo'),
-    help="PyTorch's state_dict, or a network with its weights",
+    choices=(*_STATE_DICTS, 'onnx', 'stablehlo'),
+    help="PyTorch's state_dict, the same in safetensors, or a network with its "
+    'weights',
   )
   parser.add_argument(
     '--names',
@@ -45,23 +47,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='FILE',
     help='file to write',
   )
+  parser.add_argument(
+    '--batch',
+    type=int,
+    metavar='N',
+    help='images that a StableHLO file takes, so that older versions of jax '
+    'read it too; default: any number',
+  )
 
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
   """Writes the file, and prints its size."""
   from elasticface_jax import weights
 
-  if args.names is not None and args.format != 'torch':
+  if args.names is not None and args.format not in _STATE_DICTS:
     raise InputError(
-      f'--names {args.names} is for --format torch; leave it out'
+      f'--names {args.names} is for --format torch or safetensors; leave '
+      'it out'
     )
+  if args.batch is not None and args.format != 'stablehlo':
+    raise InputError(
+      f'--batch {args.batch} is for --format stablehlo; leave it out'
+    )
+  if args.batch is not None and args.batch < 1:
+    raise InputError(f'--batch {args.batch}: give 1 or more')
   weights.check_export(args.out, args.format)
   if args.out.exists():
     raise InputError(
       f'--out {args.out} exists; give another name, or remove it'
     )
   opened = _checkpoint.open_weights(args)
-  if args.format != 'torch':
+  if args.format not in _STATE_DICTS:
     print(
       f'compiling {opened.model["name"]}, and comparing it with the file ...',
       flush=True,
@@ -71,6 +87,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
     args.out,
     file_format=args.format,
     names=args.names or _NAMES[0],
+    batch=args.batch,
   )
   if folded:
     print(

@@ -2,7 +2,7 @@
 """Comparison of an exported file with its model."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -18,7 +18,11 @@ BATCHES = (1, 7)
 
 
 def compare(
-  path: str | os.PathLike[str], found: Embed, expected: Embed
+  path: str | os.PathLike[str],
+  found: Embed,
+  expected: Embed,
+  *,
+  batches: Sequence[int] = BATCHES,
 ) -> None:
   """Compares embeddings of random images, on the CPU.
 
@@ -29,6 +33,7 @@ def compare(
     found: the file's function from float32 images, RGB in [-1, 1],
       ``[B, 112, 112, 3]``, to embeddings, for batches of different sizes.
     expected: the model's function, likewise.
+    batches: numbers of images to compare; `found` takes these.
 
   Raises:
     RuntimeError: if they differ by more than `TOLERANCE`.
@@ -42,11 +47,11 @@ def compare(
       f'{jax.config.jax_platforms} leaves out; add cpu to it'
     ) from error
   rng = np.random.default_rng(0)
-  images = rng.uniform(-1, 1, (max(BATCHES), *IMAGE_SHAPE)).astype(np.float32)
+  images = rng.uniform(-1, 1, (max(batches), *IMAGE_SHAPE)).astype(np.float32)
   with jax.default_device(cpu):
     wanted = np.asarray(expected(images))
     limit = TOLERANCE * max(1, np.abs(wanted).max())
-    for count in BATCHES:
+    for count in batches:
       gap = np.abs(np.asarray(found(images[:count])) - wanted[:count]).max()
       # Written so that NaN fails.
       if not gap <= limit:

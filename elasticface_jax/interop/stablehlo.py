@@ -49,6 +49,8 @@ def write(
   params: dict[str, Any],
   batch_stats: dict[str, Any],
   metadata: Mapping[str, Any],
+  *,
+  batch: int | None = None,
 ) -> None:
   """Writes a backbone to a StableHLO file that jax has checked.
 
@@ -60,6 +62,7 @@ def write(
     params: its parameters, of any float dtype; the file has them as float32.
     batch_stats: its statistics, likewise.
     metadata: values for JSON by name.
+    batch: number B of images that the file takes; None for any number.
 
   Raises:
     InputError: if flatbuffers is not installed or the file cannot be written.
@@ -75,8 +78,8 @@ def write(
   def embed(variables, images):
     return backbone.apply(*variables, images, train=False)[0]
 
-  (batch,) = export.symbolic_shape('B')
-  images = jax.ShapeDtypeStruct((batch, *IMAGE_SHAPE), np.float32)
+  (count,) = export.symbolic_shape('B') if batch is None else (batch,)
+  images = jax.ShapeDtypeStruct((count, *IMAGE_SHAPE), np.float32)
   with_weights = jax.jit(lambda images: embed(variables, images))
   # With x64 switched on, the number of images would be an int64.
   with jax.enable_x64(False), _without_locations():
@@ -91,7 +94,10 @@ def write(
     loaded = export.deserialize(bytearray(part.read_bytes()))
     expected = jax.jit(embed)
     comparison.compare(
-      path, loaded.call, lambda images: expected(variables, images)
+      path,
+      loaded.call,
+      lambda images: expected(variables, images),
+      batches=comparison.BATCHES if batch is None else (batch,),
     )
 
 

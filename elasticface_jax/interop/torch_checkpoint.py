@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from elasticface_jax.errors import InputError
-from elasticface_jax.interop import torch_files
+from elasticface_jax.interop import safetensors_files, torch_files
 from elasticface_jax.interop.torch_schemes import SCHEMES
 
 StateDict = Mapping[str, Any]
@@ -37,9 +37,11 @@ class Found(NamedTuple):
 def open_tree(state_dict: Any) -> tuple[str, Any]:
   """Returns the name of a state_dict for messages, and its content."""
   name = name_of(state_dict)
-  if isinstance(state_dict, str | os.PathLike):
-    return name, torch_files.read(state_dict)
-  return name, state_dict
+  if not isinstance(state_dict, str | os.PathLike):
+    return name, state_dict
+  if safetensors_files.recognises(state_dict):
+    return name, safetensors_files.read(state_dict)
+  return name, torch_files.read(state_dict)
 
 
 def name_of(state_dict: Any) -> str:
@@ -162,7 +164,7 @@ def _read(name: str, key: str, value: Any) -> np.ndarray:
     # bfloat16 is unknown to NumPy.
     narrow = value.is_floating_point() and value.itemsize < 4
     return (value.float() if narrow else value).numpy()
-  if isinstance(value, torch_files.Tensor):
+  if isinstance(value, torch_files.Tensor | safetensors_files.Tensor):
     try:
       return value.numpy()
     except torch_files.BadTensor as error:

@@ -54,7 +54,7 @@ _ALIGNMENT = 64
 # A member of more bytes gets a longer header; zipfile's own limit is higher.
 _ZIP64_BYTES = 1 << 30
 _METADATA = 'metadata.json'
-_AGAIN = 'copy or download it again'
+AGAIN = 'copy or download it again'
 _SAVE = 'save its state_dict() with torch'
 
 
@@ -97,7 +97,7 @@ class _Storage:
     num_bytes = self.size * self.dtype.itemsize
     data = self.source.read(self.key, num_bytes)
     if len(data) != num_bytes:
-      raise BadTensor(f'has a storage that is cut off; {_AGAIN}')
+      raise BadTensor(f'has a storage that is cut off; {AGAIN}')
     if self.source.byteorder == sys.byteorder:
       return np.frombuffer(data, self.dtype)
     bits = np.frombuffer(data, f'u{self.dtype.itemsize}')
@@ -142,7 +142,7 @@ class Tensor:
     )
     size = self._storage.size
     if math.prod(self.shape) > size or last >= size:
-      raise BadTensor(f'is not within its storage of {size} values; {_AGAIN}')
+      raise BadTensor(f'is not within its storage of {size} values; {AGAIN}')
     strides = [
       stride * self.dtype.itemsize if n > 1 else 0
       for n, stride in zip(self.shape, self._strides, strict=True)
@@ -241,7 +241,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     metadata = None
   if not isinstance(metadata, dict):
     raise InputError(
-      f'{path}: its {_METADATA} is no JSON of names and values; {_AGAIN}'
+      f'{path}: its {_METADATA} is no JSON of names and values; {AGAIN}'
     )
   return metadata
 
@@ -305,7 +305,7 @@ def _head(path: Path) -> bytes:
 def _describe_other(head: bytes) -> str:
   text = head[:512].lstrip().lower()
   if not head:
-    return f'it is empty; {_AGAIN}'
+    return f'it is empty; {AGAIN}'
   if text.startswith(b'version https://git-lfs'):
     return 'it is a pointer of Git LFS; fetch the file itself with git lfs pull'
   if text.startswith((b'<!doctype', b'<html', b'<?xml')):
@@ -414,7 +414,7 @@ class _Archive(_Source):
     except Exception as error:
       # zipfile raises many kinds on damaged files.
       raise ValueError(
-        f'the zip file is cut off or damaged; {_AGAIN}'
+        f'the zip file is cut off or damaged; {AGAIN}'
       ) from error
     self._size = path.stat().st_size
     tops = [
@@ -437,7 +437,7 @@ class _Archive(_Source):
       )
     order = self.member('byteorder') if self.has('byteorder') else b'little'
     if order not in (b'little', b'big'):
-      raise ValueError(f'its byteorder is neither little nor big; {_AGAIN}')
+      raise ValueError(f'its byteorder is neither little nor big; {AGAIN}')
     self.byteorder = order.decode()
 
   def has(self, name: str) -> bool:
@@ -448,7 +448,7 @@ class _Archive(_Source):
     # Uncompressed, it cannot be larger than the file.
     if info.compress_type != zipfile.ZIP_STORED:
       raise ValueError(
-        f'its {name} is compressed, which torch never does; {_AGAIN}'
+        f'its {name} is compressed, which torch never does; {AGAIN}'
       )
     try:
       if max(info.file_size, info.compress_size) > self._size:
@@ -456,16 +456,16 @@ class _Archive(_Source):
       return self._zip.read(info)
     except Exception as error:
       # A wrong checksum, the end of the file, a header that is no header.
-      raise ValueError(f'its {name} is cut off or damaged; {_AGAIN}') from error
+      raise ValueError(f'its {name} is cut off or damaged; {AGAIN}') from error
 
   def _fetch(self, key: str, num_bytes: int) -> bytes:
     name = f'data/{key}'
     if not self.has(name):
-      raise BadTensor(f'is in {name!a}, which is missing; {_AGAIN}')
+      raise BadTensor(f'is in {name!a}, which is missing; {AGAIN}')
     found = self._zip.getinfo(self._top + name).file_size
     if found != num_bytes:
       raise BadTensor(
-        f'is in {name!a}, which has {found} bytes, not {num_bytes}; {_AGAIN}'
+        f'is in {name!a}, which has {found} bytes, not {num_bytes}; {AGAIN}'
       )
     try:
       return self.member(name)
@@ -519,7 +519,7 @@ class _Tail(_Source):
     if not isinstance(keys, list) or not all(
       isinstance(key, str) and key in storages for key in keys
     ):
-      raise ValueError(f'its list of storages is damaged; {_AGAIN}')
+      raise ValueError(f'its list of storages is damaged; {AGAIN}')
     for key in keys:
       storage = storages[key]
       num_bytes = storage.size * storage.dtype.itemsize
@@ -527,16 +527,16 @@ class _Tail(_Source):
       self._offsets[key] = offset + 8
       offset += 8 + num_bytes
       if offset > size:
-        raise ValueError(f'it is cut off in storage {key!a}; {_AGAIN}')
+        raise ValueError(f'it is cut off in storage {key!a}; {AGAIN}')
       if count != storage.size:
         raise ValueError(
           f'its storage {key!a} has {count} values, not {storage.size}; '
-          f'{_AGAIN}'
+          f'{AGAIN}'
         )
 
   def _fetch(self, key: str, num_bytes: int) -> bytes:
     if key not in self._offsets:
-      raise BadTensor(f'is in storage {key!a}, which is missing; {_AGAIN}')
+      raise BadTensor(f'is in storage {key!a}, which is missing; {AGAIN}')
     return self.pread(num_bytes, self._offsets[key])
 
 
