@@ -14,7 +14,7 @@ functions that it lets through, takes extension codes from a cache, hashes keys
 however deep they nest, and allocates the lengths that a pickle claims.
 
 A reader of more than plain data subclasses `Machine` and defines there which
-names are known and what they make.
+names are known, what they make, and what stands for all others.
 """
 
 import codecs
@@ -141,6 +141,8 @@ _BYTES_DTYPE = re.compile('S[1-9][0-9]{0,9}')
 # secret, so a pickle can choose many that collide.
 _MAX_KEY_LENGTH = 1 << 14
 _MAX_NUMBERED = 1 << 14
+# Of a module and a name in it, together; the pickle may ask for both often.
+_MAX_NAME_LENGTH = 300
 
 
 class Machine:
@@ -260,6 +262,70 @@ class Machine:
     """Makes a new dictionary; plain data have none, so it raises."""
     raise _never('EMPTY_DICT')
 
+  def make_unknown(self, name: str) -> Any:
+    """Makes what stands for a function or class that is not in `names`.
+
+    Args:
+      name: its full name, of bounded length.
+
+    Returns:
+      Never: plain data ask for none.
+
+    Raises:
+      UnknownName: always.
+    """
+    raise UnknownName(name)
+
+  def set_item(self, items: Any, key: Any, value: Any) -> None:
+    """Sets an item of a dictionary.
+
+    Args:
+      items: what the pickle gives it to, of any kind.
+      key: of any kind.
+      value: likewise.
+
+    Raises:
+      Exception: any, if `items` is no dictionary, or its keys could cost more
+        than time linear in their length.
+    """
+    if type(items) is not dict:
+      raise TypeError
+    if type(key) is int:
+      # Ints that count up from 0 cannot collide.
+      bounded = len(items) < _MAX_NUMBERED or key == len(items)
+    else:
+      bounded = type(key) in (str, bytes) and len(key) <= _MAX_KEY_LENGTH
+    if not bounded:
+      raise BadPickle(
+        'it holds a dictionary with other keys than strings and numbers, '
+        'or with too long or too many of them'
+      )
+    items[key] = value
+
+  def pop_marked(self) -> list[Any]:
+    """Pops all items above the last mark."""
+    items, self.stack = self.stack, self.stacks_below.pop()
+    return items
+
+  def known(self, module: Any, name: Any) -> Any:
+    """Returns a `Name` that the pickle asks for, or what stands for it.
+
+    Args:
+      module: as the pickle gives it, of any kind.
+      name: likewise.
+
+    Raises:
+      UnknownName: if `make_unknown` does, or the name is too long.
+    """
+    if not isinstance(module, str) or not isinstance(name, str):
+      raise TypeError
+    if len(module) + len(name) > _MAX_NAME_LENGTH:
+      raise UnknownName(f'{module[:100]}.{name[:100]}')
+    full_name = f'{module}.{name}'
+    if full_name not in self.names:
+      return self.make_unknown(full_name)
+    return Name(full_name)
+
   def find(self, identity: Any) -> Any:
     """Finds an object by persistent id; plain data have none, so it raises."""
     raise _never('BINPERSID')
@@ -291,10 +357,10 @@ class Machine:
       case 'EMPTY_TUPLE':
         push(())
       case 'LIST':
-        items = self._marked()
+        items = self.pop_marked()
         self.stack.append(items)
       case 'TUPLE':
-        items = self._marked()
+        items = self.pop_marked()
         self.stack.append(tuple(items))
       case 'TUPLE1' | 'TUPLE2' | 'TUPLE3':
         items = [pop() for _ in range(int(instruction[-1]))]
@@ -303,7 +369,7 @@ class Machine:
         item = pop()
         list.append(self.stack[-1], item)
       case 'APPENDS':
-        items = self._marked()
+        items = self.pop_marked()
         list.extend(self.stack[-1], items)
 
       case 'PUT' | 'BINPUT' | 'LONG_BINPUT':
@@ -317,11 +383,11 @@ class Machine:
         push(self.make_dict())
       case 'SETITEM':
         value, key = pop(), pop()
-        self._set(key, value)
+        self.set_item(self.stack[-1], key, value)
       case 'SETITEMS':
-        items = self._marked()
+        items = self.pop_marked()
         for key, value in zip(items[::2], items[1::2], strict=True):
-          self._set(key, value)
+          self.set_item(self.stack[-1], key, value)
 
       case 'PROTO' | 'FRAME':
         pass
@@ -336,10 +402,10 @@ class Machine:
     push, pop = self.stack.append, self.stack.pop
     match instruction:
       case 'GLOBAL':
-        push(self._known(*argument.split(' ', 1)))
+        push(self.known(*argument.split(' ', 1)))
       case 'STACK_GLOBAL':
         name, module = pop(), pop()
-        push(self._known(module, name))
+        push(self.known(module, name))
       case 'REDUCE':
         arguments, name = pop(), pop()
         if not isinstance(name, Name) or not isinstance(arguments, tuple):
@@ -351,7 +417,7 @@ class Machine:
       case 'BINPERSID':
         push(self.find(pop()))
       case 'INST':
-        self._known(*argument.split(' ', 1))
+        self.known(*argument.split(' ', 1))
         raise _never(instruction)
       case _:
         raise _never(instruction)
@@ -368,35 +434,6 @@ class Machine:
     if not _BYTES_DTYPE.fullmatch(text) or int(text[1:]) > self.length:
       raise TypeError
     return np.dtype(text)
-
-  def _marked(self) -> list[Any]:
-    """Pops all items above the last mark."""
-    items, self.stack = self.stack, self.stacks_below.pop()
-    return items
-
-  def _set(self, key: Any, value: Any) -> None:
-    items = self.stack[-1]
-    if type(items) is not dict:
-      raise TypeError
-    if type(key) is int:
-      # Ints that count up from 0 cannot collide.
-      bounded = len(items) < _MAX_NUMBERED or key == len(items)
-    else:
-      bounded = type(key) in (str, bytes) and len(key) <= _MAX_KEY_LENGTH
-    if not bounded:
-      raise BadPickle(
-        'it holds a dictionary with other keys than strings and numbers, '
-        'or with too long or too many of them'
-      )
-    items[key] = value
-
-  def _known(self, module: Any, name: Any) -> Name:
-    if not isinstance(module, str) or not isinstance(name, str):
-      raise TypeError
-    full_name = f'{module}.{name}'
-    if full_name not in self.names:
-      raise UnknownName(full_name)
-    return Name(full_name)
 
 
 def _never(instruction: str) -> BadPickle:

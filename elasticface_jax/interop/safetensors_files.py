@@ -10,7 +10,6 @@ import json
 import os
 import struct
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,8 +90,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     InputError: if the file is missing, cut off, damaged, or of another kind.
 
   Examples:
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp(), 'model.safetensors')
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp(), 'model.safetensors')
     >>> write(path, {'fc.bias': np.arange(3.0)}, {})
     >>> state_dict = read(path)
     >>> state_dict
@@ -122,8 +121,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     InputError: as `read`.
 
   Examples:
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp(), 'model.safetensors')
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp(), 'model.safetensors')
     >>> write(path, {}, {'colour_order': 'RGB', 'input_size': [112, 112]})
     >>> read_metadata(path)['input_size']
     '[112, 112]'

@@ -7,6 +7,11 @@ apart from it. Since PyTorch 1.6 the file is a zip archive, ``X/data.pkl`` with
 one member ``X/data/<key>`` for each storage. Before, and still on demand
 (`_use_new_zipfile_serialization`), it is five pickles, then the storages. Both
 are read here, by a machine that executes nothing (`pickles.Machine`).
+
+Beside the tensors a checkpoint may hold any object: Lightning writes
+hyper-parameters of many classes, and ``torch.save(net)`` pickles the whole
+module. No class is imported: a `Placeholder` stands for such an object, which
+has its name and nothing else. A tensor is made by known names alone.
 """
 
 import abc
@@ -50,6 +55,10 @@ _PROTOCOL = 1001
 _MAX_PICKLE = 1 << 24
 _MAX_NDIM = 64  # NumPy's.
 _MAX_STORAGE_KEY = 100  # Keys are numbers of twenty digits at most.
+# Bounds of the work for a pickled module, whose parts may repeat without end.
+_MAX_MODULES = 16
+_MAX_PARTS = 1 << 17
+_MAX_NAME = 1000
 _ALIGNMENT = 64
 # A member of more bytes gets a longer header; zipfile's own limit is higher.
 _ZIP64_BYTES = 1 << 30
@@ -152,25 +161,43 @@ class Tensor:
     return view.copy()
 
 
+@dataclasses.dataclass(eq=False, slots=True)
+class Placeholder:
+  """What stands for an object, a class or a function of a pickle.
+
+  It has no behaviour; what the pickle gives it as arguments or items is lost.
+
+  Attributes:
+    name: the full name of its class, or of the function that would make it.
+    state: its attributes as the pickle has them, maybe damaged.
+  """
+
+  name: str
+  state: Any = dataclasses.field(default=None, repr=False)
+
+
 def read(path: str | os.PathLike[str]) -> Any:
   """Reads a file of ``torch.save``, in either of its formats.
 
   Executes nothing and needs no torch. The values of a tensor are read from the
-  open file when its `Tensor.numpy` is called.
+  open file when its `Tensor.numpy` is called. Of a module that was pickled as a
+  whole, alone or in the outermost dictionary, its state_dict is read.
 
   Args:
     path: the file.
 
   Returns:
-    Dictionaries (ordered ones and counters too), lists, tuples, numbers,
-    strings, bytes and None; `Tensor` for tensors and parameters, a tuple for
-    ``torch.Size``, a string for devices and dtypes, NumPy scalars, and
-    `pickles.Array` for NumPy's arrays. They may be nested to any depth, and
-    lists and dictionaries may hold themselves.
+    Dictionaries (ordered ones, counters and those with a default too), lists
+    (sets too), tuples, numbers, strings, bytes and None; `Tensor` for tensors
+    and parameters, a tuple for ``torch.Size``, a string for devices and dtypes,
+    NumPy scalars, `pickles.Array` for NumPy's arrays, and `Placeholder` for
+    every other object. They may be nested to any depth, and lists and
+    dictionaries may hold themselves. Items of a dictionary whose keys are
+    neither strings, bytes nor integers are left out.
 
   Raises:
     InputError: if the file is missing, cut off, damaged, not ``torch.save``'s,
-      a TorchScript archive, or holds any other object or a call of a function.
+      a TorchScript archive, or one object that is no module.
 
   Examples:
     >>> import tempfile
@@ -187,9 +214,10 @@ def read(path: str | os.PathLike[str]) -> Any:
   try:
     if head.startswith(b'PK'):
       archive = _Archive(path)
-      return _Machine(archive).load(io.BytesIO(archive.member('data.pkl')))
+      data = io.BytesIO(archive.member('data.pkl'))
+      return _without_modules(_Machine(archive).load(data))
     if head.startswith(b'\x80'):
-      return _read_legacy(path)
+      return _without_modules(_read_legacy(path))
     raise ValueError(_describe_other(head))
   except pickles.UnknownName as error:
     raise InputError(
@@ -310,12 +338,28 @@ def _describe_other(head: bytes) -> str:
     return 'it is a pointer of Git LFS; fetch the file itself with git lfs pull'
   if text.startswith((b'<!doctype', b'<html', b'<?xml')):
     return 'it is a web page; download the file itself'
+  if text.startswith(b'{'):
+    return (
+      'it is JSON, as the index of a network in several safetensors files; '
+      'join these with safetensors, and give the one file'
+    )
   if head[257:262] == b'ustar':
     return (
       'it is a tar file, as torch wrote them before 2017; if you trust it, '
       f'load it with torch and {_SAVE}'
     )
-  return 'it is not a file of torch.save; give a .pth or .pt file'
+  return 'it is not a file of torch.save or of safetensors; give one of these'
+
+
+_REBUILD = {
+  'torch._utils._rebuild_tensor',
+  'torch._utils._rebuild_tensor_v2',
+}
+_SETS = {
+  f'{module}.{name}'
+  for module in ('builtins', '__builtin__')
+  for name in ('set', 'frozenset')
+}
 
 
 class _Machine(pickles.Machine):
@@ -323,11 +367,14 @@ class _Machine(pickles.Machine):
 
   names = pickles.Machine.names | {
     *_DTYPES,
+    *_REBUILD,
+    *_SETS,
     'collections.OrderedDict',
     'collections.Counter',
-    'torch._utils._rebuild_tensor',
-    'torch._utils._rebuild_tensor_v2',
+    'collections.defaultdict',
     'torch._utils._rebuild_parameter',
+    'torch._utils._rebuild_parameter_with_state',
+    'torch._tensor._rebuild_from_type_v2',
     'torch.Size',
     'torch.device',
     'torch.float64',
@@ -350,36 +397,122 @@ class _Machine(pickles.Machine):
   def make_dict(self) -> dict:
     return {}
 
+  def make_unknown(self, name: str) -> Placeholder:
+    return Placeholder(name)
+
   def make(self, name: str, arguments: tuple) -> Any:
     match name, arguments:
       case 'collections.OrderedDict', ():
         return {}
       case 'collections.Counter', (dict() as counts,):
         return counts
-      case (
-        'torch._utils._rebuild_tensor' | 'torch._utils._rebuild_tensor_v2',
-        (_Storage() as storage, offset, size, strides, *_),
+      case 'collections.defaultdict', _:
+        return {}  # Its items follow.
+      case _, () if name in _SETS:
+        return []
+      case _, (list() as items,) if name in _SETS:
+        return items
+      case _, (_Storage() as storage, offset, size, strides, *_) if (
+        name in _REBUILD
       ):
         return _tensor(storage, offset, size, strides)
-      case 'torch._utils._rebuild_parameter', (Tensor() as tensor, *_):
+      case _, (Placeholder() as storage, *_) if name in _REBUILD:
+        return Placeholder(storage.name)
+      case (
+        'torch._utils._rebuild_parameter'
+        | 'torch._utils._rebuild_parameter_with_state',
+        (Tensor() | Placeholder() as tensor, *_),
+      ):
         return tensor
+      # A tensor with attributes, or of a subclass: function, class, arguments.
+      case (
+        'torch._tensor._rebuild_from_type_v2',
+        (pickles.Name() as function, _, tuple() as given, *_),
+      ) if function in _REBUILD:
+        return self.make(function, given)
+      case 'torch._tensor._rebuild_from_type_v2', (function, *_):
+        return Placeholder(function.name)
       case 'torch.Size', (tuple() as size,):
         return size
       case 'torch.device', (str() as kind,):
         return kind
       case 'torch.device', (str() as kind, int() as index):
         return f'{kind[:20]}:{index}'
-    return super().make(name, arguments)
+    try:
+      return super().make(name, arguments)
+    except TypeError:
+      if name not in pickles.Machine.names:
+        raise
+      return Placeholder(name)  # NumPy's other dtypes, such as of strings.
 
   def build(self, made: Any, state: Any) -> None:
     match made, state:
       case dict(), dict():
         pass  # Attributes of an OrderedDict: versions of modules, `_metadata`.
+      case Placeholder(), _:
+        made.state = state
+      case pickles.Array(), (_, _, Placeholder(), *_):
+        pass
       case _:
         super().build(made, state)
 
-  def find(self, identity: Any) -> _Storage:
+  def set_item(self, items: Any, key: Any, value: Any) -> None:
+    if isinstance(items, Placeholder):
+      return
+    # Others would have to be hashed however deep they nest, and no state_dict
+    # has them.
+    if type(items) is dict and type(key) not in (str, bytes, int):
+      return
+    super().set_item(items, key, value)
+
+  def step(self, instruction: str, argument: Any) -> None:
+    stack = self.stack
+    match instruction:
+      # What makes an object of a class, or calls a function.
+      case 'REDUCE' if isinstance(stack[-2], Placeholder):
+        stack[-2:] = [Placeholder(stack[-2].name)]
+      case 'NEWOBJ':
+        stack[-2:] = [Placeholder(stack[-2].name)]
+      case 'NEWOBJ_EX':
+        stack[-3:] = [Placeholder(stack[-3].name)]
+      case 'OBJ':
+        (kind, *_) = self.pop_marked()
+        self.stack.append(Placeholder(kind.name))
+      case 'INST':
+        self.pop_marked()
+        self.stack.append(self.known(*argument.split(' ', 1)))
+      # What fills it.
+      case 'APPEND' if isinstance(stack[-2], Placeholder):
+        stack.pop()
+      case 'APPENDS' if isinstance(self.stacks_below[-1][-1], Placeholder):
+        self.pop_marked()
+      # Sets are lists: their items would have to be hashed.
+      case 'EMPTY_SET':
+        stack.append([])
+      case 'ADDITEMS':
+        items = self.pop_marked()
+        self.stack[-1].extend(items)
+      case 'FROZENSET':
+        items = self.pop_marked()
+        self.stack.append(items)
+      # Of objects that hold themselves.
+      case 'POP' if stack:
+        stack.pop()
+      case 'POP' | 'POP_MARK':
+        self.pop_marked()
+      case _:
+        super().step(instruction, argument)
+
+  def find(self, identity: Any) -> Any:
     match identity:
+      # A class with its source, which torch wrote beside modules before 1.6.
+      case ('module', Placeholder() as kind, *_):
+        return kind
+      case ('storage', Placeholder() as kind, *_):
+        if isinstance(self.source, _Tail):
+          # Its items have an unknown size, and others follow.
+          raise pickles.UnknownName(kind.name)
+        return kind
       # The location, like 'cuda:0', is that of the writer. The older format has
       # one more entry, for views, which torch has not written since 2018.
       case (
@@ -395,6 +528,71 @@ class _Machine(pickles.Machine):
           raise pickles.BadPickle(f'it describes storage {key!a} in two ways')
         return known
     raise pickles.BadPickle('it refers to a storage in an unknown way')
+
+
+# Attributes that every module has.
+_PARTS = {'_parameters', '_modules'}
+
+
+def _without_modules(content: Any) -> Any:
+  """Puts its state_dict in place of a module, alone or in a dictionary."""
+  if isinstance(content, Placeholder):
+    if not _is_module(content):
+      raise ValueError(
+        f'it is one object, {ascii(content.name)[1:-1]}, and no state_dict; if '
+        f'you trust it, load it with torch and {_SAVE}'
+      )
+    return _state_dict(content)
+  if type(content) is dict:
+    modules = {
+      key: value
+      for key, value in content.items()
+      if isinstance(value, Placeholder) and _is_module(value)
+    }
+    if len(modules) <= _MAX_MODULES:
+      content |= {key: _state_dict(value) for key, value in modules.items()}
+  return content
+
+
+def _is_module(made: Placeholder) -> bool:
+  return type(made.state) is dict and _PARTS <= made.state.keys()
+
+
+def _state_dict(module: Placeholder) -> dict[str, Any]:
+  """Collects the tensors of a pickled module, in the order of torch."""
+  found = {}
+  left = [('', module)]
+  parts = 0
+  while left:
+    place, one = left.pop()
+    if not _is_module(one):
+      continue
+    parameters, modules = one.state['_parameters'], one.state['_modules']
+    buffers = one.state.get('_buffers', {})
+    unsaved = one.state.get('_non_persistent_buffers_set', [])
+    kinds = [type(part) for part in (parameters, modules, buffers, unsaved)]
+    if kinds != [dict, dict, dict, list]:
+      raise ValueError(f'its module {place[:-1]!a} is damaged; {AGAIN}')
+    tensors = parameters | buffers
+    parts += 1 + len(tensors) + len(unsaved) + len(modules)
+    names = [name for name in (*tensors, *modules) if type(name) is str]
+    if parts > _MAX_PARTS or max(map(len, [place, *names])) > _MAX_NAME:
+      raise ValueError(
+        'its module has parts without number, or too long names; load it with '
+        f'torch and {_SAVE}'
+      )
+    unsaved = {name for name in unsaved if type(name) is str}
+    for name, tensor in tensors.items():
+      is_tensor = isinstance(tensor, Tensor | Placeholder)
+      if is_tensor and type(name) is str and name not in unsaved:
+        found[f'{place}{name}'] = tensor
+    below = [
+      (f'{place}{name}.', part)
+      for name, part in modules.items()
+      if isinstance(part, Placeholder) and type(name) is str
+    ]
+    left += below[::-1]
+  return found
 
 
 def _tensor(storage: _Storage, offset: Any, size: Any, strides: Any) -> Tensor:
@@ -530,8 +728,7 @@ class _Tail(_Source):
         raise ValueError(f'it is cut off in storage {key!a}; {AGAIN}')
       if count != storage.size:
         raise ValueError(
-          f'its storage {key!a} has {count} values, not {storage.size}; '
-          f'{AGAIN}'
+          f'its storage {key!a} has {count} values, not {storage.size}; {AGAIN}'
         )
 
   def _fetch(self, key: str, num_bytes: int) -> bytes:

@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """PyTorch files: their content as read, and damaged or hostile ones."""
 
+import argparse
 import collections
 import contextlib
+import datetime
+import decimal
+import enum
+import functools
 import io
 import os
+import pathlib
 import pickle
 import re
 import struct
 import sys
 import tarfile
+import time
 import tracemalloc
 import types
 import zipfile
@@ -23,7 +30,11 @@ import pytest
 from elasticface_jax import pickles
 from elasticface_jax.errors import InputError
 from elasticface_jax.interop import torch_files
-from elasticface_jax.interop.torch_files import BadTensor, Tensor
+from elasticface_jax.interop.torch_files import (
+  BadTensor,
+  Placeholder,
+  Tensor,
+)
 
 DTYPES = {
   'FloatStorage': np.float32,
@@ -73,12 +84,9 @@ torch = module(
   _utils=utils,
   **{name: type(name, (), {}) for name in DTYPES},
 )
-iresnet = module('backbones.iresnet', IResNet=type('IResNet', (), {}))
 STAND_INS = {
   'torch': torch,
   'torch._utils': utils,
-  'backbones': module('backbones', iresnet=iresnet),
-  'backbones.iresnet': iresnet,
 }
 
 
@@ -601,25 +609,6 @@ def test_missing_files(tmp_path):
         function(path)
 
 
-@forms
-def test_the_class_of_a_pickled_module_is_named(refused, form):
-  instance = iresnet.IResNet()
-  instance.weight = dense([1.0])
-  message = refused(saved({'model': instance}, form))
-  assert 'asks for backbones.iresnet.IResNet, which' in message
-  assert 'save its state_dict() with torch' in message
-
-
-def test_the_class_of_a_module_in_the_older_format_is_named(refused):
-  # Its class is in a reference, with its source.
-  data = (
-    b'\x80\x02(X\x06\x00\x00\x00modulecbackbones.iresnet\nIResNet\nX\x01\x00\x00'
-    b'\x00aX\x01\x00\x00\x00btQ)\x81.'
-  )
-  message = refused(legacy_of(data))
-  assert 'asks for backbones.iresnet.IResNet, which' in message
-
-
 def short(text):
   return b'\x8c' + bytes([len(text)]) + text.encode()
 
@@ -654,16 +643,19 @@ def attacks(folder):
 
 @forms
 @pytest.mark.parametrize('name', attacks(''))
-def test_runs_nothing(tmp_path, refused, form, name):
+def test_runs_nothing(tmp_path, read, form, name):
   folder = str(tmp_path / 'made')
   attack = attacks(folder)[name]
-  message = refused(FORMS[form](attack))
-  assert 'asks for ' in message
-  assert re.search(r'posix\.mkdir|builtins\.eval|exceptions\.OSError', message)
-  assert not os.path.exists(folder)
   # Also in place of the older format's first pickle.
-  assert 'asks for ' in refused(attack)
-  assert not os.path.exists(folder)
+  for data in (FORMS[form](attack), attack):
+    try:
+      shown = repr(read(data))
+    except InputError as error:
+      shown = str(error)
+    assert shown.isprintable()
+    assert not os.path.exists(folder)
+    if name not in ('metadata', 'identity') and data != attack:
+      assert re.search(r'posix.mkdir|builtin\w*.eval|exceptions.OSError', shown)
 
 
 @pytest.mark.parametrize('name', attacks(''))
@@ -703,9 +695,13 @@ TENSOR = b'ctorch._utils\n_rebuild_tensor_v2\n'
     b"(X\x07\x00\x00\x00storagectorch\nSize\nX\x01\x00\x00\x000NK\x01tQ",
     b"(X\x06\x00\x00\x00modulectorch\nFloatStorage\nX\x01\x00\x00\x000NK\x01tQ",
     b'Pid\n',
-    # Invalid keys.
-    b'}NNs', b'})Ns', b'}G\x00\x00\x00\x00\x00\x00\x00\x00Ns', b'}\x88Ns',
-    b'}]Ns', b'}}Ns', b'}(K\x01u', b']K\x01K\x01s', b'NK\x01K\x01s',
+    # No dictionaries, and half an item.
+    b'}(K\x01u', b']K\x01K\x01s', b'NK\x01K\x01s',
+    # No classes, no objects, nothing to take from the stack.
+    b'N)\x81', b'N)}\x92', b'(No', b')\x81', b'0', b'1', b'(\x91\x90',
+    b'N(N\x90', b'ca\nb\nN\x81b', b'(ia\n.', b'\x82\x01', b'2', b'Na', b'N(e',
+    b'ctorch._tensor\n_rebuild_from_type_v2\n(ctorch\nSize\nN)NtR',
+    b'ctorch._tensor\n_rebuild_from_type_v2\n(NN)NtR',
   ],
 )  # fmt: skip
 def test_wrong_programs(refused, program):
@@ -871,3 +867,272 @@ def test_names_are_in_full():
   for name in torch_files._Machine.names:
     assert '.' in name
   assert not torch_files._Machine.names <= pickles.Machine.names
+
+
+class Mode(enum.Enum):
+  ONE = 1
+
+
+class Attributes(dict):
+  """As Lightning's AttributeDict, with items and attributes."""
+
+
+class Items(list):
+  pass
+
+
+class Strange:
+  """An object that holds itself, in its arguments too."""
+
+  def __init__(self):
+    self.itself = self
+    self.arrays = np.array(['a', 'b']), np.array(['2024'], 'M8[Y]')
+
+  def __reduce__(self):
+    return Strange, (), self.__dict__
+
+
+class Slots:
+  __slots__ = ('value',)
+
+  def __init__(self):
+    self.value = (self,)
+
+
+def hyper_parameters():
+  """Returns what Lightning and its users write beside a state_dict."""
+  attributes = Attributes(lr=0.1, mode=Mode.ONE)
+  attributes.more = {'path': pathlib.PurePosixPath('a/b')}
+  return {
+    'args': argparse.Namespace(arch='ir_101', head={'m': 0.4}),
+    'attributes': attributes,
+    'items': Items([1, Mode.ONE]),
+    'partial': functools.partial(print, 1, end=''),
+    'path': pathlib.PurePosixPath('a', 'b'),
+    'date': datetime.datetime(2024, 1, 2),
+    'mode': Mode.ONE,
+    'class': Mode,
+    'function': os.path.join,
+    'complex': 1 + 2j,
+    'range': range(3),
+    'slice': slice(1, 2),
+    'queue': collections.deque([1, 2]),
+    'error': ValueError('a'),
+    'decimal': decimal.Decimal('0.5'),
+    'array': np.array(['a', 'b']),
+    'string': np.str_('a'),
+    'dates': np.array(['2024'], 'M8[Y]'),
+    'random': np.random.default_rng(0),
+    'strange': Strange(),
+    'slots': Slots(),
+    'callbacks': {Mode: {'best': 1}, (1, 2): 3, None: 4, 0.5: 5, True: 6},
+    'sets': [{1, 'a'}, frozenset({2}), set()],
+    'counts': collections.defaultdict(list, a=[1]),
+  }
+
+
+@forms
+@pytest.mark.parametrize('protocol', [2, 3, 4, 5])
+def test_objects_beside_the_tensors(read, form, protocol):
+  content = checkpoint() | {'hyper_parameters': hyper_parameters()}
+  found = read(saved(content, form, protocol))
+  weights = found['state_dict']
+  same(weights['conv.weight'].numpy(), np.arange(12, dtype='f4').reshape(3, 4))
+  found = found['hyper_parameters']
+  assert list(found) == list(hyper_parameters())
+  first, second, third = found['sets']
+  assert (sorted(map(str, first)), second, third) == (['1', 'a'], [2], [])
+  assert (found['callbacks'], found['counts']) == ({}, {'a': [1]})
+  names = {
+    'args': 'argparse.Namespace',
+    'attributes': f'{__name__}.Attributes',
+    'partial': 'functools.partial',
+    'path': r'pathlib(._local)?.PurePosixPath',
+    'date': 'datetime.datetime',
+    'mode': f'{__name__}.Mode',
+    'function': 'posixpath.join',
+    'queue': 'collections.deque',
+    'slots': f'{__name__}.Slots',
+    'strange': f'{__name__}.Strange',
+  }
+  for key, name in names.items():
+    assert isinstance(found[key], Placeholder), key
+    assert re.fullmatch(name, found[key].name), found[key].name
+  # Their attributes are there, and nothing that they could do.
+  assert found['args'].state == {'arch': 'ir_101', 'head': {'m': 0.4}}
+  assert not callable(found['partial'])
+
+
+class Module:
+  """Attributes of a module of torch."""
+
+  def __init__(self, modules=None, *, buffers=None, unsaved=(), **parameters):
+    self.training = False
+    self._parameters = collections.OrderedDict(parameters)
+    self._buffers = collections.OrderedDict(buffers or {})
+    self._non_persistent_buffers_set = set(unsaved)
+    self._backward_hooks = collections.OrderedDict()
+    self._modules = collections.OrderedDict(modules or {})
+
+
+def network():
+  norm = Module(
+    weight=dense(np.ones(3, 'f4'), '1'),
+    buffers={
+      'running_mean': dense(np.zeros(3, 'f4'), '2'),
+      'cache': dense(np.zeros(2, 'f4'), '3'),
+    },
+    unsaved={'cache'},
+  )
+  conv = Module(weight=dense(np.full((2, 3), 5, 'f4'), '4'), bias=None)
+  block = Module({'bn': norm, 'none': None, 'conv': conv})
+  return Module({'block': block, 'again': norm}, scale=dense([2.0], '5'))
+
+
+@forms
+@pytest.mark.parametrize('inside', [False, True])
+def test_a_pickled_module_is_read_as_its_state_dict(read, form, inside):
+  content = {'epoch': 3, 'net': network()} if inside else network()
+  found = read(saved(content, form))
+  found = found['net'] if inside else found
+  assert list(found) == [
+    'scale', 'block.bn.weight', 'block.bn.running_mean', 'block.conv.weight',
+    'again.weight', 'again.running_mean',
+  ]  # fmt: skip
+  same(found['block.conv.weight'].numpy(), np.full((2, 3), 5, 'f4'))
+  assert found['again.weight'] is found['block.bn.weight']
+
+
+@forms
+def test_one_object_is_no_state_dict(refused, form):
+  message = refused(saved(argparse.Namespace(a=1), form))
+  assert 'is one object, argparse.Namespace, and no state_dict' in message
+
+
+def test_a_module_of_the_older_format_has_its_source(read):
+  # Its class is in a reference, with its source.
+  data = (
+    b'\x80\x02(X\x06\x00\x00\x00modulecbackbones.iresnet\nIResNet\nX\x01\x00\x00'
+    b'\x00aX\x01\x00\x00\x00btQ)\x81}(X\x0b\x00\x00\x00_parameters}'
+    b'X\x08\x00\x00\x00_modules}ub.'
+  )
+  assert read(legacy_of(data)) == {}
+
+
+def repeated():
+  """2**50 modules in one kilobyte."""
+  return functools.reduce(
+    lambda made, _: Module({'a': made, 'b': made}), range(50), Module()
+  )
+
+
+def circular():
+  made = Module()
+  made._modules['a'] = made
+  return made
+
+
+def wide():
+  """A thousand modules of a thousand tensors, in ten kilobytes."""
+  one = Module(**{f'p{i}': None for i in range(1000)})
+  return Module({f'm{i}': one for i in range(1000)})
+
+
+def broken(**attributes):
+  made = Module()
+  made.__dict__.update(attributes)
+  return made
+
+
+@pytest.mark.parametrize(
+  'module, words',
+  [
+    (repeated(), 'parts without number'),
+    (circular(), 'parts without number'),
+    (wide(), 'parts without number'),
+    (Module(**{'a' * 2000: None}), 'too long names'),
+    (Module({'a': broken(_parameters=None)}), "module 'a' is damaged"),
+    (broken(_buffers=[1]), "module '' is damaged"),
+    (broken(_non_persistent_buffers_set=3), "module '' is damaged"),
+    (broken(_modules=Mode.ONE), "module '' is damaged"),
+  ],
+  ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_modules_cost_little(refused, module, words):
+  data = saved(module, 'zip')
+  started = time.process_time()
+  assert words in refused(data)
+  assert time.process_time() - started < 10
+
+
+def test_names_of_other_kinds_in_a_module(read):
+  made = Module({'a': 3, b'b': Module(c=dense([1.0])), 4: Module()}, d='text')
+  made._parameters[b'e'] = made._parameters[5] = dense([1.0])
+  assert read(saved(made, 'zip')) == {}
+
+
+DEEP = b'N' + b'\x85' * 200_000
+# A long tuple, which `GET` repeats.
+WIDE = b'(' + b'N' * 20_000 + b'tq\x09'
+
+
+@pytest.mark.parametrize(
+  'program',
+  [
+    # A class, and objects of it again and again; a long name.
+    b'](ca\nb\nq\x01)\x81' + b'h\x01)\x81' * 10_000 + b'e.',
+    b'](' + b'ca\nb\n' * 10_000 + b'e.',
+    b'](ca\nb\nq\x01' + b'h\x01}}\x92' * 5_000 + b'e.',
+    b'](' + b'((ca\nb\nNNo' * 2_000,
+    b'X\xff\x00\x00\x00' + b'm' * 255 + b'q\x01X\x20\x00\x00\x00' + b'n' * 32
+    + b'q\x02](' + b'h\x01h\x02\x93' * 10_000 + b'e.',
+    # What one object is given is not kept twice.
+    WIDE + b'](' + b'ca\nb\nh\x09R' * 10_000 + b'e.',
+    WIDE + b'ca\nb\n(' + b'h\x09' * 10_000 + b'e.',
+  ],
+)  # fmt: skip
+def test_objects_cost_little(read, program):
+  data = zip_of(b'\x80\x04' + program)
+  started = time.process_time()
+  tracemalloc.start()
+  try:
+    with contextlib.suppress(InputError):
+      read(data)
+    _, peak = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  assert peak < (1 << 20) + 100 * len(data)
+  assert time.process_time() - started < 20
+
+
+def test_keys_and_items_of_sets_are_not_hashed(read):
+  # The hash of such a tuple can overflow the stack, which ends the process.
+  program = b'\x80\x04(' + DEEP + b'q\x09\x8f(h\x09\x90(h\x09\x91}h\x09Nst.'
+  _, first, second, items = read(zip_of(program))
+  assert (len(first), len(second), items) == (1, 1, {})
+
+
+def test_names_are_short(refused):
+  program = b'c' + b'a' * 200 + b'\n' + b'b' * 200 + b'\n.'
+  assert f'asks for {"a" * 100}, which' in refused(
+    zip_of(b'\x80\x02' + program)
+  )
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_tensors_of_unknown_kinds(read, form):
+  program = (
+    b'\x80\x02}(U\x01actorch._utils\n_rebuild_sparse_tensor\n)R'
+    b'U\x01bctorch._utils\n_rebuild_tensor_v2\n((U\x07storage'
+    b'ctorch\nComplexFloatStorage\nU\x010U\x03cpuK\x02tQK\x00)))tRu.'
+  )
+  program = program.replace(b'U\x07storage', b'X\x07\x00\x00\x00storage')
+  if form == 'legacy':
+    with pytest.raises(InputError, match='asks for torch.ComplexFloatStorage'):
+      read(legacy_of(program))
+    return
+  found = read(zip_of(program))
+  assert {key: value.name for key, value in found.items()} == {
+    b'a': 'torch._utils._rebuild_sparse_tensor',
+    b'b': 'torch.ComplexFloatStorage',
+  }
