@@ -421,6 +421,7 @@ def convert(
   prefix: str | None = None,
   colour_order: str | None = None,
   normalisation: str | None = None,
+  check: Callable[[Weights], None] | None = None,
 ) -> Weights:
   """Converts PyTorch files to a run folder of step 0.
 
@@ -432,6 +433,8 @@ def convert(
       `interop.head_from_torch`; None if it holds one.
     colour_order: as for `open_weights`.
     normalisation: likewise.
+    check: called with the weights before anything is written, which nothing is
+      if it raises.
 
   Returns:
     The weights of the backbone.
@@ -450,6 +453,8 @@ def convert(
     colour_order=colour_order,
     normalisation=normalisation,
   )
+  if check is not None:
+    check(weights)
   state = {
     'step': np.zeros((), np.int32),
     'params': weights.params,

@@ -53,6 +53,7 @@ ALLOWED = {
     'terminal',
   },
   'interop': {'alignment', 'models', 'pickles', 'atomic'},
+  'originals': {'interop', 'models', 'weights'},
   'weights': {'models', 'training', 'interop', 'atomic', 'config_rules'},
   'pair_sets': {'data', 'evaluation', 'training', 'atomic'},
   'report': {
@@ -111,6 +112,7 @@ ALLOWED = {
     'benchmark',
     'planning',
     'weights',
+    'originals',
     'recipes',
     'pair_sets',
     'embeddings',

@@ -4,27 +4,21 @@
 from __future__ import annotations
 
 import argparse
-import mimetypes
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from elasticface_jax import atomic, terminal
-from elasticface_jax.commands import _checkpoint, _faces, _paths
-from elasticface_jax.errors import InputError
+from elasticface_jax.commands import _checkpoint, _faces, _images, _paths
 
 if TYPE_CHECKING:
-  import numpy as np
-
   from elasticface_jax.weights import Embedder
 
 # Images that are read at a time are this many evaluation batches, which is how
 # many all devices take at a time, at least.
 _BATCHES = 8
-# Files that tell a data set from a folder of images.
-_DATA_SETS = 'train.rec', 'dataset_info.json'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,27 +61,6 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
   print(f'{", ".join(names)} and {last} are in {args.out}; it took {seconds}')
 
 
-class _Images(NamedTuple):
-  """Images to embed, in their order.
-
-  Attributes:
-    count: number n of images.
-    batches: slices of ``range(n)``, and the images there, uint8
-      ``[b, 112, 112, 3]``.
-    truth: arrays to write, by name; complete once all batches are read.
-    columns: of images.tsv.
-    rows: of images.tsv, one for each image; to be read after the batches.
-    landmarks: text of landmarks.tsv; empty for faces that were aligned.
-  """
-
-  count: int
-  batches: Iterator[tuple[slice, np.ndarray]]
-  truth: dict[str, np.ndarray]
-  columns: Sequence[str]
-  rows: Iterator[tuple[str, ...]]
-  landmarks: str = ''
-
-
 def embed(
   network: Embedder,
   source: str | os.PathLike[str],
@@ -123,7 +96,7 @@ def embed(
   from elasticface_jax.training import checkpoint
 
   size = max(_BATCHES, jax.device_count()) * network.eval_rows
-  images = _open(os.fspath(source), size, alignment)
+  images = _images.open_images(os.fspath(source), size, alignment)
   with atomic.folder(Path(out), '--out') as partial:
     written = np.lib.format.open_memmap(
       partial / 'embeddings.npy',
@@ -153,100 +126,3 @@ def embed(
     checkpoint.write_json(
       partial / 'metadata.json', network.describe() | {'data': str(source)}
     )
-
-
-def _open(
-  source: str, size: int, alignment: _faces.Alignment | None
-) -> _Images:
-  """Opens whatever holds images, to be read `size` images at a time."""
-  from elasticface_jax import data
-
-  path = Path(source)
-  if data.is_remote(source):
-    return _of_data_set(source, size, alignment)
-  if path.is_file() and not _is_image(path):
-    if alignment is not None:
-      raise InputError(
-        f'{source} is a pair set, whose faces are aligned and have no names; '
-        'leave --landmarks and --detect out, or make one of photographs by '
-        'elasticface prepare --list'
-      )
-    return _of_pairs(path, size)
-  if path.is_file() or (path.is_dir() and _is_flat(path)):
-    return _of_files(path, size, alignment)
-  return _of_data_set(source, size, alignment)
-
-
-def _is_flat(folder: Path) -> bool:
-  """Tells whether a folder holds images and no folders, and is no data set."""
-  if any((folder / name).exists() for name in _DATA_SETS):
-    return False
-  names = [path for path in folder.iterdir() if not path.name.startswith('.')]
-  return not any(path.is_dir() for path in names) and any(map(_is_image, names))
-
-
-def _is_image(path: Path) -> bool:
-  """Tells whether a name is that of an image, of any format."""
-  kind, _ = mimetypes.guess_type(path.name, strict=False)
-  return (kind or '').startswith('image/')
-
-
-def _of_data_set(
-  source: str, size: int, alignment: _faces.Alignment | None
-) -> _Images:
-  import numpy as np
-
-  from elasticface_jax import data
-
-  opened, landmarks = data.open_encoded(source), ''
-  if alignment is not None:
-    opened, landmarks = _faces.aligned(alignment, opened)
-  labels = np.zeros(opened.num_images, np.int32)
-
-  def read():
-    for batch in data.all_in_order(opened, batch_size=size):
-      first, last = batch.indices[[0, -1]].tolist()
-      labels[first : last + 1] = batch.labels
-      yield slice(first, last + 1), batch.images
-
-  def rows():
-    for index, label in enumerate(labels.tolist()):
-      yield opened.image_name(index), str(label), opened.class_name(label)
-
-  columns, truth = ('image', 'label', 'person'), {'labels': labels}
-  return _Images(opened.num_images, read(), truth, columns, rows(), landmarks)
-
-
-def _of_pairs(path: Path, size: int) -> _Images:
-  from elasticface_jax import data
-  from elasticface_jax.embeddings import slices
-
-  pairs = data.read_pairs(path)
-  count = len(pairs.images)
-  batches = ((s, pairs.images[s]) for s in slices(count, size))
-  return _Images(count, batches, {'same': pairs.same}, (), iter(()))
-
-
-def _of_files(
-  path: Path, size: int, alignment: _faces.Alignment | None
-) -> _Images:
-  import numpy as np
-
-  from elasticface_jax import data
-  from elasticface_jax.embeddings import slices
-
-  files = data.list_images(path)
-  if alignment is None:
-    # Twice, since a bad file should end the command before its work, not after.
-    for file in files:
-      _faces.read_face(file)
-    names, landmarks = [file.name for file in files], ''
-    read = lambda index: _faces.read_face(files[index])
-  else:
-    names, read, landmarks = _faces.aligned_files(alignment, files, str(path))
-  batches = (
-    (s, np.stack([read(index) for index in range(s.start, s.stop)]))
-    for s in slices(len(names), size)
-  )
-  rows = ((name,) for name in names)
-  return _Images(len(names), batches, {}, ('image',), rows, landmarks)

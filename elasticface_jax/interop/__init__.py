@@ -11,6 +11,7 @@ from elasticface_jax.interop.torch_names import (
   left_aside,
   model_of,
   num_batches_tracked,
+  original_tensors,
   own_tensors,
   to_torch,
 )
@@ -25,6 +26,7 @@ __all__ = [
   'left_aside',
   'model_of',
   'num_batches_tracked',
+  'original_tensors',
   'own_tensors',
   'to_torch',
 ]

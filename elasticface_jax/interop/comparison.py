@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Comparison of an exported file with its model."""
+"""Comparison of embeddings: of an exported file, and of a converted one."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +18,80 @@ TOLERANCE = 1e-4
 BATCHES = (1, 7)
 
 
+class Agreement(NamedTuple):
+  """How near embeddings are to others of the same images.
+
+  Attributes:
+    count: number of images.
+    gap: largest absolute difference of two values.
+    largest: largest absolute value.
+    cosine: smallest cosine of two embeddings of an image.
+  """
+
+  count: int
+  gap: float
+  largest: float
+  cosine: float
+
+  @property
+  def is_close(self) -> bool:
+    """Whether the difference is at most `TOLERANCE` of the largest value."""
+    return self.gap <= TOLERANCE * self.largest  # False for NaN.
+
+
+def agreement(
+  found: Embed, expected: Embed, batches: Iterable[np.ndarray]
+) -> Agreement:
+  """Compares the embeddings of given images.
+
+  Args:
+    found: a function from images to embeddings, ``[B, D]``.
+    expected: another.
+    batches: of images, of any sizes; one at least.
+
+  Examples:
+    >>> images = np.array([[1.0, 2.0], [3.0, 0.0]])
+    >>> print(*agreement(lambda x: 1.25 * x, lambda x: x, [images]))
+    2 0.75 3.0 1.0
+  """
+  counts, gaps, sizes, cosines = [], [], [], []
+  for images in batches:
+    ours, theirs = (
+      np.asarray(embed(images), np.float64) for embed in (found, expected)
+    )
+    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    # Embeddings of zeros have no direction, and those of an image agree if
+    # both are zero.
+    products = np.where(lengths == 0, 1, (ours * theirs).sum(1))
+    counts.append(len(images))
+    gaps.append(np.abs(ours - theirs).max())
+    sizes.append(np.abs(theirs).max())
+    cosines.append((products / np.where(lengths == 0, 1, lengths)).min())
+  # NumPy's, since Python's pass over NaN.
+  gap, largest, cosine = np.max(gaps), np.max(sizes), np.min(cosines)
+  return Agreement(sum(counts), float(gap), float(largest), float(cosine))
+
+
+def on_cpu(path: str | os.PathLike[str]) -> jax.Device:
+  """Returns the CPU, on which networks are compared.
+
+  It computes in float32, where GPUs and TPUs convolve in less by default.
+
+  Args:
+    path: of the file that is compared, for the message.
+
+  Raises:
+    InputError: if jax may not use the CPU.
+  """
+  try:
+    return jax.local_devices(backend='cpu')[0]
+  except RuntimeError as error:
+    raise InputError(
+      f'{path}: networks are compared on the CPU, which JAX_PLATFORMS='
+      f'{jax.config.jax_platforms} leaves out; add cpu to it'
+    ) from error
+
+
 def compare(
   path: str | os.PathLike[str],
   found: Embed,
@@ -25,8 +100,6 @@ def compare(
   batches: Sequence[int] = BATCHES,
 ) -> None:
   """Compares embeddings of random images, on the CPU.
-
-  A CPU computes in float32, where GPUs and TPUs convolve in less by default.
 
   Args:
     path: of the file, for the message.
@@ -39,16 +112,9 @@ def compare(
     RuntimeError: if they differ by more than `TOLERANCE`.
     InputError: if jax may not use the CPU.
   """
-  try:
-    cpu = jax.local_devices(backend='cpu')[0]
-  except RuntimeError as error:
-    raise InputError(
-      f'{path}: exported files are checked on the CPU, which JAX_PLATFORMS='
-      f'{jax.config.jax_platforms} leaves out; add cpu to it'
-    ) from error
   rng = np.random.default_rng(0)
   images = rng.uniform(-1, 1, (max(batches), *IMAGE_SHAPE)).astype(np.float32)
-  with jax.default_device(cpu):
+  with jax.default_device(on_cpu(path)):
     wanted = np.asarray(expected(images))
     limit = TOLERANCE * max(1, np.abs(wanted).max())
     for count in batches:

@@ -377,6 +377,36 @@ def left_aside(
   ]
 
 
+def original_tensors(
+  state_dict: StateDict | str | os.PathLike[str], *, prefix: str | None = None
+) -> dict[str, np.ndarray]:
+  """Reads the tensors of a backbone as they are in a file.
+
+  Args:
+    state_dict: as for `from_torch`.
+    prefix: likewise.
+
+  Returns:
+    Arrays by their own names, without the prefix; narrower dtypes than float32
+    become float32.
+
+  Raises:
+    InputError: as `from_torch`, where a tensor cannot be read.
+
+  Examples:
+    >>> original_tensors({'net.layer1.0.bn1.bias': np.ones(2, np.float16)})
+    {'layer1.0.bn1.bias': array([1., 1.], dtype=float32)}
+  """
+  name, tree = torch_checkpoint.open_tree(state_dict)
+  found = torch_checkpoint.find_backbone(name, tree, prefix)
+  others = head_keys(found)
+  return {
+    key: torch_checkpoint.array(name, found.place + key, value)
+    for key, value in found.tensors.items()
+    if key not in others and hasattr(value, 'shape')
+  }
+
+
 def _model_of_names(name: str, found: Found) -> dict[str, Any]:
   """Derives the arguments of a scheme's modules from names and shapes."""
   tensors, place = found.tensors, found.place
