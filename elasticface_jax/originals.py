@@ -72,10 +72,14 @@ def _original(weights: Weights) -> Callable[[np.ndarray], np.ndarray]:
   if weights.path.suffix == '.onnx':
     return OnnxNetwork(weights.path, rows=ROWS).embed
   tensors = interop.original_tensors(weights.path, prefix=weights.prefix)
-  network = TorchNetwork(tensors, epsilon=1e-5)
+  identity = interop.identify(weights.path, prefix=weights.prefix)
+  family = interop.FAMILIES[identity.family]
+  network = TorchNetwork(tensors, epsilon=family.epsilon)
+  mean, std = np.float32(identity.pixels.mean), np.float32(identity.pixels.std)
+  order = -1 if identity.pixels.colour_order == 'BGR' else 1
 
   def run(images):
-    pixels = (images.astype(np.float32) - 127.5) / 127.5
+    pixels = ((images - mean) / std)[..., ::order]
     return network(pixels) + network(pixels[:, :, ::-1])
 
   return run

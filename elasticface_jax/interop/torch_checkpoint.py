@@ -104,6 +104,22 @@ def find_backbone(name: str, tree: Any, prefix: str | None) -> Found:
   return found[0]
 
 
+def check_read(name: str, found: Found) -> None:
+  """Raises if a tensor of a backbone is of a kind that is not read.
+
+  Raises:
+    InputError: names the key, and what it is in the file.
+  """
+  for key, value in found.tensors.items():
+    if isinstance(value, torch_files.Placeholder) and SCHEMES[
+      found.scheme
+    ].network.match(key):
+      raise InputError(
+        f'{name}: {found.place}{key} is a {ascii(value.name)[1:-1]}, no tensor '
+        'that is read here; save it as float32 with torch'
+      )
+
+
 def choose(name: str, found: Sequence[Found], prefix: str) -> Found:
   """Returns the backbone at a prefix, or else the only one below it."""
   wanted = prefix.rstrip('.')

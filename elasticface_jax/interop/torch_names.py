@@ -94,6 +94,7 @@ def from_torch(
   """
   name, tree = torch_checkpoint.open_tree(state_dict)
   found = torch_checkpoint.find_backbone(name, tree, prefix)
+  torch_checkpoint.check_read(name, found)
   model = _model_of_names(name, found)
   modules = list(SCHEMES[found.scheme].modules(**model))
   identity = _identify(found, model, colour_order, normalisation)
