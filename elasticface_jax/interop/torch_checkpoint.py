@@ -115,8 +115,9 @@ def check_read(name: str, found: Found) -> None:
       found.scheme
     ].network.match(key):
       raise InputError(
-        f'{name}: {found.place}{key} is a {ascii(value.name)[1:-1]}, no tensor '
-        'that is read here; save it as float32 with torch'
+        f'{name}: {found.place}{key} is made by {ascii(value.name)[1:-1]}, '
+        'which is not read; load it with torch and save a dense tensor of '
+        'float32'
       )
 
 

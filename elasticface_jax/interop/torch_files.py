@@ -345,8 +345,8 @@ def _describe_other(head: bytes) -> str:
     )
   if head[257:262] == b'ustar':
     return (
-      'it is a tar file, as torch wrote them before 2017; if you trust it, '
-      f'load it with torch and {_SAVE}'
+      'it is a tar file, as torch wrote them before 2017; unpack it or, if '
+      f'you trust it, load it with torch and {_SAVE}'
     )
   return 'it is not a file of torch.save or of safetensors; give one of these'
 

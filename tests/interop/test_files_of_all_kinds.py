@@ -102,7 +102,7 @@ def lightning(**more):
       under('model.', ADAFACE()) | {'head.kernel': HEAD, 'head.t': np.ones(1)}
     ),
     'callbacks': {argparse.Namespace: {'best_model_path': pathlib.Path('a')}},
-    'optimizer_states': [{'state': {0: {'momentum_buffer': dense([1.0], 'm')}}}],
+    'optimizer_states': [{'state': {0: {'buffer': dense([1.0], 'm')}}}],
     'hparams_name': 'kwargs',
     'hyper_parameters': {'args': argparse.Namespace(arch='ir_101', lr=0.1)},
   } | more
@@ -347,7 +347,7 @@ REFUSED = {
     of_torch(
       lambda: pickled(OURS()) | {'fc.weight': Reduced(argparse.Namespace, ())}
     ),
-    'fc.weight is a argparse.Namespace',
+    'fc.weight is made by argparse.Namespace',
   ),
   'three_dims.pth': (
     of_arrays(

@@ -83,6 +83,20 @@ def test_is_for_every_platform(written):
   assert loaded.out_avals[0].str_short() == 'float32[B,24]'
 
 
+def test_a_fixed_number_of_images(small, make_embed, images, tmp_path):
+  path = tmp_path / 'three.stablehlo'
+  stablehlo.write(path, *small, METADATA, batch=3)
+  loaded = load(path)
+  assert loaded.in_avals[0].str_short() == 'float32[3,112,112,3]'
+  expected = make_embed(*small)(images[:3])
+  np.testing.assert_allclose(loaded.call(images[:3]), expected, 0, 1e-4)
+  with pytest.raises(ValueError, match='shape'):
+    loaded.call(images[:2])
+  # A symbolic size comes with these, which older versions do not read of 0.11.
+  assert b'shape_assertion' not in loaded.mlir_module_serialized
+  assert stablehlo.read_metadata(path) == METADATA
+
+
 def test_metadata(written):
   assert stablehlo.read_metadata(written) == METADATA
   with zipfile.ZipFile(written) as archive:
