@@ -72,11 +72,11 @@ def _original(weights: Weights) -> Callable[[np.ndarray], np.ndarray]:
   if weights.path.suffix == '.onnx':
     return OnnxNetwork(weights.path, rows=ROWS).embed
   tensors = interop.original_tensors(weights.path, prefix=weights.prefix)
-  identity = interop.identify(weights.path, prefix=weights.prefix)
-  family = interop.FAMILIES[identity.family]
-  network = TorchNetwork(tensors, epsilon=family.epsilon)
-  mean, std = np.float32(identity.pixels.mean), np.float32(identity.pixels.std)
-  order = -1 if identity.pixels.colour_order == 'BGR' else 1
+  epsilon = interop.FAMILIES[weights.identity.family].epsilon
+  network = TorchNetwork(tensors, epsilon=epsilon)
+  pixels_of = weights.identity.pixels
+  mean, std = np.float32(pixels_of.mean), np.float32(pixels_of.std)
+  order = -1 if pixels_of.colour_order == 'BGR' else 1
 
   def run(images):
     pixels = ((images - mean) / std)[..., ::order]

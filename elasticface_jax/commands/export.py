@@ -62,8 +62,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
 
   if args.names is not None and args.format not in _STATE_DICTS:
     raise InputError(
-      f'--names {args.names} is for --format torch or safetensors; leave '
-      'it out'
+      f'--names {args.names} is for --format torch or safetensors; leave it out'
     )
   if args.batch is not None and args.format != 'stablehlo':
     raise InputError(
