@@ -19,7 +19,7 @@ BATCHES = (1, 7)
 
 
 class Agreement(NamedTuple):
-  """How near embeddings are to others of the same images.
+  """Nearness of embeddings to others of the same images.
 
   Attributes:
     count: number of images.
@@ -35,7 +35,7 @@ class Agreement(NamedTuple):
 
   @property
   def is_close(self) -> bool:
-    """Whether the difference is at most `TOLERANCE` of the largest value."""
+    """True if the difference is at most `TOLERANCE` of the largest value."""
     return self.gap <= TOLERANCE * self.largest  # False for NaN.
 
 
@@ -51,8 +51,9 @@ def agreement(
 
   Examples:
     >>> images = np.array([[1.0, 2.0], [3.0, 0.0]])
-    >>> print(*agreement(lambda x: 1.25 * x, lambda x: x, [images]))
-    2 0.75 3.0 1.0
+    >>> found = agreement(lambda x: 2 * x, lambda x: x, [images])
+    >>> found.count, found.gap, found.is_close
+    (2, 3.0, False)
   """
   counts, gaps, sizes, cosines = [], [], [], []
   for images in batches:

@@ -163,7 +163,7 @@ class Tensor:
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Placeholder:
-  """What stands for an object, a class or a function of a pickle.
+  """A stand-in for an object, a class or a function of a pickle.
 
   It has no behaviour; what the pickle gives it as arguments or items is lost.
 
