@@ -10,12 +10,13 @@ With nothing installed but jax and flatbuffers::
     embeddings = exported.call(images)
 
 Images are RGB in [-1, 1], float32 ``[B, 112, 112, 3]``, for any B or for one;
-embeddings are not normalised, float32 ``[B, D]``. The file runs on CPUs, NVIDIA's GPUs and
-TPUs, and convolves there in the precision that is jax's default.
+embeddings are not normalised, float32 ``[B, D]``. The file runs on CPUs,
+NVIDIA's GPUs and TPUs, and convolves there in the precision that is jax's
+default.
 
 A file of jax 0.11.2 for any B is read by no older version; one of a fixed B by
-0.8.3 and newer ones. Files of 0.8.3 to 0.10.2 are read by all of these versions,
-of either kind. docs/interop.md has what was tried.
+0.8.3 and newer ones. Files of 0.8.3 to 0.10.2 are read by all of these, of
+either kind. docs/interop.md has what was tried.
 
 `jax.export` has no place for metadata. A ZIP archive of one member is appended
 to its bytes. ZIP readers begin at the end of a file and `jax.export` at its
