@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from elasticface_jax import interop, models
+from elasticface_jax.errors import InputError
 from elasticface_jax.interop import comparison
 from elasticface_jax.interop.comparison import TOLERANCE, Agreement
 from elasticface_jax.interop.onnx_network import OnnxNetwork
@@ -69,14 +70,22 @@ def _ours(weights: Weights) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _original(weights: Weights) -> Callable[[np.ndarray], np.ndarray]:
+  identity = weights.identity
+  order = -1 if identity.pixels.colour_order == 'BGR' else 1
   if weights.path.suffix == '.onnx':
-    return OnnxNetwork(weights.path, rows=ROWS).embed
+    if 'normalisation' in identity.stated:
+      raise InputError(
+        f'{weights.path}: onnxruntime is given (x - 127.5) / 127.5, or pixels '
+        'that the graph scales; leave --normalise out, or --check'
+      )
+    network = OnnxNetwork(weights.path, rows=ROWS)
+    return lambda images: network.embed(images[..., ::order])
   tensors = interop.original_tensors(weights.path, prefix=weights.prefix)
-  epsilon = interop.FAMILIES[weights.identity.family].epsilon
+  epsilon = interop.FAMILIES[identity.family].epsilon
   network = TorchNetwork(tensors, epsilon=epsilon)
-  pixels_of = weights.identity.pixels
-  mean, std = np.float32(pixels_of.mean), np.float32(pixels_of.std)
-  order = -1 if pixels_of.colour_order == 'BGR' else 1
+  mean, std = (
+    np.float32(values) for values in (identity.pixels.mean, identity.pixels.std)
+  )
 
   def run(images):
     pixels = ((images - mean) / std)[..., ::order]

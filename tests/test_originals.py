@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Converted networks beside the run of their own files: `convert --check`."""
 
+import dataclasses
 import sys
 
 import jax
@@ -10,7 +11,7 @@ from PIL import Image
 
 from elasticface_jax import cli, interop, models, originals, weights
 from elasticface_jax.errors import InputError
-from elasticface_jax.interop import onnx_network, torch_files, torch_network
+from elasticface_jax.interop import torch_files, torch_network
 from elasticface_jax.interop.comparison import agreement
 
 
@@ -130,9 +131,16 @@ def test_an_onnx_file_is_run_by_onnxruntime(path, faces, tmp_path):
   onnx = tmp_path / 'net.onnx'
   weights.export(opened, onnx, file_format='onnx')
   image = np.asarray(Image.open(faces / '0.png'))[None]
-  theirs = onnx_network.OnnxNetwork(onnx, rows=originals.ROWS).embed
-  ours = originals._ours(opened)
-  assert agreement(ours, theirs, [image]).is_close
+  of_file = dataclasses.replace(opened, path=onnx)
+  assert originals.compare(of_file, [image]).is_close
+  # Colours of the file in the other order.
+  pixels = opened.identity.pixels._replace(colour_order='BGR')
+  turned = opened.identity._replace(pixels=pixels)
+  of_file = dataclasses.replace(of_file, identity=turned)
+  assert not originals.compare(of_file, [image]).is_close
+  stated = turned._replace(stated=('normalisation',))
+  with pytest.raises(InputError, match='leave --normalise out'):
+    originals.compare(dataclasses.replace(of_file, identity=stated), [image])
 
 
 def test_without_torch(path, faces, tmp_path, capfd, monkeypatch):

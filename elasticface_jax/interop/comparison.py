@@ -3,7 +3,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -73,7 +73,7 @@ def agreement(
   return Agreement(sum(counts), float(gap), float(largest), float(cosine))
 
 
-def on_cpu(path: str | os.PathLike[str]) -> jax.Device:
+def on_cpu(path: str | os.PathLike[str]) -> Any:
   """Returns the CPU, on which networks are compared.
 
   It computes in float32, where GPUs and TPUs convolve in less by default.
