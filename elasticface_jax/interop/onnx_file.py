@@ -116,8 +116,16 @@ class OnnxFile:
       Unfit: if it is none of the kinds of nodes that make constants.
     """
     kind, (first, *others) = node.op_type, arrays
-    if kind in ('Identity', 'Dropout'):
+    if kind in ('Identity', 'Dropout', 'CastLike'):
       return first
+    if kind == 'Shape':
+      attributes = self.attributes(node)
+      taken = slice(attributes.get('start', 0), attributes.get('end'))
+      return np.array(first.shape[taken])
+    if kind == 'Expand':
+      shape = np.broadcast_shapes(first.shape, tuple(map(int, others[0])))
+      self._count(shape, first.dtype)
+      return np.broadcast_to(first, shape)
     if kind in _ELEMENTWISE or kind == 'Div':
       self._count(np.broadcast_shapes(*(x.shape for x in arrays)), first.dtype)
       if kind == 'Div':

@@ -229,7 +229,7 @@ class _Graph:
         return self._file.constant(node)
       with np.errstate(all='ignore'):
         if not values:
-          return self._file.fold(node, inputs)
+          return np.asarray(self._file.fold(node, inputs))
         return _READERS[node.op_type](self._file, node, inputs)
     # A shape, an axis or a dtype that is wrong, or a kind that is not there:
     # this node does not fit, whatever it is.
@@ -265,6 +265,11 @@ def _result(source, axes):
   return Value(source, Affine(np.ones(channels), np.zeros(channels)), axes)
 
 
+def _kept(kind, node, value):
+  """An operation that reads one value and keeps its shape."""
+  return _result(Operation(kind, named(node), [value], value.shape), value.axes)
+
+
 def _check(fits):
   if not fits:
     raise Unfit
@@ -280,7 +285,12 @@ def _of_channels(value, array):
   """Shapes an array that is broadcast to a value as one number a channel."""
   _check(isinstance(array, np.ndarray) and array.ndim <= len(value.axes))
   sizes = (1,) * (len(value.axes) - array.ndim) + array.shape
-  _check(all(size == 1 or axis == 'C' for size, axis in zip(sizes, value.axes)))
+  _check(
+    all(
+      size == 1 or axis == 'C'
+      for size, axis in zip(sizes, value.axes, strict=True)
+    )
+  )
   _check(array.size in (1, value.shape[0]))
   return np.broadcast_to(array.reshape(-1).astype(float), value.shape[:1])
 
@@ -342,9 +352,7 @@ def _normalized(node, value, norm):
   _check(norm.source.kind == 'norm' and not value.has_pixels)
   (of,) = norm.source.inputs
   _check(of.same(value))
-  return _result(
-    Operation('normalize', named(node), [value], value.shape), value.axes
-  )
+  return _kept('normalize', node, value)
 
 
 def _inverse(file, node, inputs):
@@ -359,9 +367,7 @@ def _power(file, node, inputs):
   if value.source.kind == 'squares' and np.all(exponent == 0.5):
     return _root(file, node, [value])
   _check(np.all(exponent == 2))
-  return _result(
-    Operation('square', named(node), [value], value.shape), value.axes
-  )
+  return _kept('square', node, value)
 
 
 def _sum_of_squares(file, node, inputs):
@@ -400,9 +406,7 @@ def _normalization(file, node, inputs):
   axis = attributes.get('axis', -1) % len(value.axes)
   _check(attributes.get('p', 2) == 2 and value.axes[axis] == 'C')
   _check(not value.has_pixels)
-  return _result(
-    Operation('normalize', named(node), [value], value.shape), value.axes
-  )
+  return _kept('normalize', node, value)
 
 
 def _at_least(file, node, inputs):
@@ -428,50 +432,54 @@ def _conv(file, node, inputs):
   bias, added = [*others, None, None][:2]
   _check(value.axes == 'NCHW' and isinstance(kernel, np.ndarray))
   out, channels, size, width = kernel.shape
-  _check(size == width and channels == value.shape[0] and size % 2)
+  _check(size == width and channels == value.shape[0])
   _check(attributes.get('group', 1) == 1)
   _check(set(attributes.get('dilations', [1])) == {1})
   strides = tuple(attributes.get('strides', (1, 1)))
   pads = attributes.get('pads', [0] * 4)
-  auto = attributes.get('auto_pad', 'NOTSET')
-  if auto.startswith('SAME'):
-    _check(strides == (1, 1) or size == 1)
+  if attributes.get('auto_pad', 'NOTSET').startswith('SAME'):
+    _check(size % 2 and (strides == (1, 1) or size == 1))
     pads = [size // 2] * 4
   _check(len(set(pads)) == 1)
-  height = [
+  sides = tuple(
     (side + 2 * pads[0] - size) // step + 1
     for side, step in zip(value.shape[1:], strides, strict=True)
-  ]
-  _check(min(height) > 0)
-  if bias is not None:
-    _check(isinstance(bias, np.ndarray) and bias.shape == (out,))
-  if height == [1, 1] and not pads[0] and value.shape[1:] == (size, size):
-    # It reads every pixel once: a fully connected layer.
-    if value.has_pixels:
-      value = _flat(node, value, 'CHW')
-    return _result(
-      _linear(node, value, kernel.reshape(out, -1).T, bias), 'NCHW'
-    )
-  operation = Operation(
-    'conv',
-    named(node),
-    [value],
-    (out, *height),
-    kernel,
-    stride=strides,
-    padding=pads[0],
   )
-  found = _result(operation, value.axes)
-  if bias is not None:
-    found = _scaled(found, 1, bias.astype(float), node)
-  # FusedConv of onnxruntime.
+  _check(min(sides) > 0)
+  _check(bias is None or bias.shape == (out,))
+  if not pads[0] and value.shape[1:] == (size, size):
+    # It reads every pixel once: a fully connected layer.
+    value = _flat(node, value, 'CHW') if value.has_pixels else value
+    operation = _linear(node, value, kernel.reshape(out, -1).T, bias)
+    found = _result(operation, 'NCHW')
+  else:
+    operation = Operation(
+      'conv',
+      named(node),
+      [value],
+      (out, *sides),
+      kernel,
+      stride=strides,
+      padding=pads[0],
+    )
+    found = _result(operation, value.axes)
+    if bias is not None:
+      found = _scaled(found, 1, bias.astype(float), node)
+  # What onnxruntime has fused.
   if added is not None:
     found = _sum(file, node, [found, added])
-  activation = attributes.get('activation', '')
-  if activation:
-    slopes = {'Relu': [0.0], 'LeakyRelu': attributes.get('activation_params')}
-    found = _rectified(node, found, np.asarray(slopes[activation][0]))
-  return found
+  return _activated(node, found, attributes)
+
+
+def _activated(node, value, attributes):
+  """Applies the activation of a node that onnxruntime has fused."""
+  kind = attributes.get('activation', '')
+  if not kind:
+    return value
+  if kind == 'Sigmoid':
+    return _kept('sigmoid', node, value)
+  slopes = {'Relu': [0.0], 'LeakyRelu': attributes.get('activation_params')}
+  return _rectified(node, value, np.asarray(slopes[kind][0]))
 
 
 def _flat(node, value, order):
@@ -500,10 +508,7 @@ def _gemm(file, node, inputs):
     bias = bias.reshape(-1) * np.float32(attributes.get('beta', 1.0))
   kernel = kernel if factor == 1 else kernel * np.float32(factor)
   found = _result(_linear(node, value, kernel, bias), 'NC')
-  if attributes.get('activation', ''):
-    _check(attributes['activation'] == 'Relu')
-    found = _rectified(node, found, np.zeros(()))
-  return found
+  return _activated(node, found, attributes)
 
 
 def _matmul(file, node, inputs):
@@ -550,9 +555,7 @@ def _rectified(node, value, slope):
 def _positive(file, node, inputs):
   value, zero = inputs
   _check(isinstance(zero, np.ndarray) and not zero.any())
-  return _result(
-    Operation('positive', named(node), [value], value.shape), value.axes
-  )
+  return _kept('positive', node, value)
 
 
 def _where(file, node, inputs):
@@ -641,20 +644,16 @@ def _gather(file, node, inputs):
 
 
 def _flipped(node, value):
-  return _result(
-    Operation('flip', named(node), [value], value.shape), value.axes
-  )
+  return _kept('flip', node, value)
 
 
 def _sigmoid(file, node, inputs):
   (value,) = inputs
-  return _result(
-    Operation('sigmoid', named(node), [value], value.shape), value.axes
-  )
+  return _kept('sigmoid', node, value)
 
 
 def _same(file, node, inputs):
-  """``Identity``, ``Dropout`` in evaluation, a cast from float to float."""
+  """``Identity``, ``Dropout`` in evaluation, a cast between floats."""
   if node.op_type == 'Dropout' and len(inputs) > 2 and inputs[2] is not None:
     _check(not np.any(inputs[2]))
   return inputs[0]
@@ -741,6 +740,7 @@ _READERS: dict[str, Callable[..., Any]] = {
   'AveragePool': _pool,
   'BatchNormalization': _batch_norm,
   'Cast': _same,
+  'CastLike': _same,
   'Clip': _at_least,
   'Conv': _conv,
   'Div': _quotient,
