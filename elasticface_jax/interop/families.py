@@ -200,7 +200,7 @@ def identify(
   known = FAMILIES[family].pixels
   given = {'colour_order': colour_order, 'normalisation': normalisation}
   stated = tuple(field for field, value in given.items() if value is not None)
-  pixels = _stated(known, colour_order, normalisation)
+  pixels = stated_pixels(known, colour_order, normalisation)
   assumed = tuple(field for field in assumed if field not in stated)
   note = ''
   if assumed:
@@ -247,10 +247,19 @@ def _other(colour_order):
   return _COLOUR_ORDERS[1 - _COLOUR_ORDERS.index(colour_order)]
 
 
-def _stated(
+def stated_pixels(
   known: Pixels, colour_order: str | None, normalisation: str | None
 ) -> Pixels:
-  """Replaces what a caller states."""
+  """Replaces what a caller states of pixels.
+
+  Args:
+    known: what they are otherwise.
+    colour_order: ``'rgb'`` or ``'bgr'``; None as known.
+    normalisation: formula of a pixel x; None as known.
+
+  Raises:
+    InputError: if one of the last two has no meaning.
+  """
   order = known.colour_order
   if colour_order is not None:
     order = colour_order.upper()

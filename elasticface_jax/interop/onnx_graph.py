@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Export of a backbone to an ONNX file.
 
-An IResNet in evaluation has ten kinds of nodes, written here one by one. The
-general exporter, jax2onnx, needs an older Orbax than the trainer does, adds
+An IResNet in evaluation has thirteen kinds of nodes, written here one by one.
+The general exporter, jax2onnx, needs an older Orbax than the trainer does, adds
 transposes around convolutions and writes PReLU as a comparison and a select.
 
 The file is what insightface's tools expect: images ``input.1``, float32
 ``[batch, 3, 112, 112]``, RGB, (x - 127.5) / 127.5; one output, ``embedding``,
 not normalised, ``[batch, D]``. They assume that the graph scales pixels itself
 if the first 8 nodes have names that begin with ``Sub`` and ``Mul``. Here nodes
-have the names of PyTorch's modules, and arrays those of its tensors.
+have the names of PyTorch's modules, and arrays those of its tensors; those of
+an `InputNorm`, which maps the same images to others, begin with ``input``.
 """
 
 import itertools
@@ -32,6 +33,8 @@ _OPSET, _IR_VERSION = 15, 8
 # Protobuf's limit.
 _MOST_BYTES = 2**31 - 1
 _FATAL = 4
+# Arrays of a BatchNorm, and what they are where they are left out.
+_NORM = {'weight': 1, 'bias': 0, 'running_mean': 0, 'running_var': 1}
 
 
 def write(
@@ -40,6 +43,7 @@ def write(
   metadata: Mapping[str, Any],
   *,
   embed: Callable[[np.ndarray], np.ndarray],
+  input_norm: Mapping[str, np.ndarray] | None = None,
 ) -> None:
   """Writes a backbone to an ONNX file that onnxruntime has checked.
 
@@ -47,12 +51,13 @@ def write(
 
   Args:
     path: of the file; an existing one is replaced.
-    state_dict: of an IResNet of any depth and width, with SE or without, as
-      from `to_torch`. Arrays are written as float32.
+    state_dict: of an IResNet of any form, as from `own_tensors`. Arrays are
+      written as float32.
     metadata: values for JSON by name. A string is stored as it is, everything
       else as JSON.
     embed: the network in evaluation, for the check: images, RGB in [-1, 1],
       float32 ``[B, 112, 112, 3]``, to embeddings ``[B, D]``.
+    input_norm: mean and std of its `InputNorm`, ``[3]``, if it has one.
 
   Raises:
     InputError: if onnx or onnxruntime is not installed, the network is too
@@ -67,7 +72,7 @@ def write(
       f'{path}: weights of {size} bytes are more than the 2 GiB that an ONNX '
       'file can have; export to stablehlo'
     )
-  model = _model(onnx, state_dict, metadata)
+  model = _model(onnx, state_dict, input_norm, metadata)
   onnx.checker.check_model(model, full_check=True)
   options = onnxruntime.SessionOptions()
   options.log_severity_level = _FATAL
@@ -104,9 +109,9 @@ def check_packages() -> tuple[Any, Any]:
   return onnx, onnxruntime
 
 
-def _model(onnx, state_dict, metadata):
+def _model(onnx, state_dict, input_norm, metadata):
   graph = _Graph(onnx, state_dict)
-  graph.network()
+  graph.network(input_norm)
   describe = onnx.helper.make_tensor_value_info
   side, _, channels = IMAGE_SHAPE
   shapes = {
@@ -155,7 +160,9 @@ class _Graph:
 
   def array(self, name, *, shape=None):
     array = self._state_dict[name].astype(np.float32)
-    array = array if shape is None else array.reshape(shape)
+    return self.add(name, array if shape is None else array.reshape(shape))
+
+  def add(self, name, array):
     self.arrays.append(self._onnx.numpy_helper.from_array(array, name))
     return name
 
@@ -173,8 +180,15 @@ class _Graph:
     )
 
   def norm(self, x, name, *, output=None):
-    parts = 'weight', 'bias', 'running_mean', 'running_var'
-    arrays = [self.array(f'{name}.{part}') for part in parts]
+    arrays = []
+    # The last BatchNorm may have no scale and bias.
+    shape = self._state_dict[f'{name}.running_mean'].shape
+    for part, default in _NORM.items():
+      key = f'{name}.{part}'
+      if key in self._state_dict:
+        arrays.append(self.array(key))
+      else:
+        arrays.append(self.add(key, np.full(shape, default, np.float32)))
     return self.node(
       'BatchNormalization', name, x, *arrays, output=output, epsilon=EPSILON
     )
@@ -194,17 +208,41 @@ class _Graph:
 
   def block(self, x, name, *, stride):
     y = self.conv(self.norm(x, f'{name}.bn1'), f'{name}.conv1')
-    y = self.prelu(self.norm(y, f'{name}.bn2'), f'{name}.prelu')
-    y = self.norm(self.conv(y, f'{name}.conv2', stride=stride), f'{name}.bn3')
+    if self.has(f'{name}.bn2'):
+      y = self.norm(y, f'{name}.bn2')
+    y = self.prelu(y, f'{name}.prelu')
+    if self.has(f'{name}.conv3'):
+      y = self.norm(self.conv(y, f'{name}.conv2'), f'{name}.bn3')
+      y = self.conv(
+        self.prelu(y, f'{name}.prelu2'), f'{name}.conv3', stride=stride
+      )
+      y = self.norm(y, f'{name}.bn4')
+    else:
+      y = self.conv(y, f'{name}.conv2', stride=stride)
+      y = self.norm(y, f'{name}.bn3')
     if self.has(f'{name}.se_block.fc1'):
       y = self.gate(y, f'{name}.se_block')
     if self.has(f'{name}.downsample.0'):
       x = self.conv(x, f'{name}.downsample.0', stride=stride)
       x = self.norm(x, f'{name}.downsample.1')
+    elif stride != 1:
+      strides, size = [stride, stride], [1, 1]
+      x = self.node(
+        'MaxPool', f'{name}.subsampled', x, kernel_shape=size, strides=strides
+      )
     return self.node('Add', f'{name}.sum', x, y)
 
-  def network(self):
-    x = self.prelu(self.norm(self.conv(INPUT, 'conv1'), 'bn1'), 'prelu')
+  def input(self, constants):
+    x = INPUT
+    for kind, key in (('Sub', 'mean'), ('Div', 'std')):
+      array = np.asarray(constants[key], np.float32).reshape(-1, 1, 1)
+      array = self.add(f'input.{key}', array)
+      x = self.node(kind, f'input.{kind.lower()}', x, array)
+    return x
+
+  def network(self, input_norm):
+    x = INPUT if input_norm is None else self.input(input_norm)
+    x = self.prelu(self.norm(self.conv(x, 'conv1'), 'bn1'), 'prelu')
     for i in range(1, 5):
       blocks = itertools.takewhile(
         lambda name: self.has(f'{name}.conv1'),

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from elasticface_jax.errors import InputError
-from elasticface_jax.interop import onnx_operations, torch_names
+from elasticface_jax.interop import families, onnx_operations, torch_names
+from elasticface_jax.interop.families import Pixels
 from elasticface_jax.interop.onnx_file import OnnxFile
 from elasticface_jax.interop.onnx_operations import Affine, Operation, Value
 from elasticface_jax.models.iresnet import EXPANSION, IMAGE_SHAPE, SE_REDUCTION
@@ -25,7 +26,6 @@ from elasticface_jax.models.layers import EPSILON
 
 Tree = dict[str, Any]
 
-COLOUR_ORDERS = 'rgb', 'bgr'
 # A graph whose first factor is less takes pixels from 0 to 255: others would
 # be all but equal after it.
 _FACTOR_OF_PIXELS = 0.05
@@ -62,12 +62,14 @@ class OnnxWeights(NamedTuple):
   Attributes:
     params: of the backbone, float32, as `models.Backbone.apply` takes them.
     batch_stats: likewise.
+    pixels: that the file takes.
     folded: names of the BatchNorms whose statistics the file does not have.
     notes: what is to be known besides, one line each.
   """
 
   params: Tree
   batch_stats: Tree
+  pixels: Pixels
   folded: Sequence[str]
   notes: Sequence[str]
 
@@ -75,8 +77,8 @@ class OnnxWeights(NamedTuple):
 def from_onnx(
   path: str | os.PathLike[str],
   *,
-  colour_order: str = 'rgb',
-  normalisation: tuple[float, float] | None = None,
+  colour_order: str | None = None,
+  normalisation: str | None = None,
 ) -> tuple[Tree, Tree]:
   """Reads an IResNet from an ONNX file, by its structure.
 
@@ -85,9 +87,10 @@ def from_onnx(
 
   Args:
     path: of the file.
-    colour_order: of the images that the file takes, ``'rgb'`` or ``'bgr'``.
-    normalisation: mean and deviation in the file's ``(x - mean) / deviation``
-      of pixels from 0 to 255; None for 127.5 and 127.5, or 0 and 1 where the
+    colour_order: of the images that the file takes, ``'rgb'`` or ``'bgr'``;
+      None for RGB, as insightface's.
+    normalisation: formula of a pixel x in [0, 255], such as ``'x / 255'``, that
+      the file takes; None for ``'(x - 127.5) / 127.5'``, or ``'x'`` where the
       graph itself scales pixels.
 
   Returns:
@@ -103,8 +106,8 @@ def from_onnx(
 def read(
   path: str | os.PathLike[str],
   *,
-  colour_order: str = 'rgb',
-  normalisation: tuple[float, float] | None = None,
+  colour_order: str | None = None,
+  normalisation: str | None = None,
 ) -> OnnxWeights:
   """Reads an IResNet from an ONNX file, and what the file does not have.
 
@@ -119,18 +122,17 @@ def read(
   Raises:
     InputError: as `from_onnx`.
   """
-  if colour_order not in COLOUR_ORDERS:
-    raise InputError(
-      f'colour order {colour_order!r} is unknown; use one of '
-      f'{", ".join(COLOUR_ORDERS)}'
-    )
   file = OnnxFile(path)
   source, outputs = onnx_operations.operations(file, _channels_first(file))
   reader = _Reader(file)
   reader.network(source, outputs)
-  reader.input(colour_order, normalisation)
+  pixels = reader.input(colour_order, normalisation)
   found = OnnxWeights(
-    reader.params, reader.batch_stats, tuple(reader.folded), tuple(reader.notes)
+    reader.params,
+    reader.batch_stats,
+    pixels,
+    tuple(reader.folded),
+    tuple(reader.notes),
   )
   try:
     torch_names.model_of(found.params, found.batch_stats)
@@ -207,29 +209,40 @@ class _Reader:
     self._end(x, outputs)
 
   def input(
-    self, colour_order: str, normalisation: tuple[float, float] | None
-  ) -> None:
-    """Turns conv1 to RGB, and adds the layer that scales pixels, if needed."""
+    self, colour_order: str | None, normalisation: str | None
+  ) -> Pixels:
+    """Adds the layer that scales pixels, if needed; turns conv1 to RGB."""
     scale, shift = self._input.scale, self._input.shift
-    if self._is_flipped != (colour_order == 'bgr'):
+    takes_pixels = np.abs(scale).max() < _FACTOR_OF_PIXELS
+    known = (
+      Pixels(mean=(0.0,) * 3, std=(1.0,) * 3) if takes_pixels else Pixels()
+    )
+    pixels = families.stated_pixels(known, colour_order, normalisation)
+    if self._is_flipped != (pixels.colour_order == 'BGR'):
       conv1 = self.params['conv1']
       conv1['kernel'] = np.ascontiguousarray(conv1['kernel'][:, :, ::-1])
       scale, shift = scale[::-1], shift[::-1]
-    takes_pixels = np.abs(scale).max() < _FACTOR_OF_PIXELS
-    if normalisation is None:
-      normalisation = (0, 1) if takes_pixels else (_HALF, _HALF)
-    mean, deviation = normalisation
+    mean, std = np.float64(pixels.mean), np.float64(pixels.std)
     # From RGB in [-1, 1] to pixels, to what the file takes, to conv1.
-    factor = scale * (_HALF / deviation)
-    offset = scale * ((_HALF - mean) / deviation) + shift
-    if np.allclose(factor, 1, 0, 1e-6) and np.allclose(offset, 0, 0, 1e-6):
-      return
+    factor = scale * (_HALF / std)
+    offset = scale * ((_HALF - mean) / std) + shift
     if not factor.all():
       raise InputError(
         f'{self._file.path}: {self._input.node} multiplies a colour by 0; it '
         'is no network for faces'
       )
-    self._put(self.batch_stats, 'input', mean=-offset / factor, std=1 / factor)
+    if not (_near(factor, 1) and _near(offset, 0)):
+      constants = {'mean': -offset / factor, 'std': 1 / factor}
+      self._put(self.batch_stats, 'input', **constants)
+    if takes_pixels:
+      self.notes.append('the graph scales pixels itself')
+    if colour_order is None or not (takes_pixels or normalisation):
+      self.notes.append(
+        f'pixels taken as {pixels.colour_order}, {pixels.normalisation}, as '
+        "insightface's; an ONNX file does not say: if it takes others, give "
+        '--input and --normalise'
+      )
+    return pixels
 
   def _block(self, x, stage, number):
     """Reads a block, and returns the operation that ends it."""
@@ -497,6 +510,11 @@ class _Reader:
       f'{self._file.path} is no IResNet: {found.node}{what} stands where one '
       f'has {expected} ({place}){remedy}'
     )
+
+
+def _near(values, wanted):
+  """Whether values are a number, but for rounding to float32."""
+  return np.allclose(values, wanted, 0, 1e-6)
 
 
 def _size(conv):

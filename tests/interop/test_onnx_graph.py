@@ -4,6 +4,7 @@
 import json
 import sys
 
+import jax
 import numpy as np
 import onnx
 import onnxruntime
@@ -11,9 +12,16 @@ import pytest
 
 import elasticface_jax
 from elasticface_jax.errors import InputError
-from elasticface_jax.interop import onnx_graph, torch_names
+from elasticface_jax.interop import onnx_graph, onnx_weights, torch_names
 
 from .conftest import METADATA, OPTIONS, SMALL
+
+
+def write(path, network, embed):
+  _, params, batch_stats = network
+  tensors = torch_names.own_tensors(params, batch_stats)
+  input_norm = batch_stats.get('input')
+  onnx_graph.write(path, tensors, {}, embed=embed, input_norm=input_norm)
 
 
 def run(path, images):
@@ -56,8 +64,30 @@ def test_embeddings_are_ours(
   network = draw_network(**SMALL | options)
   embed = make_embed(*network)
   path = tmp_path / 'network.onnx'
-  onnx_graph.write(path, torch_names.to_torch(*network[1:]), {}, embed=embed)
+  write(path, network, embed)
   agrees(lambda images: run(path, images)[0], embed)
+
+
+@pytest.mark.parametrize('options', [
+  {'block': 'adaface', 'output_norm': 'plain', 'input_norm': True},
+  {'block': 'curricularface', 'output_norm': 'affine'},
+  {'block': 'adaface_bottleneck', 'use_se': True},
+])  # fmt: skip
+def test_other_forms(draw_network, make_embed, images, tmp_path, options):
+  network = draw_network(**SMALL | options)
+  embed = make_embed(*network)
+  path = tmp_path / 'network.onnx'
+  write(path, network, embed)
+  limit = 1e-4 * np.abs(embed(images[:7])).max()
+  found = run(path, images[:7])[0]
+  np.testing.assert_allclose(found, embed(images[:7]), 0, limit)
+  # With both, insightface takes scaling for a part of the graph.
+  first = [node.name for node in onnx.load(path).graph.node[:8]]
+  assert not any(name.startswith(('Sub', 'Mul')) for name in first)
+  # And back: the arrays are the same, to the bit.
+  again = onnx_weights.read(path)
+  assert not again.folded
+  jax.tree.map(np.testing.assert_array_equal, again[:2], network[1:])
 
 
 def test_inputs_and_outputs_are_those_of_insightface(written):

@@ -137,10 +137,49 @@ def test_embeddings_before_they_are_normalised(draw_network, tmp_path, end):
   path = tmp_path / 'network.onnx'
   save(path, params, stats, end=end)
   found = onnx_weights.read(path)
-  (note,) = found.notes
+  note, _ = found.notes
   assert note.endswith('normalises the embedding; it is taken before')
   embedded = embed(*found[:2])
   norms = np.linalg.norm(embedded, axis=1, keepdims=True)
   close(embedded / norms, run(path, IMAGES))
   if end == 'pair':
     np.testing.assert_allclose(norms, run(path, IMAGES, output=1), 1e-4)
+
+
+# What the file takes, from RGB in [-1, 1].
+PIXELS = {
+  'x': lambda images: 127.5 * images + 127.5,
+  'x / 255': lambda images: images / 2 + 0.5,
+}
+
+
+@pytest.mark.parametrize(('style', 'options', 'feed'), [
+  ({'pixels': 'sub_mul'}, {}, 'x'),
+  ({'pixels': 'sub_mul', 'flip': True}, {}, 'x'),
+  ({'pixels': 'div', 'folded': True}, {}, 'x'),
+  ({'pixels': 'sub_div'}, {'normalisation': 'x / 255'}, 'x / 255'),
+  ({'pixels': 'sub_div', 'channels_last': True, 'norm': 'mul_add'},
+   {'normalisation': 'x/255', 'colour_order': 'bgr'}, 'x / 255'),
+  ({}, {'normalisation': 'x / 255', 'colour_order': 'BGR'}, 'x / 255'),
+  ({'flip': True, 'pixels': 'sub_div'},
+   {'colour_order': 'bgr', 'normalisation': 'x / 255'}, 'x / 255'),
+], ids=str)  # fmt: skip
+def test_pixels(draw_network, tmp_path, style, options, feed):
+  _, params, stats = draw_network(**TINY)
+  path = tmp_path / 'network.onnx'
+  save(path, params, stats, **style)
+  found = onnx_weights.from_onnx(path, **options)
+  images = IMAGES[..., ::-1] if 'colour_order' in options else IMAGES
+  expected = run(path, PIXELS[feed](images).astype(np.float32), **style)
+  close(embed(*found), expected)
+  assert model_of(*found)['input_norm']
+
+
+def test_colours_of_the_wrong_order_show(draw_network, tmp_path):
+  _, params, stats = draw_network(**TINY)
+  path = tmp_path / 'network.onnx'
+  save(path, params, stats)
+  expected = run(path, IMAGES)
+  bgr = onnx_weights.from_onnx(path, colour_order='bgr')
+  assert np.abs(embed(*bgr) - expected).max() > 0.01
+  close(embed(*bgr, images=IMAGES[..., ::-1]), expected)
