@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trained networks: a run folder, a PyTorch file, an ONNX file.
 
-Every command that needs weights takes the first two, every command that needs
-embeddings alone takes all three, and all report the same errors.
+Commands that need weights read an ONNX file's by the structure of its graph,
+which must be an IResNet's. Commands that need embeddings alone let onnxruntime
+run it, whatever network it is. All report the same errors.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from elasticface_jax import atomic, config_rules, interop, models
 from elasticface_jax.errors import InputError
 from elasticface_jax.interop import (
   onnx_graph,
+  onnx_weights,
   safetensors_files,
   stablehlo,
   torch_files,
@@ -69,7 +71,7 @@ class Weights:
   """A backbone with its weights.
 
   Attributes:
-    path: the run folder or the PyTorch file.
+    path: the run folder, the PyTorch file or the ONNX file.
     step: of the checkpoint; 0 for a file.
     config: of the run; for a file, its model and how to draw pairs.
     params: of the backbone, NumPy arrays.
@@ -77,6 +79,8 @@ class Weights:
     prefix: that chose the backbone in a file of several; else None.
     left_aside: keys of a file's tensors that are not of the backbone.
     identity: whose network a file holds, and its pixels; None for a run.
+    folded: BatchNorms whose statistics an ONNX file does not have.
+    remarks: what is to be known of an ONNX file.
   """
 
   path: Path
@@ -87,6 +91,8 @@ class Weights:
   prefix: str | None = None
   left_aside: Sequence[str] = ()
   identity: Identity | None = None
+  folded: Sequence[str] = ()
+  remarks: Sequence[str] = ()
 
   @property
   def model(self) -> dict[str, Any]:
@@ -105,7 +111,7 @@ class Weights:
 
   @property
   def note(self) -> str:
-    """A line each on what is left aside and on pixels that are assumed."""
+    """A line each on what is left aside, assumed or folded."""
     lines = []
     if self.left_aside:
       first, *others = self.left_aside
@@ -113,6 +119,7 @@ class Weights:
       lines.append(f'left aside from the backbone: {first!a}{more}')
     if self.identity is not None and self.identity.note:
       lines.append(f'{self.path}: {self.identity.note}')
+    lines += [f'{self.path}: {remark}' for remark in self.remarks]
     return '\n'.join(lines)
 
   @property
@@ -122,7 +129,8 @@ class Weights:
     None for a run, and for what an older version converted.
     """
     if self.identity is not None:
-      return self.identity.describe()
+      folded = {'batch_norms_without_statistics': list(self.folded)}
+      return self.identity.describe() | (folded if self.folded else {})
     return _manifest(self).get('converted', {}).get('trained_on')
 
   @property
@@ -198,6 +206,10 @@ class Weights:
     Raises:
       InputError: if there is no head, or one of other classes.
     """
+    if self.path.suffix == '.onnx':
+      raise InputError(
+        f'{self.path} is an ONNX file and has no head; set start.head to False'
+      )
     if self.path.is_file():
       centers = interop.head_from_torch(self.path, prefix=self.prefix)
     else:
@@ -272,6 +284,17 @@ def open_embedder(
   path = Path(path)
   if path.suffix != '.onnx':
     return open_weights(path, step, prefix, colour_order, normalisation)
+  _check_onnx(path, step, prefix)
+  _refuse_pixels(f'{path} is an ONNX file', colour_order, normalisation)
+  return OnnxNetwork(path, rows=_rows_here())
+
+
+def _check_onnx(path: Path, step: int | None, prefix: str | None) -> None:
+  """Checks that an ONNX file is there, and flags that have no meaning for it.
+
+  Raises:
+    InputError: if not.
+  """
   if not path.is_file():
     raise InputError(f'{path} does not exist; give the ONNX file of a network')
   for flag, value in (('--step', step), ('--prefix', prefix)):
@@ -279,8 +302,6 @@ def open_embedder(
       raise InputError(
         f'{path} is an ONNX file, of one network: leave {flag} {value!a} out'
       )
-  _refuse_pixels(f'{path} is an ONNX file', colour_order, normalisation)
-  return OnnxNetwork(path, rows=_rows_here())
 
 
 def origin(network: Embedder) -> dict[str, Any]:
@@ -330,10 +351,11 @@ def open_weights(
   colour_order: str | None = None,
   normalisation: str | None = None,
 ) -> Weights:
-  """Opens a run folder, or a backbone that was trained with PyTorch.
+  """Opens a run folder, a backbone trained with PyTorch, or an ONNX file.
 
   Args:
-    path: a folder of `train` or `convert`; or a ``.pth`` or ``.pt`` file.
+    path: a folder of `train` or `convert`; a ``.pth`` or ``.pt`` file; or an
+      ``.onnx`` file of an IResNet.
     step: which checkpoint of a run; None for the newest.
     prefix: which backbone of a file that holds several, as for
       `interop.from_torch`; None if it holds one.
@@ -348,11 +370,9 @@ def open_weights(
     InputError: if it is neither, or cannot be read.
   """
   path = Path(path)
-  if path.suffix == '.onnx':
-    raise InputError(
-      f'{path} is an ONNX file, whose weights are not read; give a run folder '
-      'or a .pth (evaluate, embed and verify take ONNX)'
-    )
+  if path.suffix == '.onnx' and not path.is_dir():
+    _check_onnx(path, step, prefix)
+    return _open_onnx(path, colour_order, normalisation)
   if path.is_file():
     if step is not None:
       raise InputError(f'{path} is one file and has no step {step}')
@@ -413,6 +433,25 @@ def _open_file(
   )
 
 
+def _open_onnx(
+  path: Path, colour_order: str | None, normalisation: str | None
+) -> Weights:
+  found = onnx_weights.read(
+    path, colour_order=colour_order, normalisation=normalisation
+  )
+  shape = interop.model_of(found.params, found.batch_stats)
+  return Weights(
+    path,
+    0,
+    _CONFIG_OF_FILE | {'model': shape | _CONFIG_OF_FILE['model']},
+    found.params,
+    found.batch_stats,
+    identity=found.identity,
+    folded=found.folded,
+    remarks=found.notes,
+  )
+
+
 def convert(
   file: str | os.PathLike[str],
   workdir: str | os.PathLike[str],
@@ -423,7 +462,7 @@ def convert(
   normalisation: str | None = None,
   check: Callable[[Weights], None] | None = None,
 ) -> Weights:
-  """Converts PyTorch files to a run folder of step 0.
+  """Converts PyTorch files, or an ONNX file, to a run folder of step 0.
 
   Args:
     file: of the backbone.
@@ -446,7 +485,7 @@ def convert(
   atomic.check_unused(workdir, '--workdir')
   if not file.is_file():
     what = 'is no file' if file.exists() else 'does not exist'
-    raise InputError(f'{file} {what}; give the .pth of a backbone')
+    raise InputError(f'{file} {what}; give the .pth or .onnx of a backbone')
   weights = open_weights(
     file,
     prefix=prefix,
@@ -530,6 +569,7 @@ def export(
       interop.own_tensors(*as_float32),
       metadata,
       embed=lambda images: apply(*as_float32, images)[0],
+      input_norm=as_float32[1].get('input'),
     )
   else:
     stablehlo.write(out, backbone, *variables, metadata, batch=batch)
@@ -581,6 +621,8 @@ def _as_float32(tree: Any) -> Any:
 
 def _batches_seen(weights: Weights) -> int:
   """Counts batches for PyTorch: those of a converted file, and own steps."""
+  if weights.path.suffix == '.onnx' and weights.path.is_file():
+    return 0
   if weights.path.is_file():
     return interop.num_batches_tracked(weights.path, prefix=weights.prefix)
   before = _manifest(weights).get('converted', {'num_batches_tracked': 0})

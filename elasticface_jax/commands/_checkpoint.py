@@ -18,8 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--checkpoint',
     required=True,
     type=_paths.path,
-    metavar='W|FILE.pth',
-    help='run folder, or a backbone trained with PyTorch',
+    metavar='W|FILE.pth|FILE.onnx',
+    help='run folder, a backbone trained with PyTorch, or an IResNet in an '
+    'ONNX file',
   )
   add_step(parser)
   add_file(parser)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`elasticface convert`: makes a run folder from PyTorch weights."""
+"""`elasticface convert`: makes a run folder from PyTorch or ONNX weights."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     'file',
     type=_paths.path,
-    metavar='FILE.pth',
+    metavar='FILE',
     help='backbone of ElasticFace, insightface, AdaFace, TFace, CVLface, '
-    'CurricularFace, face.evoLVe or MagFace',
+    'CurricularFace, face.evoLVe or MagFace (.pth), or IResNet of any '
+    'exporter (.onnx)',
   )
   parser.add_argument(
     '--workdir',

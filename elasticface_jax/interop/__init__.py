@@ -3,6 +3,7 @@
 
 from elasticface_jax.interop.families import FAMILIES
 from elasticface_jax.interop.metadata import describe
+from elasticface_jax.interop.onnx_weights import from_onnx
 from elasticface_jax.interop.torch_heads import head_from_torch
 from elasticface_jax.interop.torch_names import (
   folded,
@@ -20,6 +21,7 @@ __all__ = [
   'FAMILIES',
   'describe',
   'folded',
+  'from_onnx',
   'from_torch',
   'head_from_torch',
   'identify',

@@ -731,7 +731,7 @@ def _unsqueezed(file, node, inputs):
   axes, added = list(value.axes), file.numbers(node, 'axes', others)
   rank = len(axes) + len(added)
   for axis in sorted(axis % rank for axis in added):
-    axes.insert(axis, next(a for a in 'HW' if a not in axes))
+    axes.insert(axis, [a for a in 'HW' if a not in axes][0])
   return dataclasses.replace(value, axes=''.join(axes))
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from elasticface_jax.errors import InputError
 from elasticface_jax.interop import families, onnx_operations, torch_names
-from elasticface_jax.interop.families import Pixels
+from elasticface_jax.interop.families import Identity, Pixels
 from elasticface_jax.interop.onnx_file import OnnxFile
 from elasticface_jax.interop.onnx_operations import Affine, Operation, Value
 from elasticface_jax.models.iresnet import EXPANSION, IMAGE_SHAPE, SE_REDUCTION
@@ -62,14 +62,14 @@ class OnnxWeights(NamedTuple):
   Attributes:
     params: of the backbone, float32, as `models.Backbone.apply` takes them.
     batch_stats: likewise.
-    pixels: that the file takes.
+    identity: the pixels that the network was trained on, as far as known.
     folded: names of the BatchNorms whose statistics the file does not have.
     notes: what is to be known besides, one line each.
   """
 
   params: Tree
   batch_stats: Tree
-  pixels: Pixels
+  identity: Identity
   folded: Sequence[str]
   notes: Sequence[str]
 
@@ -126,11 +126,18 @@ def read(
   source, outputs = onnx_operations.operations(file, _channels_first(file))
   reader = _Reader(file)
   reader.network(source, outputs)
-  pixels = reader.input(colour_order, normalisation)
+  identity = reader.input(colour_order, normalisation)
+  if reader.folded:
+    first, *others = reader.folded
+    more = f' and {len(others)} more BatchNorms' if others else ''
+    reader.notes.append(
+      f'{first}{more} come without statistics, which the exporter has folded: '
+      'embeddings are equal, and the first steps of training normalise anew'
+    )
   found = OnnxWeights(
     reader.params,
     reader.batch_stats,
-    pixels,
+    identity,
     tuple(reader.folded),
     tuple(reader.notes),
   )
@@ -210,7 +217,7 @@ class _Reader:
 
   def input(
     self, colour_order: str | None, normalisation: str | None
-  ) -> Pixels:
+  ) -> Identity:
     """Adds the layer that scales pixels, if needed; turns conv1 to RGB."""
     scale, shift = self._input.scale, self._input.shift
     takes_pixels = np.abs(scale).max() < _FACTOR_OF_PIXELS
@@ -234,15 +241,27 @@ class _Reader:
     if not (_near(factor, 1) and _near(offset, 0)):
       constants = {'mean': -offset / factor, 'std': 1 / factor}
       self._put(self.batch_stats, 'input', **constants)
+    given = {'colour_order': colour_order, 'normalisation': normalisation}
+    stated = tuple(field for field, value in given.items() if value is not None)
+    assumed = tuple(field for field in given if field not in stated)
     if takes_pixels:
       self.notes.append('the graph scales pixels itself')
-    if colour_order is None or not (takes_pixels or normalisation):
+      assumed = tuple(field for field in assumed if field != 'normalisation')
+    if assumed:
       self.notes.append(
         f'pixels taken as {pixels.colour_order}, {pixels.normalisation}, as '
         "insightface's; an ONNX file does not say: if it takes others, give "
         '--input and --normalise'
       )
-    return pixels
+    if not self._input.is_identity:
+      # With what the graph itself does; of red, green and blue.
+      deviation = _HALF / factor
+      means = _HALF - offset * deviation
+      pixels = pixels._replace(
+        mean=tuple(means.round(4).tolist()),
+        std=tuple(deviation.round(4).tolist()),
+      )
+    return Identity('onnx', pixels, stated, assumed, '', '')
 
   def _block(self, x, stage, number):
     """Reads a block, and returns the operation that ends it."""
@@ -299,7 +318,7 @@ class _Reader:
   def _gate(self, y, norm, name):
     """Reads the last BatchNorm and SE, and returns what is added, and where."""
     users = [user.kind for user in y.users]
-    has_gate = 'gate' in users
+    has_gate = 'mean' in users or 'gate' in users
     if name == 'layer1.0':
       self._use_se = has_gate
     if self._use_se != has_gate:
@@ -311,7 +330,7 @@ class _Reader:
       return y, total
     place = f'{name}.se_block'
     means = [user for user in y.users if user.kind == 'mean']
-    if len(y.users) != 2 or not means:
+    if len(y.users) != 2 or len(means) != 1:
       self._fail(y.users[0], place, 'means, and a product with their gates')
     (mean,) = means
     self._norm(norm, mean.inputs[0].affine)
@@ -336,7 +355,7 @@ class _Reader:
   def _gate_layer(self, x, place, channels):
     linear = self._next(x, place, 'linear')
     if not linear.inputs[0].affine.is_identity or linear.bias.any():
-      self._fail(linear, place, '1x1 convolution without a bias')
+      self._fail(linear, place, 'a 1x1 convolution without a bias')
     if linear.shape[0] != channels:
       self._fail(linear, place, f'a 1x1 convolution to {channels} channels')
     self._put(self.params, place, kernel=linear.kernel[None, None])
