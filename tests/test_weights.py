@@ -17,6 +17,7 @@ from PIL import Image
 
 from elasticface_jax import cli, data, interop, models, weights
 from elasticface_jax.commands import embed as commands_embed
+from elasticface_jax.errors import InputError
 from elasticface_jax.interop import torch_files
 from elasticface_jax.training import checkpoint
 
@@ -202,6 +203,52 @@ def test_results_from_onnx_and_from_embeddings(command, pth, pairs, tmp_path):
       'embed', pairs, '--checkpoint', onnx, flag, '--out', tmp_path / 'none'
     )
     assert code == 2 and 'is an ONNX file, of one network' in output
+
+
+def test_weights_of_an_onnx_file(command, pth, state_dict, tmp_path):
+  file, run = tmp_path / 'backbone.onnx', tmp_path / 'run'
+  command('export', '--checkpoint', pth, '--format=onnx', '--out', file)
+  code, output = command('convert', file, '--workdir', run)
+  note, last = output.splitlines()
+  assert code == 0 and note.startswith(f'{file}: pixels taken as RGB, ')
+  assert last == (
+    f'iresnet10 in {run}; an ONNX graph, trained on RGB, (x - 127.5) / 127.5'
+  )
+  manifest = json.loads((run / 'manifest.json').read_text())
+  assert manifest['converted']['trained_on'] == {
+    'family': 'onnx',
+    'first_kernel': '',
+    'colour_order': 'RGB',
+    'colour_order_is': 'assumed',
+    'normalisation': '(x - 127.5) / 127.5',
+    'normalisation_is': 'assumed',
+  }
+  # The weights came back to the bit, and leave as they came.
+  for number, source in enumerate((run, file)):
+    out = tmp_path / f'{number}.pth'
+    options = '--input=rgb', '--normalise', '(x - 127.5) / 127.5'
+    code, output = command(
+      'export', '--checkpoint', source, '--format=torch', '--out', out,
+      *(options if source == file else ()),
+    )  # fmt: skip
+    assert code == 0 and output.startswith(f'{out}: ')
+    again = torch_files.read(out)
+    for key, value in state_dict.items():
+      if not key.endswith('num_batches_tracked'):
+        np.testing.assert_array_equal(again[key].numpy(), value)
+  opened = weights.open_weights(file)
+  with pytest.raises(InputError, match='has no head; set start.head to False'):
+    opened.class_centers(5, 1)
+  for flag in ('--step=1', '--prefix=net'):
+    code, output = command(
+      'export', '--checkpoint', file, '--format=torch', flag,
+      '--out', tmp_path / 'none.pth',
+    )  # fmt: skip
+    assert code == 2 and 'is an ONNX file, of one network: leave' in output
+  file.unlink()
+  code, output = command('convert', file, '--workdir', tmp_path / 'none')
+  assert code == 2 and 'does not exist' in output
+  assert not (tmp_path / 'none').exists()
 
 
 @pytest.mark.parametrize('kind', ['onnx', 'stablehlo'])

@@ -424,7 +424,9 @@ class _Reader:
       learned = self.params['features']
       if np.all(learned['scale'] == 1):
         del learned['scale']
-        if not learned['bias'].any():
+        # A bias of 0 is no bias, or an insightface's before its training.
+        is_insightface = self._projects and not self._is_bottleneck
+        if not learned['bias'].any() and not is_insightface:
           del self.params['features']
     sizes = dict(zip('CHW', x.shape, strict=True))
     kernel = kernel.reshape(*(sizes[axis] for axis in flat.order), -1)
