@@ -58,7 +58,7 @@ class Affine:
 
   @property
   def is_identity(self) -> bool:
-    """Whether nothing is changed."""
+    """True if nothing is changed."""
     is_known = self.norm is not None
     return not is_known and np.all(self.scale == 1) and not self.shift.any()
 
@@ -86,7 +86,7 @@ class Affine:
 # Without its users: they would print the network.
 @dataclasses.dataclass(eq=False, repr=False)
 class Operation:
-  """What is left of the graph.
+  """A step of the network, as the graph takes it.
 
   Attributes:
     kind: ``input``, ``conv``, ``prelu``, ``add``, ``subsample``, ``mean``,
@@ -143,11 +143,11 @@ class Value:
 
   @property
   def has_pixels(self) -> bool:
-    """Whether there is more than one number to a channel."""
+    """True if there is more than one number to a channel."""
     return self.shape[1:] != (1, 1)
 
   def same(self, other: 'Value') -> bool:
-    """Whether two values are one."""
+    """Returns whether two values are one."""
     return (self.source, self.axes) == (other.source, other.axes) and (
       self.affine is other.affine
       or (

@@ -57,7 +57,7 @@ _REMEDIES = {
 
 
 class OnnxWeights(NamedTuple):
-  """What an ONNX file holds.
+  """The network in an ONNX file.
 
   Attributes:
     params: of the backbone, float32, as `models.Backbone.apply` takes them.
@@ -534,7 +534,7 @@ class _Reader:
 
 
 def _near(values, wanted):
-  """Whether values are a number, but for rounding to float32."""
+  """Returns whether values are a number, but for rounding to float32."""
   return np.allclose(values, wanted, 0, 1e-6)
 
 
@@ -548,7 +548,7 @@ def _input_of(operation, source):
 
 
 def _is_choice(conv, affine):
-  """Whether a convolution takes every second pixel as it is."""
+  """Returns whether a convolution takes every second pixel as it is."""
   out, channels, size, _ = conv.kernel.shape
   return (
     affine.is_identity

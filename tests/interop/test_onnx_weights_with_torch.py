@@ -154,7 +154,7 @@ def check(path, images, expected, case):
   apply = compiled(tuple(model.items()))
   embedded = np.asarray(apply(*found[:2], images.transpose(0, 2, 3, 1))[0])
   if CASES[case].get('end'):
-    embedded /= np.linalg.norm(embedded, axis=1, keepdims=True)
+    embedded = embedded / np.linalg.norm(embedded, axis=1, keepdims=True)
   limit = 1e-4 * max(1, np.abs(expected).max())
   np.testing.assert_allclose(embedded, expected, 0, limit)
   return found
