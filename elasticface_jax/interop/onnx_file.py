@@ -68,8 +68,10 @@ class OnnxFile:
       ) from error
     graph = model.graph
     self._tensors = {tensor.name: tensor for tensor in graph.initializer}
-    self.inputs = [x for x in graph.input if x.name not in self._tensors]
-    self.outputs = [x.name for x in graph.output]
+    self.inputs: list[Any] = [
+      x for x in graph.input if x.name not in self._tensors
+    ]
+    self.outputs: list[str] = [x.name for x in graph.output]
     self.opset: int = max(
       (x.version for x in model.opset_import if x.domain in ('', 'ai.onnx')),
       default=1,
