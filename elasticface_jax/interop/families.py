@@ -123,15 +123,16 @@ _WRAPPERS = 'module', '_orig_mod'
 
 
 class Identity(NamedTuple):
-  """The project of a network in a PyTorch file, and its pixels.
+  """The project of a network in a file, and its pixels.
 
   Attributes:
-    family: key of `FAMILIES`: of the project whose names and form it has.
+    family: key of `FAMILIES`: of the project whose names and form it has; or
+      ``'onnx'``, for a graph without such names.
     pixels: that the network takes.
     stated: which of ``'colour_order'`` and ``'normalisation'`` the caller said.
     assumed: which of them others with the same names may have otherwise.
     note: one line on what was taken; empty if nothing was.
-    first_kernel: key of the first convolution, as in the file.
+    first_kernel: key of the first convolution, as in the file; empty for ONNX.
   """
 
   family: str
@@ -144,8 +145,11 @@ class Identity(NamedTuple):
   @property
   def summary(self) -> str:
     """A few words on names and pixels."""
+    names = 'an ONNX graph'
+    if self.family in FAMILIES:
+      names = f'names of {FAMILIES[self.family].title}'
     return (
-      f'names of {FAMILIES[self.family].title}, trained on '
+      f'{names}, trained on '
       f'{self.pixels.colour_order}, {self.pixels.normalisation}'
     )
 
