@@ -16,6 +16,7 @@ class Style:
 
   Attributes:
     folded: whether a BatchNorm after a convolution is folded into it.
+    biased: whether the others have a bias before their BatchNorm.
     norm: of the others: ``bn``, ``mul_add``, ``sub_div``.
     epsilon: of BatchNormalization.
     channels_last: whether images are ``[B, 112, 112, 3]``.
@@ -38,6 +39,7 @@ class Style:
   """
 
   folded: bool = False
+  biased: bool = False
   norm: str = 'bn'
   epsilon: float = 1e-5
   channels_last: bool = False
@@ -152,6 +154,8 @@ class _Writer:
       scale, shift = self.line(norm)
       kernel = kernel * np.reshape(scale, (-1, 1, 1, 1))
       inputs = [self.array(shift)]
+    elif self.style.biased:
+      inputs = [self.array(np.linspace(0.1, 0.5, len(kernel)))]
     size = kernel.shape[-1]
     last = self.style.channels_last
     x = self.node('Transpose', x, perm=[0, 3, 1, 2]) if last else x
@@ -165,7 +169,7 @@ class _Writer:
       strides=[stride] * 2,
     )
     x = self.node('Transpose', x, perm=[0, 2, 3, 1]) if last else x
-    return x if inputs else self.norm(x, norm)
+    return x if self.style.folded and inputs else self.norm(x, norm)
 
   def prelu(self, x, name):
     slope = self.at(self.params, name)['slope']

@@ -95,6 +95,7 @@ def test_forms(draw_network, tmp_path, form, style):
   {'slopes': 'one', 'epsilon': 1e-3},
   {'epsilon': 2e-5, 'batch': 1, 'folded': True, 'opset': 11},
   {'half': True, 'shared': True},
+  {'biased': True},
   {'listed': True, 'opset': 8},
   {'noise': True, 'folded': True, 'opset': 18},
   {'slopes': 'where', 'norm': 'sub_div'},
