@@ -47,7 +47,7 @@ from elasticface_jax.interop import (
   torch_files,
   torch_names,
 )
-from elasticface_jax.models.iresnet import IMAGE_SHAPE
+from elasticface_jax.models.faces import IMAGE_SHAPE
 from elasticface_jax.models.layers import MOMENTUM
 
 TOLERANCE = 1e-4  # Relative to the largest value in an embedding.

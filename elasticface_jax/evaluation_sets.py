@@ -14,7 +14,7 @@ import numpy as np
 
 from elasticface_jax import alignment, data, embeddings, pair_sets
 from elasticface_jax.errors import InputError
-from elasticface_jax.models.iresnet import IMAGE_SHAPE
+from elasticface_jax.models.faces import IMAGE_SHAPE
 
 Faces = embeddings.Computed | embeddings.Saved
 

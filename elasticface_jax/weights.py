@@ -29,7 +29,7 @@ from elasticface_jax.interop import (
 )
 from elasticface_jax.interop.families import Identity
 from elasticface_jax.interop.onnx_network import OnnxNetwork
-from elasticface_jax.models.iresnet import check_faces
+from elasticface_jax.models.faces import check_faces
 from elasticface_jax.training import checkpoint
 from elasticface_jax.training.embed import make_embed
 from elasticface_jax.training.state import make_mesh

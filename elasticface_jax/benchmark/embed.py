@@ -13,7 +13,7 @@ from elasticface_jax.benchmark import device, flops, timing
 from elasticface_jax.benchmark.pytorch import embed as torch_embed
 from elasticface_jax.benchmark.recipe import Recipe
 from elasticface_jax.benchmark.step import OURS, best_ratios
-from elasticface_jax.models.iresnet import IMAGE_SHAPE
+from elasticface_jax.models.faces import IMAGE_SHAPE
 from elasticface_jax.training.embed import make_embed
 
 

@@ -14,7 +14,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from elasticface_jax.losses import _sampling
-from elasticface_jax.models.iresnet import IMAGE_SHAPE
+from elasticface_jax.models.faces import IMAGE_SHAPE
 
 
 def count(function: Callable, *arguments: Any) -> int:

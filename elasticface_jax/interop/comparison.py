@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from elasticface_jax.errors import InputError
-from elasticface_jax.models.iresnet import IMAGE_SHAPE
+from elasticface_jax.models.faces import IMAGE_SHAPE
 
 Embed = Callable[[np.ndarray], np.ndarray]
 

@@ -24,7 +24,7 @@ import numpy as np
 from elasticface_jax import __version__, atomic
 from elasticface_jax.errors import InputError
 from elasticface_jax.interop import comparison
-from elasticface_jax.models.iresnet import IMAGE_SHAPE
+from elasticface_jax.models.faces import IMAGE_SHAPE
 from elasticface_jax.models.layers import EPSILON
 
 INPUT, OUTPUT = 'input.1', 'embedding'

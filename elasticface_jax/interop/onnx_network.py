@@ -16,7 +16,7 @@ import numpy as np
 
 from elasticface_jax.errors import InputError, first_line
 from elasticface_jax.interop.onnx_graph import check_packages
-from elasticface_jax.models.iresnet import IMAGE_SHAPE, check_faces
+from elasticface_jax.models.faces import IMAGE_SHAPE, check_faces
 
 # Where insightface's tools look for nodes that scale pixels.
 _FIRST_NODES = 8

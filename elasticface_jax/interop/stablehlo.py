@@ -39,7 +39,7 @@ from elasticface_jax import atomic
 from elasticface_jax.errors import InputError
 from elasticface_jax.interop import comparison
 from elasticface_jax.models import Backbone
-from elasticface_jax.models.iresnet import IMAGE_SHAPE
+from elasticface_jax.models.faces import IMAGE_SHAPE
 
 PLATFORMS = 'cpu', 'cuda', 'tpu'
 METADATA = 'metadata.json'

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from elasticface_jax.models.faces import IMAGE_SHAPE, check_scaled
 from elasticface_jax.models.functional import recomputed
 from elasticface_jax.models.layers import (
   BatchNorm,
@@ -32,7 +33,6 @@ from elasticface_jax.models.layers import (
   at_least_float32,
 )
 
-IMAGE_SHAPE = (112, 112, 3)
 SE_REDUCTION = 16
 # Channels of a bottleneck's output for one of its 3x3 convolution.
 EXPANSION = 4
@@ -50,29 +50,6 @@ OUTPUT_NORMS = {
   'affine': (True, True),  # MagFace, face.evoLVe.
   'plain': (False, False),  # AdaFace, TFace, CVLface, CurricularFace.
 }
-
-
-def check_faces(images: np.ndarray) -> np.ndarray:
-  """Checks pixels of aligned faces, as a network takes them.
-
-  Args:
-    images: RGB, uint8, ``[M, 112, 112, 3]``.
-
-  Returns:
-    The images, as an array.
-
-  Raises:
-    TypeError: if they are not uint8.
-    ValueError: if they have another shape.
-  """
-  images = np.asarray(images)
-  if images.dtype != np.uint8:
-    raise TypeError(
-      f'images are {images.dtype}; give pixels as they are in a file, uint8'
-    )
-  if images.ndim != 4 or images.shape[1:] != IMAGE_SHAPE:
-    raise ValueError(f'images have shape {images.shape}, not [M, 112, 112, 3]')
-  return images
 
 
 class SqueezeExcitation(nnx.Module):
@@ -285,12 +262,7 @@ class IResNet(nnx.Module):
       ValueError: if they have another shape, if there are fewer than 2 in
         training, or if the dropout lacks its key.
     """
-    _check(images)
-    if train and images.shape[0] < 2:
-      raise ValueError(
-        f'images have shape {images.shape}; training needs 2 or more: less '
-        'their own mean, the embeddings of one are 0, and so are all gradients'
-      )
+    check_scaled(images, train=train)
     if train and self.dropout and key is None:
       raise ValueError(f'dropout {self.dropout} in training needs a key')
 
@@ -350,13 +322,3 @@ def randomize(params: dict[str, Any], key: jax.Array) -> dict[str, Any]:
   flat = jax.random.uniform(fc_key, (count,), dtype, -limit, limit)
   rows = flat.reshape(fan_in + 1, features_out)
   return params | {'fc': {'kernel': rows[:-1], 'bias': rows[-1]}}
-
-
-def _check(images):
-  if not jnp.issubdtype(images.dtype, jnp.floating):
-    raise TypeError(
-      f'images are {images.dtype}; scale them to [-1, 1] first: '
-      'x.astype(float32) / 127.5 - 1'
-    )
-  if images.ndim != 4 or images.shape[1:] != IMAGE_SHAPE:
-    raise ValueError(f'images have shape {images.shape}, not [B, 112, 112, 3]')

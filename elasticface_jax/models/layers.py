@@ -8,8 +8,8 @@ array of the size of the input where JAX would keep two to four, a third of the
 memory of training IResNet-100, and save one pass over it. They have no
 forward-mode derivative.
 
-The last dim is channels, C. A new module's kernels are 0; `iresnet.randomize`
-draws them.
+The last dim is channels, C. A new module's kernels are 0; the `randomize` of a
+network draws them.
 """
 
 import functools
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from elasticface_jax.models.convolution import convolve
+from elasticface_jax.models.convolution import convolve, convolve_groups
 
 # Added to the variance, as PyTorch's default.
 EPSILON = 1e-5
@@ -55,6 +55,7 @@ class BatchNorm(nnx.Module):
     dtype: of the output. Statistics are at least float32.
     use_scale: whether :math:`\gamma` is learned; otherwise it is 1.
     use_bias: whether :math:`\beta` is learned; otherwise it is 0.
+    epsilon: :math:`\epsilon`.
   """
 
   def __init__(
@@ -64,9 +65,11 @@ class BatchNorm(nnx.Module):
     dtype: jax.typing.DTypeLike,
     use_scale: bool = True,
     use_bias: bool = True,
+    epsilon: float = EPSILON,
   ):
     param_dtype = at_least_float32(dtype)
     self.dtype = dtype
+    self.epsilon = epsilon
     self.use_scale = use_scale
     self.use_bias = use_bias
     if use_scale:
@@ -84,10 +87,10 @@ class BatchNorm(nnx.Module):
     scale = self.scale[...] if self.use_scale else jnp.ones(channels, wide)
     bias, scale = bias.astype(wide), scale.astype(wide)
     if train:
-      y, mean, var = _normalize(x, scale, bias, self.dtype)
+      y, mean, var = _normalize(x, scale, bias, self.dtype, self.epsilon)
       self._update(mean, var, count=x.size // x.shape[-1])
       return y
-    inverse = jax.lax.rsqrt(self.var[...] + EPSILON)
+    inverse = jax.lax.rsqrt(self.var[...] + self.epsilon)
     y = (x - _last_dim(self.mean[...], x)) * _last_dim(inverse * scale, x)
     return (y + _last_dim(bias, x)).astype(self.dtype)
 
@@ -102,23 +105,23 @@ class BatchNorm(nnx.Module):
       stat.set_value(MOMENTUM * stat[...] + (1 - MOMENTUM) * value)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _normalize(x, scale, bias, dtype):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _normalize(x, scale, bias, dtype, epsilon):
   """Normalises by the statistics of `x` and returns them, gradient-free."""
-  return _normalize_forward(x, scale, bias, dtype)[0]
+  return _normalize_forward(x, scale, bias, dtype, epsilon)[0]
 
 
-def _normalize_forward(x, scale, bias, dtype):
+def _normalize_forward(x, scale, bias, dtype, epsilon):
   axes = tuple(range(x.ndim - 1))
   mean = x.astype(scale.dtype).mean(axes)
   centred = x - _last_dim(mean, x)
   var = jnp.square(centred).mean(axes)
-  inverse = jax.lax.rsqrt(var + EPSILON)
+  inverse = jax.lax.rsqrt(var + epsilon)
   y = centred * _last_dim(inverse * scale, x) + _last_dim(bias, x)
   return (y.astype(dtype), mean, var), (x, scale, mean, inverse)
 
 
-def _normalize_backward(dtype, residuals, cotangents):
+def _normalize_backward(dtype, _, residuals, cotangents):
   r"""Computes the gradients, with :math:`\hat x` the normalised input.
 
   .. math::
@@ -211,6 +214,8 @@ class Conv(nnx.Module):
     channels_out: channels of the output.
     size: of the kernel, 1 or 3.
     stride: 1, or 2 to halve height and width.
+    groups: of channels, each convolved by itself; it divides both numbers of
+      channels. With more than one, the size is 3.
     dtype: of the computation.
   """
 
@@ -221,17 +226,20 @@ class Conv(nnx.Module):
     *,
     size: int,
     stride: int = 1,
+    groups: int = 1,
     dtype: jax.typing.DTypeLike,
   ):
     self.stride = stride
+    self.groups = groups
     self.dtype = dtype
-    shape = (size, size, channels_in, channels_out)
+    shape = (size, size, channels_in // groups, channels_out)
     self.kernel: _Param = nnx.Param(jnp.zeros(shape, at_least_float32(dtype)))
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Convolves ``[B, H, W, C]`` in `dtype`."""
     kernel = self.kernel[...].astype(self.dtype)
-    return convolve(x.astype(self.dtype), kernel, stride=self.stride)
+    function = convolve if self.groups == 1 else convolve_groups
+    return function(x.astype(self.dtype), kernel, stride=self.stride)
 
 
 class Linear(nnx.Module):
@@ -241,6 +249,7 @@ class Linear(nnx.Module):
     features_in: size of the last dim of the input.
     features_out: size of the last dim of the output.
     dtype: of the computation.
+    use_bias: whether there is a bias.
   """
 
   def __init__(
@@ -249,12 +258,15 @@ class Linear(nnx.Module):
     features_out: int,
     *,
     dtype: jax.typing.DTypeLike,
+    use_bias: bool = True,
   ):
     self.dtype = dtype
+    self.use_bias = use_bias
     param_dtype = at_least_float32(dtype)
     shape = features_in, features_out
     self.kernel: _Param = nnx.Param(jnp.zeros(shape, param_dtype))
-    self.bias: _Param = nnx.Param(jnp.zeros(features_out, param_dtype))
+    if use_bias:
+      self.bias: _Param = nnx.Param(jnp.zeros(features_out, param_dtype))
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Multiplies in `dtype`; adds, and returns, in at least float32."""
@@ -263,7 +275,7 @@ class Linear(nnx.Module):
       self.kernel[...].astype(self.dtype),
       preferred_element_type=at_least_float32(self.dtype),
     )
-    return y + _last_dim(self.bias[...], y)
+    return y + _last_dim(self.bias[...], y) if self.use_bias else y
 
 
 def _last_dim(vector, x):

@@ -133,7 +133,7 @@ def _memory(task: Any, compiled: Any) -> dict[str, int]:
 
 def input_bytes(task: Any) -> int:
   """Returns the bytes of images and labels on one device."""
-  from elasticface_jax.models.iresnet import IMAGE_SHAPE
+  from elasticface_jax.models.faces import IMAGE_SHAPE
 
   height, width, channels = IMAGE_SHAPE
   samples = task.layout.local_groups * task.layout.group_size

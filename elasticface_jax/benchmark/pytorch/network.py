@@ -9,7 +9,8 @@ import types
 from typing import Any
 
 from elasticface_jax import models
-from elasticface_jax.models.iresnet import IMAGE_SHAPE, SE_REDUCTION
+from elasticface_jax.models.faces import IMAGE_SHAPE
+from elasticface_jax.models.iresnet import SE_REDUCTION
 
 
 def make_network(name: str, **model: Any) -> Any:

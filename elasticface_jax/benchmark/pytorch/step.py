@@ -42,7 +42,7 @@ from elasticface_jax.benchmark.recipe import (
   Recipe,
 )
 from elasticface_jax.errors import InputError, first_line
-from elasticface_jax.models.iresnet import IMAGE_SHAPE
+from elasticface_jax.models.faces import IMAGE_SHAPE
 from elasticface_jax.training import augment
 from elasticface_jax.training.loss import by_name
 
