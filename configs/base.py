@@ -112,9 +112,11 @@ FIELDS = dict(
     blur_sigma=(0.1, 2.0),  # In pixels; torchvision's default.
   ),
   model=dict(
-    name='iresnet100',  # Or iresnet10, 18, 34, 50, 152, 200.
-    width=64,  # Channels of the first stage, as published.
+    # Or iresnet10, 18, 34, 50, 152, 200, mobilefacenet, vit_t, vit_s, vit_b.
+    name='iresnet100',
+    width=64,  # As published; every number of channels is in proportion to it.
     embedding_dim=512,
+    # Of IResNets alone, as are use_se, block and both norms.
     dropout=0.0,  # Probability, before the last linear layer.
     use_se=False,  # Squeeze-and-excitation at the end of each block.
     dtype='float32',  # Of the computation; parameters are float32 always.
@@ -122,6 +124,9 @@ FIELDS = dict(
     block='insightface',  # Or adaface, curricularface, adaface_bottleneck.
     output_norm='bias',  # Learned by the last BatchNorm; or affine, plain.
     input_norm=False,  # For weights that were trained on other pixels.
+    # Of ViTs alone.
+    drop_path=0.0,  # Probability of skipping a branch of the last block.
+    mask_ratio=0.0,  # Share of patches left out in training.
   ),
   head=dict(
     num_blocks=16,  # Blocks of classes; the number of devices divides it.

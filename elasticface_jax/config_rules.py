@@ -92,6 +92,19 @@ def _range(allows: Callable[[float, float], bool], words: str) -> Rule:
   )
 
 
+# Networks other than IResNets. A field of some networks alone must have the
+# value below elsewhere.
+_VITS = 'vit_t', 'vit_s', 'vit_b'
+_OTHERS = 'mobilefacenet', *_VITS
+_OF_IRESNETS = {
+  'dropout': 0.0,
+  'use_se': False,
+  'block': 'insightface',
+  'output_norm': 'bias',
+  'input_norm': False,
+}
+_OF_VITS = {'drop_path': 0.0, 'mask_ratio': 0.0}
+
 _HOME = '; write $HOME for a ~, which the shell leaves there'
 _TRUTH = Rule(bool, lambda x: True, 'True or False')
 _FINITE = _number(lambda x: True, 'a finite number')
@@ -141,7 +154,7 @@ RULES = {
     lambda a, b: a >= 0.01 and b <= 20, 'pixels, both in [0.01, 20]'
   ),
   'model.name': _one_of(
-    *(f'iresnet{depth}' for depth in (10, 18, 34, 50, 100, 152, 200))
+    *(f'iresnet{depth}' for depth in (10, 18, 34, 50, 100, 152, 200)), *_OTHERS
   ),
   'model.width': _integer(1),
   'model.embedding_dim': _integer(1),
@@ -154,6 +167,10 @@ RULES = {
   ),
   'model.output_norm': _one_of('bias', 'affine', 'plain'),
   'model.input_norm': _TRUTH,
+  'model.drop_path': _number(lambda x: 0 <= x < 1, 'a probability in [0, 1)'),
+  'model.mask_ratio': _number(
+    lambda x: 0 <= x <= 0.99, 'a share of patches in [0, 0.99]'
+  ),
   'head.num_blocks': _integer(1),
   'head.subcenters': _integer(1),
   'head.sample_rate': _number(
@@ -238,6 +255,16 @@ _OWN_ARGUMENTS = {
   ('sphereface', 'margin'): _number(lambda x: x >= 1, 'a factor of 1 or more'),
 }
 
+
+def _only_of(has: Callable[[str], bool], field: str, absent: Any) -> tuple:
+  """Makes the rule of a field that only some networks have."""
+  return (
+    ('model.name', f'model.{field}'),
+    lambda name, value: has(name) or value == absent,
+    f'{{}} has no {field}: {{}} must be {absent!r}',
+  )
+
+
 # What fields must be together: their names, the rule, and the words for it.
 _TOGETHER = (
   (
@@ -261,6 +288,16 @@ _TOGETHER = (
     lambda use_se, width: not use_se or width % 16 == 0,
     '{} and {}: with it the width must be a multiple of 16',
   ),
+  (
+    ('model.name', 'model.width'),
+    lambda name, width: name != 'vit_t' or width % 2 == 0,
+    '{} and {}: its width must be even, for 8 heads of equal size',
+  ),
+  *(
+    _only_of(lambda name: name not in _OTHERS, *field)
+    for field in _OF_IRESNETS.items()
+  ),
+  *(_only_of(_VITS.__contains__, *field) for field in _OF_VITS.items()),
   (
     ('start.head', 'start.checkpoint'),
     lambda head, checkpoint: not head or checkpoint,
@@ -300,6 +337,8 @@ ADDED = {
   'model.block': 'insightface',
   'model.output_norm': 'bias',
   'model.input_norm': False,
+  'model.drop_path': 0.0,
+  'model.mask_ratio': 0.0,
 }
 
 

@@ -60,7 +60,13 @@ _SYNTHETIC = {'num_pairs': 600, 'seed': 0}
 
 # Config fields of weights from a PyTorch file, which has no recipe.
 _CONFIG_OF_FILE = {
-  'model': {'dropout': 0.0, 'dtype': 'float32', 'remat': False},
+  'model': {
+    'dropout': 0.0,
+    'drop_path': 0.0,
+    'mask_ratio': 0.0,
+    'dtype': 'float32',
+    'remat': False,
+  },
   'eval': {'pairs': [], 'synthetic_pairs': _SYNTHETIC['num_pairs']},
   'seed': _SYNTHETIC['seed'],
 }

@@ -6,9 +6,10 @@ from elasticface_jax import missing
 with missing.needs(__name__):
   from elasticface_jax.models.backbone import (
     STAGES,
+    VITS,
     Backbone,
     build,
     stages_of,
   )
 
-__all__ = ['STAGES', 'Backbone', 'build', 'stages_of']
+__all__ = ['STAGES', 'VITS', 'Backbone', 'build', 'stages_of']

@@ -16,7 +16,7 @@ from elasticface_jax.errors import InputError
 from elasticface_jax.models import functional, iresnet, mobilefacenet, vit
 from elasticface_jax.models.functional import Apply, Init
 
-__all__ = ['NAMES', 'STAGES', 'VITS', 'Backbone', 'build', 'stages_of']
+__all__ = ['STAGES', 'VITS', 'Backbone', 'build', 'stages_of']
 
 # Blocks of the four stages of an IResNet, by name.
 STAGES = {
@@ -32,7 +32,6 @@ STAGES = {
 _BOTTLENECK_200 = (3, 24, 36, 3)
 # Number of blocks of a ViT, and the size of its tokens for a width of 1.
 VITS = {'vit_t': (12, 4), 'vit_s': (12, 8), 'vit_b': (24, 8)}
-NAMES = (*STAGES, 'mobilefacenet', *VITS)
 # Arguments of `build` that only some networks have, and their value elsewhere.
 _ONLY = {
   'dropout': (STAGES, 0.0),
@@ -148,9 +147,10 @@ def build(
     the feature map is flattened channel last; iresnet10, `width` and `dtype`
     are additions.
   """
-  if name not in NAMES:
+  names = *STAGES, 'mobilefacenet', *VITS
+  if name not in names:
     raise InputError(
-      f'model name {name!r} is unknown; use one of {", ".join(NAMES)}'
+      f'model name {name!r} is unknown; use one of {", ".join(names)}'
     )
   if dtype not in _DTYPES:
     raise InputError(

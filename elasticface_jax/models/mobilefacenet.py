@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""MobileFaceNet, the small network of face recognition.
 
-Input ``[B, 112, 112, 3]``; a convolution that halves it and a grouped one; three
-stages of bottlenecks, each of which begins by halving height and width (56 to
-7); a 1x1 convolution; one weighted sum over each channel's 7x7 pixels; a linear
-layer; a BatchNorm over the embedding. A bottleneck widens the channels, filters
-each by itself and narrows them, without an activation at its end:
+Input ``[B, 112, 112, 3]``; a convolution that halves it and a grouped one;
+three stages of bottlenecks, each of which begins by halving height and width
+(56 to 7); a 1x1 convolution; one weighted sum over each channel's 7x7 pixels; a
+linear layer; a BatchNorm over the embedding. A bottleneck widens the channels,
+filters each by itself and narrows them, without an activation at its end:
 
 .. math::
   y = x + \text{BN}(\text{conv}_{1 \times 1}(\text{PReLU}(\text{BN}(

@@ -68,6 +68,7 @@ def _streams(config: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
     start |= pick('start.checkpoint')
   order = source | pick('data.window', 'data.batch_size')
   draws = config.get('loss.margin_std', 0) > 0
+  left_out = 'model.dropout', 'model.drop_path', 'model.mask_ratio'
   is_sampled = config['head.sample_rate'] < 1
   return {
     'the initial backbone': {
@@ -85,8 +86,8 @@ def _streams(config: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
     # A margin is the mean and so many deviations: for one image as many of
     # them, whatever mean and deviation are.
     'the draws of margins': order | pick('loss.clip') if draws else None,
-    'the dropout': order | pick('group_size', 'model.dropout')
-    if config['model.dropout']
+    'the dropout': order | pick('group_size', *left_out)
+    if any(config[field] for field in left_out)
     else None,
     'the sampled classes': order | pick('head.sample_rate', 'head.num_blocks')
     if is_sampled
