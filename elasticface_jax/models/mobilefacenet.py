@@ -37,11 +37,13 @@ from elasticface_jax.models.layers import (
   at_least_float32,
 )
 
-# Bottlenecks of each stage after its first; channels of its output, and inside
-# its first and its other bottlenecks, for a width of 1.
-_STAGES = (4, 2, 2, 2), (6, 4, 4, 4), (2, 4, 8, 4)
+# Bottlenecks of each stage after its first.
+BLOCKS = 4, 6, 2
+# Channels of its output, and inside its first and its other bottlenecks, for a
+# width of 1.
+_CHANNELS = (2, 2, 2), (4, 4, 4), (4, 8, 4)
 # Channels after the last 1x1 convolution, for a width of 1.
-_LAST = 8
+LAST = 8
 _HALVINGS = 4
 
 
@@ -235,7 +237,7 @@ class MobileFaceNet(nnx.Module):
       '1': ConvBlock(channels, channels, size=3, groups=width, dtype=dtype),
     }
     number = itertools.count(2)
-    for count, *sizes in _STAGES:
+    for count, sizes in zip(BLOCKS, _CHANNELS, strict=True):
       after, first, hidden = (size * width for size in sizes)
       layers[str(next(number))] = Bottleneck(
         channels, after, hidden=first, stride=2, dtype=dtype
@@ -245,9 +247,9 @@ class MobileFaceNet(nnx.Module):
       )
       channels = after
     self.layers: nnx.Dict[Any] = nnx.Dict(layers)
-    self.conv_sep: ConvBlock = ConvBlock(channels, _LAST * width, dtype=dtype)
+    self.conv_sep: ConvBlock = ConvBlock(channels, LAST * width, dtype=dtype)
     self.features: Embedding = Embedding(
-      _LAST * width, embedding_dim, dtype=dtype
+      LAST * width, embedding_dim, dtype=dtype
     )
 
   def _parts(self) -> Iterator[Any]:

@@ -107,6 +107,8 @@ class PatchEmbedding(nnx.Module):
 class Attention(nnx.Module):
   """Self-attention of `HEADS` heads; only the last linear map has a bias.
 
+  Not `jax.nn.dot_product_attention`, whose softmax is float32 in float64 too.
+
   Differs from the authors' code in: with ``'bfloat16'`` the weights of the
   tokens, a softmax in float32, are rounded to it before the values are summed
   up by them.
@@ -126,10 +128,15 @@ class Attention(nnx.Module):
     images, tokens, size = x.shape
     qkv = self.qkv(x).astype(self.dtype)
     qkv = qkv.reshape(images, tokens, 3, HEADS, size // HEADS)
-    # Named, as another implementation may not repeat its bits.
-    heads = jax.nn.dot_product_attention(
-      *jnp.moveaxis(qkv, 2, 0), implementation='xla'
+    queries, keys, values = jnp.moveaxis(qkv, 2, 0)
+    product = functools.partial(
+      jnp.einsum, preferred_element_type=at_least_float32(self.dtype)
     )
+    logits = (
+      product('bqhe,bkhe->bhqk', queries, keys) * queries.shape[-1] ** -0.5
+    )
+    weights = jax.nn.softmax(logits).astype(self.dtype)
+    heads = product('bhqk,bkhe->bqhe', weights, values)
     return self.proj(heads.reshape(x.shape))
 
 
