@@ -138,20 +138,22 @@ def check(
       'so --against merged has nothing to merge: raise --batch-size'
     )
   if 'torch' in against:
-    check_torch(mesh)
+    check_torch(recipe, mesh)
     torch_step.check(recipe)
 
 
-def check_torch(mesh: jax.sharding.Mesh) -> None:
+def check_torch(recipe: Recipe, mesh: jax.sharding.Mesh) -> None:
   """Checks that PyTorch can be measured on the devices.
 
   Args:
+    recipe: of the network.
     mesh: the devices.
 
   Raises:
-    InputError: if they are several, or neither CPU nor GPU, or torch is not
-      installed.
+    InputError: if they are several, or neither CPU nor GPU, the network is not
+      written in PyTorch here, or torch is not installed.
   """
+  network.check(**recipe.model)
   platform = mesh.devices.flat[0].platform
   if mesh.size > 1 or platform not in ('cpu', 'gpu'):
     raise InputError(

@@ -295,7 +295,7 @@ def _parts(args, config, mesh, left_out) -> Iterator[tuple[str, Any]]:
       )
     step.check(recipe, mesh, args.against)
   if 'embed' in wanted and 'torch' in args.against:
-    step.check_torch(mesh)
+    step.check_torch(recipe, mesh)
   for name, check in (
     ('loop', loop.check),
     ('input', lambda: input.check(args.data)),

@@ -9,8 +9,37 @@ import types
 from typing import Any
 
 from elasticface_jax import models
+from elasticface_jax.errors import InputError
 from elasticface_jax.models.faces import IMAGE_SHAPE
 from elasticface_jax.models.iresnet import SE_REDUCTION
+
+
+# Arguments of `models.build` for what is written here.
+_WRITTEN = {'block': 'insightface', 'output_norm': 'bias', 'input_norm': False}
+
+
+def check(name: str, **model: Any) -> None:
+  """Checks that a network is written here.
+
+  Args:
+    name: as for `models.build`.
+    **model: likewise.
+
+  Raises:
+    InputError: if it is no IResNet of insightface's form.
+  """
+  unwritten = [
+    f'model.{field}={model[field]!r}'
+    for field, value in _WRITTEN.items()
+    if model.get(field, value) != value
+  ]
+  if name not in models.STAGES:
+    unwritten.insert(0, f'model.name={name!r}')
+  if unwritten:
+    raise InputError(
+      f"{' and '.join(unwritten)}: insightface's IResNets alone are written in "
+      'PyTorch here: leave out --against torch, or change it'
+    )
 
 
 def make_network(name: str, **model: Any) -> Any:
