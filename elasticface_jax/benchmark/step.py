@@ -13,6 +13,7 @@ import numpy as np
 
 from elasticface_jax import models
 from elasticface_jax.benchmark import device, flops, timing
+from elasticface_jax.benchmark.pytorch import network as torch_network
 from elasticface_jax.benchmark.pytorch import step as torch_step
 from elasticface_jax.benchmark.recipe import Recipe
 from elasticface_jax.errors import InputError
@@ -153,7 +154,7 @@ def check_torch(recipe: Recipe, mesh: jax.sharding.Mesh) -> None:
     InputError: if they are several, or neither CPU nor GPU, the network is not
       written in PyTorch here, or torch is not installed.
   """
-  network.check(**recipe.model)
+  torch_network.check(**recipe.model)
   platform = mesh.devices.flat[0].platform
   if mesh.size > 1 or platform not in ('cpu', 'gpu'):
     raise InputError(

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from elasticface_jax.interop.onnx_file import OnnxFile, Unfit, named, slices
-from elasticface_jax.models.iresnet import IMAGE_SHAPE
+from elasticface_jax.models.faces import IMAGE_SHAPE
 
 # What the number of images is in a shape that the graph computes.
 _BATCH = 2**40 + 1

@@ -21,7 +21,8 @@ from elasticface_jax.interop import families, onnx_operations, torch_names
 from elasticface_jax.interop.families import Identity, Pixels
 from elasticface_jax.interop.onnx_file import OnnxFile
 from elasticface_jax.interop.onnx_operations import Affine, Operation, Value
-from elasticface_jax.models.iresnet import EXPANSION, IMAGE_SHAPE, SE_REDUCTION
+from elasticface_jax.models.faces import IMAGE_SHAPE
+from elasticface_jax.models.iresnet import EXPANSION, SE_REDUCTION
 from elasticface_jax.models.layers import EPSILON
 
 Tree = dict[str, Any]

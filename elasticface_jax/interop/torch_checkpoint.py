@@ -89,9 +89,9 @@ def find_backbone(name: str, tree: Any, prefix: str | None) -> Found:
   if not found:
     keys = [k for _, m in mappings(tree) for k in m][:3]
     raise InputError(
-      f'{name} holds no IResNet: no key has layer1.0.conv1, '
-      'body.0.res_layer.0 or the like in it'
-      + (f'; it begins with {", ".join(map(ascii, keys))}' if keys else '')
+      f'{name} holds no backbone that is known: no key has layer1.0.conv1, '
+      'body.0.res_layer.0, conv_sep.layers.0, patch_embed.proj or the like in '
+      'it' + (f'; it begins with {", ".join(map(ascii, keys))}' if keys else '')
     )
   if prefix is not None:
     return choose(name, found, prefix)

@@ -16,13 +16,15 @@ import numpy as np
 from elasticface_jax import models
 from elasticface_jax.errors import InputError
 from elasticface_jax.models.mobilefacenet import LAST
+from elasticface_jax.models.vit import HEADS
 
 Tree = dict[str, Any]
 
-# Begins a key that each of these networks has, and no IResNet.
-MARK = r'(?:conv_sep\.layers\.0|patch_embed\.proj)\.'
-# Begins every key of these networks.
-MODULES = r'(?:layers|conv_sep|features|patch_embed|blocks|norm|feature)\.'
+# Keys of the first weights.
+FIRST = {
+  'mobilefacenet': 'layers.0.layers.0.weight',
+  'vit': 'patch_embed.proj.weight',
+}
 # PyTorch's name of an array, by ours.
 _ARRAYS = {
   'kernel': 'weight',
@@ -54,21 +56,16 @@ _ABSENT = {
 _SMALL = 512
 
 
-def is_one(names: Collection[str]) -> bool:
-  """Tells whether a tree, or tensors by name, are of one of these networks.
-
-  Args:
-    names: of our parameters' outermost level, or of all tensors.
-  """
-  return not {'conv_sep', 'patch_embed'}.isdisjoint(
-    name.partition('.')[0] for name in names
-  )
+def is_one(params: Tree) -> bool:
+  """Tells whether our parameters are of one of these networks."""
+  return 'conv_sep' in params or 'patch_embed' in params
 
 
 def from_tensors(
   name: str,
-  prefix: str,
+  place: str,
   tensors: Mapping[str, Any],
+  model: Mapping[str, Any],
   *,
   others: Collection[str],
   read: Callable[[str, str, Any], np.ndarray],
@@ -77,9 +74,10 @@ def from_tensors(
 
   Args:
     name: of the file, for messages.
-    prefix: of the tensors there, for messages.
+    place: of the tensors there, for messages.
     tensors: arrays of any kind by name.
-    others: names among them that are of no network.
+    model: arguments of `models.build`, of `read_mobilefacenet` or `read_vit`.
+    others: names among the tensors that are of no network.
     read: makes an array, at least float32, of file, name and tensor.
 
   Returns:
@@ -89,27 +87,22 @@ def from_tensors(
     InputError: names the file and the key that is missing, unknown, or of
       another shape.
   """
-  shapes = {
-    key: tuple(getattr(value, 'shape', ())) for key, value in tensors.items()
-  }
-  backbone = models.build(**_model_of_shapes(name, prefix, shapes))
+  backbone = models.build(**model)
   collections = jax.eval_shape(backbone.init, jax.random.key(0))
   expected = {
     theirs: (number, path, _their_shape(leaf.shape))
     for number, tree in enumerate(collections)
     for path, theirs, leaf in _named(tree)
   }
-  counters = {_counter(key) for key in expected if _is_running(key)}
-  known = expected.keys() | counters | set(others)
-  _check(name, prefix, tensors, known, expected)
+  _check(name, place, tensors, expected, others)
   converted = {}, {}
   for theirs, (number, path, shape) in expected.items():
-    if shapes[theirs] != shape:
+    found = tuple(getattr(tensors[theirs], 'shape', ()))
+    if found != shape:
       raise InputError(
-        f'{name}: {prefix + theirs} has shape {list(shapes[theirs])}, not '
-        f'{list(shape)}'
+        f'{name}: {place + theirs} has shape {list(found)}, not {list(shape)}'
       )
-    array = read(name, prefix + theirs, tensors[theirs])
+    array = read(name, place + theirs, tensors[theirs])
     *modules, last = path
     node = converted[number]
     for module in modules:
@@ -157,74 +150,87 @@ def model_of(params: Tree) -> dict[str, Any]:
   shapes = {
     theirs: _their_shape(leaf.shape) for _, theirs, leaf in _named(params)
   }
-  return _model_of_shapes('params', '', shapes) | _ABSENT
+  read = read_mobilefacenet if 'conv_sep' in params else read_vit
+  return read('params', shapes, lambda key, ndim: shapes[key]) | _ABSENT
 
 
-def _model_of_shapes(name, prefix, shapes):
-  """Derives the network from the names and the shapes of two matrices."""
+def read_mobilefacenet(
+  name: str,
+  keys: Collection[str],
+  shape: Callable[[str, int], tuple[int, ...]],
+) -> dict[str, Any]:
+  """Returns the arguments of `models.build` for a MobileFaceNet in a file.
 
-  def shape(key, ndim):
-    if key not in shapes:
-      raise InputError(f'{name}: key {prefix + key} is missing')
-    if len(shapes[key]) != ndim:
-      raise InputError(
-        f'{name}: {prefix + key} has shape {list(shapes[key])}; it should have '
-        f'{ndim} dims'
-      )
-    return shapes[key]
+  Args:
+    name: of the file, for messages.
+    keys: its keys.
+    shape: returns the shape of a key that has a number of dims.
 
-  def in_proportion(key, network, factor):
-    size = shape(key, 4)[0]
-    if size % factor or not size:
-      raise InputError(
-        f'{name}: {prefix + key} has {size} output channels; a {network} has a '
-        f'multiple of {factor}'
-      )
-    return size // factor
-
-  if 'conv_sep.layers.0.weight' in shapes:
-    network = 'mobilefacenet'
-    width = in_proportion('conv_sep.layers.0.weight', network, LAST)
-    return {
-      'name': network,
-      'width': width,
-      'embedding_dim': shape('features.layers.2.weight', 2)[0],
-    }
-  first = 'patch_embed.proj.weight'
-  blocks = {
-    match[1]
-    for match in map(re.compile(r'blocks\.(\d+)\.').match, shapes)
-    if match
+  Raises:
+    InputError: if the file holds another network.
+  """
+  del keys
+  network, last = 'mobilefacenet', 'conv_sep.layers.0.weight'
+  return {
+    'name': network,
+    'width': _part(name, last, shape(last, 4)[0], network, LAST),
+    'embedding_dim': shape('features.layers.2.weight', 2)[0],
   }
+
+
+def read_vit(
+  name: str,
+  keys: Collection[str],
+  shape: Callable[[str, int], tuple[int, ...]],
+) -> dict[str, Any]:
+  """Returns the arguments of `models.build` for a ViT in a file.
+
+  Args:
+    name: of the file, for messages.
+    keys: its keys.
+    shape: returns the shape of a key that has a number of dims.
+
+  Raises:
+    InputError: if the file holds another network.
+  """
+  matches = (re.match(r'blocks\.(\d+)\.', key) for key in keys)
+  blocks = len({match[1] for match in matches if match})
+  size = shape(FIRST['vit'], 4)[0]
   fitting = [
-    network
-    for network, (depth, _) in models.VITS.items()
-    if depth == len(blocks)
+    network for network, (depth, _) in models.VITS.items() if depth == blocks
   ]
   if not fitting:
     raise InputError(
-      f'{name}: {len(blocks)} blocks are those of none of '
-      f'{", ".join(models.VITS)}'
+      f'{name}: {blocks} blocks are those of none of {", ".join(models.VITS)}'
     )
-  if 'vit_t' in fitting:
-    network = 'vit_s' if shape(first, 4)[0] >= _SMALL else 'vit_t'
-  else:
-    (network,) = fitting
-  size = models.VITS[network][1]
-  width = in_proportion(first, network, 8) * 8 // size
+  network = 'vit_s' if 'vit_s' in fitting and size >= _SMALL else fitting[0]
+  # As large as that of 8 heads.
+  heads = _part(name, FIRST['vit'], size, network, HEADS)
   return {
     'name': network,
-    'width': width,
+    'width': heads * HEADS // models.VITS[network][1],
     'embedding_dim': shape('feature.2.weight', 2)[0],
   }
 
 
-def _check(name, prefix, tensors, known, expected):
+def _part(name, key, channels, network, factor):
+  """Divides a number of channels by what it must be a multiple of."""
+  if not channels or channels % factor:
+    raise InputError(
+      f'{name}: {key} has {channels} output channels; those of {network} are '
+      f'a multiple of {factor}'
+    )
+  return channels // factor
+
+
+def _check(name, place, tensors, expected, others):
   """Compares names with those of the network."""
+  counters = {_counter(key) for key in expected if _is_running(key)}
+  known = expected.keys() | counters | set(others)
   missing = [key for key in expected if key not in tensors]
   extra = [key for key in tensors if key not in known]
   faults = [
-    f'{what} {prefix + keys[0]!a}'
+    f'{what} {place + keys[0]!a}'
     + (f' and {len(keys) - 1} more' if len(keys) > 1 else '')
     for what, keys in (('missing', missing), ('unknown', extra))
     if keys

@@ -24,8 +24,13 @@ from typing import Any
 import numpy as np
 
 from elasticface_jax.errors import InputError
-from elasticface_jax.interop import families, forms, torch_checkpoint
-from elasticface_jax.interop.families import FAMILIES, Identity
+from elasticface_jax.interop import (
+  families,
+  forms,
+  torch_checkpoint,
+  torch_modules,
+)
+from elasticface_jax.interop.families import FAMILIES, Identity, Pixels
 from elasticface_jax.interop.torch_checkpoint import Found, StateDict
 from elasticface_jax.interop.torch_heads import head_keys
 from elasticface_jax.interop.torch_schemes import (
@@ -55,10 +60,10 @@ def from_torch(
   """Reads a backbone that was trained with PyTorch.
 
   Accepts the names of insightface and ElasticFace, MagFace, AdaFace, TFace,
-  CVLface, CurricularFace and face.evoLVe, with any prefix (``module.``), alone
-  or inside a training checkpoint. Takes the keys under the prefix and no
-  others; `left_aside` names those. torch is not needed, and nothing in a file
-  is executed.
+  CVLface, CurricularFace and face.evoLVe, and arcface_torch's MobileFaceNet and
+  ViT, with any prefix (``module.``), alone or inside a training checkpoint.
+  Takes the keys under the prefix and no others; `left_aside` names those. torch
+  is not needed, and nothing in a file is executed.
 
   Args:
     state_dict: path of a ``.pth`` or ``.pt`` file; or its content, with arrays
@@ -96,8 +101,17 @@ def from_torch(
   found = torch_checkpoint.find_backbone(name, tree, prefix)
   torch_checkpoint.check_read(name, found)
   model = _model_of_names(name, found)
+  identity = _identify(name, found, model, colour_order, normalisation)
+  if found.scheme in torch_modules.FIRST:
+    return torch_modules.from_tensors(
+      name,
+      found.place,
+      found.tensors,
+      model,
+      others=head_keys(found),
+      read=torch_checkpoint.array,
+    )
   modules = list(SCHEMES[found.scheme].modules(**model))
-  identity = _identify(found, model, colour_order, normalisation)
   _check(name, found, modules)
   collections = {'params': {}, 'batch_stats': {}}
   for module in modules:
@@ -159,7 +173,7 @@ def identify(
   name, tree = torch_checkpoint.open_tree(state_dict)
   found = torch_checkpoint.find_backbone(name, tree, prefix)
   model = _model_of_names(name, found)
-  return _identify(found, model, colour_order, normalisation)
+  return _identify(name, found, model, colour_order, normalisation)
 
 
 def to_torch(
@@ -177,7 +191,7 @@ def to_torch(
   `folded` tells what that takes.
 
   Args:
-    params: of an IResNet, as from ``init`` or `from_torch`.
+    params: of a network, as from ``init`` or `from_torch`.
     batch_stats: likewise.
     num_batches_tracked: number of batches that BatchNorm has seen, which
       PyTorch stores and does not use.
@@ -201,6 +215,10 @@ def to_torch(
     (187, 'conv1.weight', (8, 784))
   """
   family = _family(names)
+  if _is_of_arcface_torch(params, names):
+    return torch_modules.to_tensors(
+      params, batch_stats, num_batches_tracked=num_batches_tracked
+    )
   params, batch_stats, _ = _fit(params, batch_stats, names)
   model = model_of_params(params)
   modules = SCHEMES[family.scheme].modules(**model)
@@ -233,21 +251,36 @@ def folded(params: Tree, batch_stats: Tree, *, names: str) -> list[str]:
     >>> folded(*variables, names='insightface')
     ['layer1.0.downsample, the identity, added']
   """
+  if _is_of_arcface_torch(params, names):
+    return []
   return _fit(params, batch_stats, names)[2]
 
 
 def own_tensors(params: Tree, batch_stats: Tree) -> dict[str, np.ndarray]:
-  """Returns the tensors of an IResNet of any form under our names.
+  """Returns the tensors of a network of any form under our names.
 
   In PyTorch's layouts, for RGB in [-1, 1] after the `InputNorm`, if there is
   one. ``features.weight`` is there where insightface freezes it at 1.
 
   Args:
-    params: of an IResNet.
+    params: of a network.
     batch_stats: likewise.
   """
+  if torch_modules.is_one(params):
+    return torch_modules.to_tensors(params, batch_stats, num_batches_tracked=0)
   modules = own_modules(**model_of_params(params))
   return _tensors(params, batch_stats, modules, 0)
+
+
+def _is_of_arcface_torch(params: Tree, names: str) -> bool:
+  """Tells whether a network is a MobileFaceNet or ViT, of one project alone."""
+  is_one = torch_modules.is_one(params)
+  if is_one and names != 'insightface':
+    raise InputError(
+      f'names {names!a} are for IResNets; MobileFaceNet and ViT are arcface_'
+      "torch's: use insightface"
+    )
+  return is_one
 
 
 def _fit(params, batch_stats, names):
@@ -292,7 +325,7 @@ def model_of(params: Tree, batch_stats: Tree | None = None) -> dict[str, Any]:
   """Returns the arguments of `models.build` that fit parameters.
 
   Args:
-    params: of an IResNet, as from ``init`` or `from_torch`.
+    params: of a network, as from ``init`` or `from_torch`.
     batch_stats: likewise; None for a network without ``input_norm``.
 
   Returns:
@@ -311,6 +344,8 @@ def model_of(params: Tree, batch_stats: Tree | None = None) -> dict[str, Any]:
     >>> model['name'], model['width'], model['use_se'], model['block']
     ('iresnet34', 64, True, 'insightface')
   """
+  if torch_modules.is_one(params):
+    return torch_modules.model_of(params)
   model = model_of_params(params)
   name = name_of_stages('params', model.pop('stages'), model['block'])
   has_input = 'input' in (batch_stats or {})
@@ -440,7 +475,16 @@ def _has_trained_scale(name: str, found: Found) -> bool:
   return bool(np.any(weight != 1))
 
 
-def _identify(found, model, colour_order, normalisation):
+def _identify(name, found, model, colour_order, normalisation):
+  if found.scheme in torch_modules.FIRST:
+    for value in (colour_order, normalisation):
+      if value is not None:
+        raise InputError(
+          f'{name}: pixels are stated, {value!a}; those of MobileFaceNet and '
+          'ViT are RGB in [-1, 1]: leave it out'
+        )
+    first = found.place + torch_modules.FIRST[found.scheme]
+    return Identity('insightface', Pixels(), (), (), '', first)
   first = next(iter(SCHEMES[found.scheme].modules(**model)))
   return families.identify(
     found.scheme,

@@ -5,7 +5,8 @@ Two schemes are in use for IResNets: insightface's (``layer1.0.conv1``), which
 is ours too, and that of the IR networks (``body.0.res_layer.1``), which number
 the layers of a block. A scheme yields the modules of a network with both
 names, from which tensors are read, written and checked; so a further network
-is a further entry of `SCHEMES`.
+is a further entry of `SCHEMES`. MobileFaceNet and ViT have one name for each
+module, theirs (`torch_modules`).
 
 Letters: D embedding size.
 """
@@ -18,12 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from elasticface_jax.errors import InputError
+from elasticface_jax.interop import torch_modules
 from elasticface_jax.models import STAGES, stages_of
-from elasticface_jax.models.iresnet import (
-  EXPANSION,
-  IMAGE_SHAPE,
-  SE_REDUCTION,
-)
+from elasticface_jax.models.faces import IMAGE_SHAPE
+from elasticface_jax.models.iresnet import EXPANSION, SE_REDUCTION
 
 COUNTER = 'num_batches_tracked'
 
@@ -88,14 +87,16 @@ class Scheme(NamedTuple):
     last: key of the weight that makes embeddings, ``[D, ...]``.
     read: ``read(name, keys, shape)``: the arguments of `modules` for a network
       of these keys in a file; ``shape(key, ndim)`` returns a shape, checked.
-    modules: ``modules(**model)``: the modules in the order of the network.
+    modules: ``modules(**model)``: the modules in the order of the network. None
+      for the networks of `torch_modules`, where `read` returns the arguments of
+      `models.build`.
   """
 
   first: re.Pattern[str]
   network: re.Pattern[str]
   last: str
   read: Callable[..., dict[str, Any]]
-  modules: Callable[..., Iterator[Module]]
+  modules: Callable[..., Iterator[Module]] | None
 
 
 def model_of_params(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -289,6 +290,20 @@ SCHEMES = {
     'output_layer.3.weight',
     _read_ir,
     _ir_modules,
+  ),
+  'mobilefacenet': Scheme(
+    re.compile(r'(.*?)conv_sep\.layers\.0\.'),
+    re.compile(r'(?:layers|conv_sep|features)\.'),
+    'features.layers.2.weight',
+    torch_modules.read_mobilefacenet,
+    None,
+  ),
+  'vit': Scheme(
+    re.compile(r'(.*?)patch_embed\.proj\.'),
+    re.compile(r'(?:patch_embed|blocks|norm|feature)\.'),
+    'feature.2.weight',
+    torch_modules.read_vit,
+    None,
   ),
 }
 

@@ -135,9 +135,30 @@ class Attention(nnx.Module):
     logits = (
       product('bqhe,bkhe->bhqk', queries, keys) * queries.shape[-1] ** -0.5
     )
-    weights = jax.nn.softmax(logits).astype(self.dtype)
+    weights = _softmax(logits).astype(self.dtype)
     heads = product('bhqk,bkhe->bqhe', weights, values)
     return self.proj(heads.reshape(x.shape))
+
+
+@jax.custom_vjp
+def _softmax(logits):
+  return jax.nn.softmax(logits)
+
+
+def _softmax_forward(logits):
+  weights = jax.nn.softmax(logits)
+  return weights, weights
+
+
+def _softmax_backward(weights, gradient):
+  # JAX's own subtracts two products that it also uses alone. XLA then rounds
+  # one of them or not, by what else it compiles: on a CPU the bits differed
+  # between one device and four.
+  mean = (gradient * weights).sum(-1, keepdims=True)
+  return ((gradient - mean) * weights,)
+
+
+_softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 class Mlp(nnx.Module):

@@ -47,9 +47,9 @@ def bottleneck(into, out, hidden, stride):
 
 
 class MobileFaceNet(nn.Module):
-  """Blocks (1, 4, 6, 2) of scale 2, for a width of 64."""
+  """Of scale 2 for a width of 64; arcface_torch has blocks (4, 6, 2)."""
 
-  def __init__(self, width, embedding_dim):
+  def __init__(self, width, embedding_dim, blocks):
     super().__init__()
     two, four, eight = 2 * width, 4 * width, 8 * width
 
@@ -62,11 +62,11 @@ class MobileFaceNet(nn.Module):
         convolution(3, two, 3, 2),
         convolution(two, two, 3, groups=width),
         bottleneck(two, two, two, 2),
-        repeated(4, two, two),
+        repeated(blocks[0], two, two),
         bottleneck(two, four, four, 2),
-        repeated(6, four, four),
+        repeated(blocks[1], four, four),
         bottleneck(four, four, eight, 2),
-        repeated(2, four, four),
+        repeated(blocks[2], four, four),
       ]
     )
     self.conv_sep = convolution(four, eight)

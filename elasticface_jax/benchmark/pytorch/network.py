@@ -13,7 +13,6 @@ from elasticface_jax.errors import InputError
 from elasticface_jax.models.faces import IMAGE_SHAPE
 from elasticface_jax.models.iresnet import SE_REDUCTION
 
-
 # Arguments of `models.build` for what is written here.
 _WRITTEN = {'block': 'insightface', 'output_norm': 'bias', 'input_norm': False}
 
