@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Export of a backbone to an ONNX file.
 
-An IResNet in evaluation has thirteen kinds of nodes, written here one by one.
+An IResNet in evaluation has thirteen kinds of nodes, written here one by one;
+the other networks are in `onnx_arcface_torch`.
 The general exporter, jax2onnx, needs an older Orbax than the trainer does, adds
 transposes around convolutions and writes PReLU as a comparison and a select.
 
@@ -23,13 +24,15 @@ import numpy as np
 
 from elasticface_jax import __version__, atomic
 from elasticface_jax.errors import InputError
-from elasticface_jax.interop import comparison
+from elasticface_jax.interop import comparison, onnx_arcface_torch
 from elasticface_jax.models.faces import IMAGE_SHAPE
 from elasticface_jax.models.layers import EPSILON
 
 INPUT, OUTPUT = 'input.1', 'embedding'
 # From 2021: onnxruntime reads them since 1.10.
 _OPSET, _IR_VERSION = 15, 8
+# From 2022: onnxruntime reads it since 1.13.
+_OPSET_OF_LAYER_NORM = 17
 # Protobuf's limit.
 _MOST_BYTES = 2**31 - 1
 _FATAL = 4
@@ -51,7 +54,7 @@ def write(
 
   Args:
     path: of the file; an existing one is replaced.
-    state_dict: of an IResNet of any form, as from `own_tensors`. Arrays are
+    state_dict: of a network of any form, as from `own_tensors`. Arrays are
       written as float32.
     metadata: values for JSON by name. A string is stored as it is, everything
       else as JSON.
@@ -111,12 +114,19 @@ def check_packages() -> tuple[Any, Any]:
 
 def _model(onnx, state_dict, input_norm, metadata):
   graph = _Graph(onnx, state_dict)
-  graph.network(input_norm)
+  opset = _OPSET
+  if graph.has('conv_sep.layers.0'):
+    onnx_arcface_torch.mobilefacenet(graph, INPUT, OUTPUT)
+  elif graph.has('patch_embed.proj'):
+    onnx_arcface_torch.transformer(graph, INPUT, OUTPUT)
+    opset = _OPSET_OF_LAYER_NORM
+  else:
+    graph.network(input_norm)
   describe = onnx.helper.make_tensor_value_info
   side, _, channels = IMAGE_SHAPE
   shapes = {
     INPUT: ['batch', channels, side, side],
-    OUTPUT: ['batch', *state_dict['fc.bias'].shape],
+    OUTPUT: ['batch', graph.embedding_dim],
   }
   images, embeddings = (
     describe(name, onnx.TensorProto.FLOAT, shape)
@@ -124,9 +134,9 @@ def _model(onnx, state_dict, input_norm, metadata):
   )
   model = onnx.helper.make_model(
     onnx.helper.make_graph(
-      graph.nodes, 'iresnet', [images], [embeddings], graph.arrays
+      graph.nodes, 'backbone', [images], [embeddings], graph.arrays
     ),
-    opset_imports=[onnx.helper.make_opsetid('', _OPSET)],
+    opset_imports=[onnx.helper.make_opsetid('', opset)],
     ir_version=_IR_VERSION,
     producer_name='elasticface_jax',
     producer_version=__version__,
@@ -145,11 +155,15 @@ class _Graph:
   def __init__(self, onnx, state_dict):
     self.nodes = []
     self.arrays = []
+    self.embedding_dim = 0
     self._onnx = onnx
     self._state_dict = state_dict
 
-  def has(self, module):
-    return f'{module}.weight' in self._state_dict
+  def has(self, module, array='weight'):
+    return f'{module}.{array}' in self._state_dict
+
+  def shape(self, name):
+    return self._state_dict[name].shape
 
   def node(self, kind, name, *inputs, output=None, **attributes):
     output = output or f'{name}.output'
@@ -166,20 +180,26 @@ class _Graph:
     self.arrays.append(self._onnx.numpy_helper.from_array(array, name))
     return name
 
-  def conv(self, x, name, *, stride=1):
+  def matrix(self, name):
+    array = self._state_dict[f'{name}.weight'].astype(np.float32)
+    return self.add(f'{name}.weight', np.ascontiguousarray(array.T))
+
+  def conv(self, x, name, *, stride=1, grouped=False, padded=True):
     weight = self.array(f'{name}.weight')
-    size = self._state_dict[weight].shape[-1]
+    # Of a grouped one, here with as many channels as its input.
+    channels, of_group, size, _ = self.shape(weight)
     return self.node(
       'Conv',
       name,
       x,
       weight,
       kernel_shape=[size, size],
-      pads=[size // 2] * 4,
+      pads=[size // 2 if padded else 0] * 4,
       strides=[stride, stride],
+      **({'group': channels // of_group} if grouped else {}),
     )
 
-  def norm(self, x, name, *, output=None):
+  def norm(self, x, name, *, output=None, epsilon=EPSILON):
     arrays = []
     # The last BatchNorm may have no scale and bias.
     shape = self._state_dict[f'{name}.running_mean'].shape
@@ -189,8 +209,10 @@ class _Graph:
         arrays.append(self.array(key))
       else:
         arrays.append(self.add(key, np.full(shape, default, np.float32)))
+    # The embedding's is the last.
+    self.embedding_dim = shape[0]
     return self.node(
-      'BatchNormalization', name, x, *arrays, output=output, epsilon=EPSILON
+      'BatchNormalization', name, x, *arrays, output=output, epsilon=epsilon
     )
 
   def prelu(self, x, name):

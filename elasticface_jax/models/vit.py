@@ -40,7 +40,7 @@ HEADS = 8
 # Hidden units of a block for one of a token.
 _EXPANSION = 4
 # Of the LayerNorms, and of the two BatchNorms, which arcface_torch sets.
-_EPSILON, _FEATURE_EPSILON = 1e-5, 2e-5
+EPSILON, FEATURE_EPSILON = 1e-5, 2e-5
 # Standard deviation of initial weights.
 _DEVIATION = 0.02
 
@@ -65,7 +65,7 @@ class LayerNorm(nnx.Module):
     """Normalises ``[B, L, E]``."""
     centred = x - x.mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)
-    normal = centred * jax.lax.rsqrt(variance + _EPSILON)
+    normal = centred * jax.lax.rsqrt(variance + EPSILON)
     scale, bias = self.scale[...], self.bias[...]
     y = normal * scale.reshape(1, 1, -1) + bias.reshape(1, 1, -1)
     return y.astype(self.dtype)
@@ -260,7 +260,7 @@ class ViT(nnx.Module):
     self.norm: LayerNorm = LayerNorm(size, dtype=wide)
     self.mask_token: _Param = nnx.Param(jnp.zeros((1, 1, size), wide))
     linear = functools.partial(Linear, use_bias=False, dtype=dtype)
-    norm = functools.partial(BatchNorm, dtype=wide, epsilon=_FEATURE_EPSILON)
+    norm = functools.partial(BatchNorm, dtype=wide, epsilon=FEATURE_EPSILON)
     self.feature: nnx.Dict[Linear | BatchNorm] = nnx.Dict(
       {
         '0': linear(TOKENS * size, size),

@@ -54,6 +54,21 @@ def state_dict(name):
   return tensors
 
 
+def variables(name):
+  """Returns the same as parameters and statistics."""
+  with few_layers():
+    return interop.from_torch(state_dict(name))
+
+
+def as_float32(name):
+  return jax.tree.map(np.float32, variables(name))
+
+
+def trained(tensors):
+  """Returns the names of what training changes, but for counts, sorted."""
+  return sorted(k for k in tensors if not k.endswith('num_batches_tracked'))
+
+
 def images():
   """Returns images in [-1, 1], float64."""
   return np.random.default_rng(1).uniform(-1, 1, (IMAGES, 112, 112, 3))
@@ -78,10 +93,8 @@ def in_evaluation(name):
   """Compiles the embeddings in evaluation, in float32."""
   with few_layers():
     apply = build(name).apply
-    variables = interop.from_torch(state_dict(name))
-    run = jax.jit(lambda params, stats, x: apply(params, stats, x, train=False))
-    as_float32 = jax.tree.map(np.float32, (*variables, images()))
-    return np.asarray(run(*as_float32)[0])
+    run = jax.jit(functools.partial(apply, train=False))
+    return np.asarray(run(*as_float32(name), np.float32(images()))[0])
 
 
 @functools.cache

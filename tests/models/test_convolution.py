@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convolutions and their gradients, compared with sums over taps in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from elasticface_jax.models import convolution
-from elasticface_jax.models.convolution import convolve
+from elasticface_jax.models.convolution import convolve, convolve_groups
 
 # Height, width, channels in and out, stride: few channels and many, odd sizes,
 # and the channels of a network of width 64.
@@ -145,3 +147,72 @@ def test_other_platforms_get_the_gradients_of_vjp(shape):
   assert 'stablehlo.while' not in text
   # The CPU's layout takes transposes.
   assert 'stablehlo.transpose' not in text
+
+
+# Height, width, groups, channels of a group in and out, stride: depthwise, and
+# as in MobileFaceNet's second layer; and a group that widens.
+GROUPED = [
+  (6, 4, 5, 1, 1, 1),
+  (6, 4, 5, 1, 1, 2),
+  (5, 7, 3, 2, 2, 1),
+  (4, 6, 3, 2, 4, 2),
+]
+
+
+def sum_over_groups(x, kernel, gradient, stride):
+  """Returns output and gradients, of each group by itself."""
+  groups = x.shape[-1] // kernel.shape[2]
+  split = lambda a: np.split(np.asarray(a), groups, axis=-1)
+  each = zip(split(x), split(kernel), split(gradient), strict=True)
+  results = [sum_over_taps(*given, stride) for given in each]
+  return [np.concatenate(a, axis=-1) for a in zip(*results, strict=True)]
+
+
+def draw_grouped(shape, dtype):
+  height, width, groups, channels_in, channels_out, stride = shape
+  x, kernel, gradient = draw(
+    *(height, width, channels_in, groups * channels_out, stride),
+    images=3,
+    dtype=dtype,
+  )
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((*x.shape[:3], groups * channels_in)) + 0.5
+  return jnp.asarray(x, dtype), kernel, gradient
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def ours_grouped(x, kernel, gradient, stride, function):
+  y, vjp = jax.vjp(
+    lambda x, kernel: function(x, kernel, stride=stride), x, kernel
+  )
+  return y, *vjp(gradient)
+
+
+@pytest.mark.parametrize('shape', GROUPED)
+@pytest.mark.parametrize(
+  'function', [convolve_groups, convolution.plain_groups]
+)
+def test_each_group_is_convolved_by_itself(function, shape):
+  with jax.enable_x64(True):
+    given = draw_grouped(shape, 'float64')
+    found = ours_grouped(*given, shape[-1], function)
+    expected = sum_over_groups(*given, shape[-1])
+  assert max(errors(found, expected)) < 1e-14
+
+
+@pytest.mark.parametrize('shape', GROUPED[:3:2])
+def test_groups_in_bfloat16_lose_its_own_digits_only(shape):
+  given = draw_grouped(shape, 'bfloat16')
+  found = ours_grouped(*given, shape[-1], convolve_groups)
+  assert [f.dtype for f in found] == ['bfloat16'] * 3
+  assert max(errors(found, sum_over_groups(*given, shape[-1]))) < 2**-6
+
+
+def test_other_platforms_convolve_groups_natively():
+  given = draw_grouped(GROUPED[2], 'float32')
+  exported = jax.export.export(ours_grouped, platforms=['tpu'])(
+    *given, 1, convolve_groups
+  )
+  text = exported.mlir_module()
+  assert text.count('stablehlo.convolution') == 3
+  assert text.count('feature_group_count = 3') >= 2
