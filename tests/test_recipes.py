@@ -33,7 +33,7 @@ def test_the_base_has_every_field_and_no_other():
 
 def test_names_in_the_rules_are_those_of_the_code():
   words = {
-    'model.name': models.STAGES,
+    'model.name': (*models.STAGES, 'mobilefacenet', *models.VITS),
     'model.dtype': models.backbone._DTYPES,
     'head.precision': _blocks.PRECISIONS,
     'loss.pairing': _margins.PAIRINGS,
@@ -552,6 +552,8 @@ IMPOSSIBLE = {
   'model.block': ('resnet', None),
   'model.output_norm': ('none', None),
   'model.input_norm': (1, 'True', None),
+  'model.drop_path': (1.0, -0.1, NAN),
+  'model.mask_ratio': (1.0, -0.1, NAN),
   'head.num_blocks': COUNT,
   'head.subcenters': COUNT,
   'head.sample_rate': (0.0, -0.1, 1.5, NAN),

@@ -201,7 +201,8 @@ def read_vit(
   ]
   if not fitting:
     raise InputError(
-      f'{name}: {blocks} blocks are those of none of {", ".join(models.VITS)}'
+      f'{name}: blocks.0 to blocks.{blocks - 1} are those of none of '
+      f'{", ".join(models.VITS)}'
     )
   network = 'vit_s' if 'vit_s' in fitting and size >= _SMALL else fitting[0]
   # As large as that of 8 heads.

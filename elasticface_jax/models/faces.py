@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a backbone takes: the shape of an aligned face, and its checks."""
+"""The aligned faces that a backbone takes: their shape, and checks."""
 
 import jax
 import jax.numpy as jnp

@@ -405,7 +405,7 @@ REFUSED = {
     'output_layer.3.weight',
   ),
   'mobile.pth': (of_arrays(lambda: MOBILE), 'conv1.conv.weight'),
-  'kprpe.safetensors': (of_safetensors(lambda: KPRPE), 'net.'),
+  'kprpe.safetensors': (of_safetensors(lambda: KPRPE), 'blocks.0'),
   # Other files.
   'script.pt': (torchscript, 'TorchScript'),
   'index.json': (
