@@ -71,21 +71,26 @@ def _ours(weights: Weights) -> Callable[[np.ndarray], np.ndarray]:
 
 def _original(weights: Weights) -> Callable[[np.ndarray], np.ndarray]:
   identity = weights.identity
-  order = -1 if identity.pixels.colour_order == 'BGR' else 1
+  pixels_of = identity.pixels
   if weights.path.suffix == '.onnx':
-    if 'normalisation' in identity.stated:
+    is_stated = 'normalisation' in identity.stated
+    network = OnnxNetwork(
+      weights.path,
+      rows=ROWS,
+      colour_order=pixels_of.colour_order,
+      normalisation=pixels_of.normalisation if is_stated else None,
+    )
+    if is_stated and network.scales_pixels:
       raise InputError(
-        f'{weights.path}: onnxruntime is given (x - 127.5) / 127.5, or pixels '
-        'that the graph scales; leave --normalise out, or --check'
+        f'{weights.path} scales pixels itself; leave --normalise out, or '
+        '--check'
       )
-    network = OnnxNetwork(weights.path, rows=ROWS)
-    return lambda images: network.embed(images[..., ::order])
+    return network.embed
+  order = -1 if pixels_of.colour_order == 'BGR' else 1
   tensors = interop.original_tensors(weights.path, prefix=weights.prefix)
   epsilon = interop.FAMILIES[identity.family].epsilon
   network = TorchNetwork(tensors, epsilon=epsilon)
-  mean, std = (
-    np.float32(values) for values in (identity.pixels.mean, identity.pixels.std)
-  )
+  mean, std = (np.float32(values) for values in (pixels_of.mean, pixels_of.std))
 
   def run(images):
     pixels = ((images - mean) / std)[..., ::order]

@@ -291,8 +291,12 @@ def open_embedder(
   if path.suffix != '.onnx':
     return open_weights(path, step, prefix, colour_order, normalisation)
   _check_onnx(path, step, prefix)
-  _refuse_pixels(f'{path} is an ONNX file', colour_order, normalisation)
-  return OnnxNetwork(path, rows=_rows_here())
+  return OnnxNetwork(
+    path,
+    rows=_rows_here(),
+    colour_order=colour_order,
+    normalisation=normalisation,
+  )
 
 
 def _check_onnx(path: Path, step: int | None, prefix: str | None) -> None:
@@ -397,26 +401,19 @@ def open_weights(
       f'{path} is a run folder and has one backbone; leave --prefix '
       f'{prefix!a} out'
     )
-  _refuse_pixels(f'{path} is a run folder', colour_order, normalisation)
-  config = checkpoint.read_json(path / 'config.json')
-  config = config_rules.check_saved(config, path / 'config.json', _NEEDED)
-  step, saved = checkpoint.read(path, step, ('params', 'batch_stats'))
-  return Weights(path, step, config, saved['params'], saved['batch_stats'])
-
-
-def _refuse_pixels(
-  what: str, colour_order: str | None, normalisation: str | None
-) -> None:
-  """Refuses to state the pixels of a network that has stated its own."""
   for flag, value in (
     ('--input', colour_order),
     ('--normalise', normalisation),
   ):
     if value is not None:
       raise InputError(
-        f'{what}, which takes RGB in [-1, 1] or scales them itself: leave '
-        f'{flag} {value!a} out'
+        f'{path} is a run folder, which takes RGB in [-1, 1]: leave {flag} '
+        f'{value!a} out'
       )
+  config = checkpoint.read_json(path / 'config.json')
+  config = config_rules.check_saved(config, path / 'config.json', _NEEDED)
+  step, saved = checkpoint.read(path, step, ('params', 'batch_stats'))
+  return Weights(path, step, config, saved['params'], saved['batch_stats'])
 
 
 def _open_file(

@@ -3,6 +3,7 @@
 
 import dataclasses
 import sys
+import types
 
 import jax
 import numpy as np
@@ -126,7 +127,7 @@ def test_pixels_are_those_of_the_project(faces, tmp_path, monkeypatch):
   assert reference.epsilon == 2e-5
 
 
-def test_an_onnx_file_is_run_by_onnxruntime(path, faces, tmp_path):
+def test_an_onnx_file_is_run_by_onnxruntime(path, faces, tmp_path, monkeypatch):
   opened = weights.open_weights(path)
   onnx = tmp_path / 'net.onnx'
   weights.export(opened, onnx, file_format='onnx')
@@ -138,9 +139,16 @@ def test_an_onnx_file_is_run_by_onnxruntime(path, faces, tmp_path):
   turned = opened.identity._replace(pixels=pixels)
   of_file = dataclasses.replace(of_file, identity=turned)
   assert not originals.compare(of_file, [image]).is_close
-  stated = turned._replace(stated=('normalisation',))
+  # Their scale, if it is stated; None is what the graph itself does.
+  pixels = opened.identity.pixels._replace(std=(64.0,) * 3)
+  for stated, is_close in (((), True), (('normalisation',), False)):
+    other = opened.identity._replace(pixels=pixels, stated=stated)
+    of_file = dataclasses.replace(of_file, identity=other)
+    assert originals.compare(of_file, [image]).is_close == is_close
+  scaling = lambda *args, **options: types.SimpleNamespace(scales_pixels=True)
+  monkeypatch.setattr(originals, 'OnnxNetwork', scaling)
   with pytest.raises(InputError, match='leave --normalise out'):
-    originals.compare(dataclasses.replace(of_file, identity=stated), [image])
+    originals.compare(of_file, [image])
 
 
 def test_without_torch(path, faces, tmp_path, capfd, monkeypatch):

@@ -680,17 +680,15 @@ def test_export_under_the_names_of_a_project(command, ir, tmp_path):
 
 
 def test_pixels_of_what_has_its_own(command, ir, pth, tmp_path):
-  run, onnx = tmp_path / 'run', tmp_path / 'net.onnx'
-  onnx.touch()
+  run = tmp_path / 'run'
   assert command('convert', pth, '--workdir', run)[0] == 0
   new = tmp_path / 'new'
   for flags in (('--input', 'bgr'), ('--normalise', 'x')):
-    for network, what in ((run, 'is a run folder'), (onnx, 'is an ONNX file')):
-      code, output = command(
-        'embed', tmp_path, '--checkpoint', network, '--out', new, *flags
-      )
-      assert code == 2 and len(output.splitlines()) == 1, output
-      assert f'{network} {what}' in output and f'leave {flags[0]}' in output
+    code, output = command(
+      'embed', tmp_path, '--checkpoint', run, '--out', new, *flags
+    )
+    assert code == 2 and len(output.splitlines()) == 1, output
+    assert f'{run} is a run folder' in output and f'leave {flags[0]}' in output
     code, output = command('evaluate', '--embeddings', run, *flags)
     assert code == 2 and f'{flags[0]} is for --checkpoint' in output
   code, output = command(

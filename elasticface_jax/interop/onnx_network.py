@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from elasticface_jax.errors import InputError, first_line
+from elasticface_jax.interop.families import Pixels, stated_pixels
 from elasticface_jax.interop.onnx_graph import check_packages
 from elasticface_jax.models.faces import IMAGE_SHAPE, check_faces
 
@@ -31,21 +32,34 @@ class OnnxNetwork:
     embedding_dim: D.
     scales_pixels: True where the graph itself scales pixels from [0, 255]; as
       insightface's tools find it, by the names of its first nodes.
+    pixels: that the graph is given.
     channels_first: True for images ``[B, 3, 112, 112]``.
     eval_rows: images of a batch: those that the graph takes, if it takes a
       certain number.
   """
 
-  def __init__(self, path: str | os.PathLike[str], *, rows: int):
+  def __init__(
+    self,
+    path: str | os.PathLike[str],
+    *,
+    rows: int,
+    colour_order: str | None = None,
+    normalisation: str | None = None,
+  ):
     """Opens a file.
 
     Args:
       path: of the file.
       rows: images of a batch, where the graph takes any number.
+      colour_order: that the graph takes, as for `interop.from_torch`; None for
+        RGB.
+      normalisation: likewise; None for what the graph does itself, else
+        (x - 127.5) / 127.5.
 
     Raises:
-      InputError: if onnx or onnxruntime is not installed, or the file is no
-        network from images of 112x112 to one embedding each.
+      InputError: if onnx or onnxruntime is not installed, the file is no
+        network from images of 112x112 to one embedding each, or the pixels are
+        stated wrongly.
     """
     self.path: Path = Path(path)
     onnx, onnxruntime = check_packages()
@@ -66,6 +80,11 @@ class OnnxNetwork:
     self.scales_pixels: bool = all(
       any(name.startswith(kind) for name in names) for kind in ('Sub', 'Mul')
     )
+    known = Pixels(mean=(0.0,) * 3, std=(1.0,) * 3)
+    self._known: Pixels = known if self.scales_pixels else Pixels()
+    self.pixels: Pixels = stated_pixels(
+      self._known, colour_order, normalisation
+    )
     self.channels_first: bool
     self._input, self.channels_first, batch_size = self._images()
     self.eval_rows: int = batch_size or rows
@@ -79,14 +98,25 @@ class OnnxNetwork:
 
   @property
   def note(self) -> str:
-    """One line that says how pixels are scaled, if the graph does it."""
-    if not self.scales_pixels:
+    """One line that says which pixels it is given, if not insightface's."""
+    if self.pixels == Pixels():
       return ''
-    return f'{self.path} scales pixels itself; it is given those of the files'
+    itself = ' scales pixels itself; it' if self.scales_pixels else ''
+    return (
+      f'{self.path}{itself} is given {self.pixels.colour_order}, '
+      f'{self.pixels.normalisation}'
+    )
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """SHA-256 of the file."""
+    """SHA-256 of the file; with stated pixels, of that and of them."""
+    if self.pixels == self._known:
+      return self._file_sha256
+    text = f'{self._file_sha256} {self.pixels}'
+    return hashlib.sha256(text.encode()).hexdigest()
+
+  @functools.cached_property
+  def _file_sha256(self) -> str:
     with open(self.path, 'rb') as opened:
       return hashlib.file_digest(opened, 'sha256').hexdigest()
 
@@ -96,10 +126,10 @@ class OnnxNetwork:
       'model': self.path.name,
       'embedding_dim': self.embedding_dim,
       'input_size': list(IMAGE_SHAPE[:2]),
-      'colour_order': 'RGB',
-      'normalisation': 'x' if self.scales_pixels else '(x - 127.5) / 127.5',
+      'colour_order': self.pixels.colour_order,
+      'normalisation': self.pixels.normalisation,
       'output': 'embedding, not normalised',
-      'file_sha256': self.fingerprint,
+      'file_sha256': self._file_sha256,
     }
 
   def embed(self, images: np.ndarray) -> np.ndarray:
@@ -128,8 +158,9 @@ class OnnxNetwork:
     # Always whole batches: the bits must not depend on how many there are.
     batch = np.zeros((self.eval_rows, *IMAGE_SHAPE), np.float32)
     batch[: len(images)] = images
-    if not self.scales_pixels:
-      batch = (batch - 127.5) / 127.5
+    batch = (batch - np.float32(self.pixels.mean)) / np.float32(self.pixels.std)
+    if self.pixels.colour_order == 'BGR':
+      batch = batch[..., ::-1]
     if self.channels_first:
       batch = np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
     (found,) = self._session.run([self._output], {self._input: batch})

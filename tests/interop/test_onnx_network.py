@@ -101,6 +101,32 @@ def test_forms(shape, names, axes, rows, tmp_path):
 
 
 @pytest.mark.parametrize(
+  'names', [('mean',), ('Sub_1', 'Mul_2', 'mean')], ids=['plain', 'scaling']
+)
+def test_stated_pixels(names, tmp_path):
+  path = write(tmp_path / 'means.onnx', names=names)
+  plain = OnnxNetwork(path, rows=4)
+  opened = OnnxNetwork(path, rows=4, colour_order='bgr')
+  # The first output is then the mean of blue.
+  expected = plain.embed(PIXELS)[:, ::-1]
+  np.testing.assert_array_equal(opened.embed(PIXELS), expected)
+  assert opened.describe()['colour_order'] == 'BGR'
+  assert opened.describe()['file_sha256'] == plain.fingerprint
+  # Results of other pixels are those of another network.
+  assert opened.fingerprint != plain.fingerprint
+  assert opened.note.endswith(f'is given BGR, {opened.pixels.normalisation}')
+  formula = '(x - [10, 20, 30]) / [1, 2, 4]'
+  scaled = OnnxNetwork(path, rows=4, colour_order='bgr', normalisation=formula)
+  means = PIXELS.mean((1, 2))[:, ::-1]
+  expected = 2 * (means - [10, 20, 30]) / [1, 2, 4]
+  if len(names) > 1:
+    expected = (expected - 255) / 127.5
+  np.testing.assert_allclose(scaled.embed(PIXELS), expected, 1e-4, 1e-4)
+  with pytest.raises(InputError, match='is no formula of a pixel'):
+    OnnxNetwork(path, rows=4, normalisation='x + 1')
+
+
+@pytest.mark.parametrize(
   'arguments, message',
   [
     ({'shape': ('b', 3, 224, 224)}, r"takes 'images' .*\[B, 3, 112, 112\]"),
