@@ -95,7 +95,7 @@ class Block(nnx.Module):
   ):
     self.stride = stride
     self.use_se = use_se
-    self.use_bn2 = kind != 'curricularface'
+    self.use_bn2: bool = kind != 'curricularface'
     self._make_residual(channels_in, channels_out, dtype)
     if use_se:
       self.se_block: SqueezeExcitation = SqueezeExcitation(

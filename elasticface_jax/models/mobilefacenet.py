@@ -139,7 +139,7 @@ class Bottleneck(nnx.Module):
     stride: int,
     dtype: jax.typing.DTypeLike,
   ):
-    self.adds = stride == 1
+    self.adds: bool = stride == 1
     self.layers: nnx.Dict[ConvBlock] = nnx.Dict(
       {
         '0': ConvBlock(channels_in, hidden, dtype=dtype),
