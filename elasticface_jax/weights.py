@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from elasticface_jax import atomic, config_rules, interop, models
 from elasticface_jax.errors import InputError
 from elasticface_jax.interop import (
   onnx_graph,
+  onnx_statistics,
   onnx_weights,
   safetensors_files,
   stablehlo,
@@ -86,6 +87,8 @@ class Weights:
     left_aside: keys of a file's tensors that are not of the backbone.
     identity: whose network a file holds, and its pixels; None for a run.
     folded: BatchNorms whose statistics an ONNX file does not have.
+    measured: BatchNorms whose statistics are those of images, their number and
+      whence they are, for JSON; None where there is none.
     remarks: what is to be known of an ONNX file.
   """
 
@@ -98,6 +101,7 @@ class Weights:
   left_aside: Sequence[str] = ()
   identity: Identity | None = None
   folded: Sequence[str] = ()
+  measured: Mapping[str, Any] | None = None
   remarks: Sequence[str] = ()
 
   @property
@@ -126,6 +130,15 @@ class Weights:
     if self.identity is not None and self.identity.note:
       lines.append(f'{self.path}: {self.identity.note}')
     lines += [f'{self.path}: {remark}' for remark in self.remarks]
+    if self.folded:
+      first, *others = self.folded
+      more = f' and {len(others)} more BatchNorms' if others else ''
+      lines.append(
+        f'{self.path}: {first}{more} come without statistics, which the '
+        'exporter has folded: embeddings are equal, and training begins with '
+        'another function; measure them by elasticface convert --statistics '
+        'IMAGES'
+      )
     return '\n'.join(lines)
 
   @property
@@ -135,8 +148,12 @@ class Weights:
     None for a run, and for what an older version converted.
     """
     if self.identity is not None:
-      folded = {'batch_norms_without_statistics': list(self.folded)}
-      return self.identity.describe() | (folded if self.folded else {})
+      norms = {
+        'batch_norms_without_statistics': list(self.folded),
+        'batch_norms_measured': self.measured,
+      }
+      norms = {name: value for name, value in norms.items() if value}
+      return self.identity.describe() | norms
     return _manifest(self).get('converted', {}).get('trained_on')
 
   @property
@@ -463,7 +480,7 @@ def convert(
   prefix: str | None = None,
   colour_order: str | None = None,
   normalisation: str | None = None,
-  check: Callable[[Weights], None] | None = None,
+  revise: Callable[[Weights], Weights] | None = None,
 ) -> Weights:
   """Converts PyTorch files, or an ONNX file, to a run folder of step 0.
 
@@ -475,8 +492,8 @@ def convert(
       `interop.head_from_torch`; None if it holds one.
     colour_order: as for `open_weights`.
     normalisation: likewise.
-    check: called with the weights before anything is written, which nothing is
-      if it raises.
+    revise: called with the weights before anything is written; what it returns
+      is written, and nothing is if it raises.
 
   Returns:
     The weights of the backbone.
@@ -495,8 +512,8 @@ def convert(
     colour_order=colour_order,
     normalisation=normalisation,
   )
-  if check is not None:
-    check(weights)
+  if revise is not None:
+    weights = revise(weights)
   state = {
     'step': np.zeros((), np.int32),
     'params': weights.params,
@@ -527,6 +544,48 @@ def convert(
       checkpoints.save(0, jax.tree.map(jnp.asarray, state))
       checkpoints.wait()
   return weights
+
+
+def with_statistics(
+  weights: Weights, batches: Iterable[np.ndarray], source: str
+) -> Weights:
+  """Measures the statistics that an ONNX file does not have.
+
+  Embeddings stay equal.
+
+  Args:
+    weights: of a file with folded BatchNorms.
+    batches: as for `onnx_statistics.with_statistics`.
+    source: name of the images, for the metadata.
+
+  Returns:
+    The weights with `measured` in place of `folded`.
+
+  Raises:
+    InputError: if onnx or onnxruntime is not installed.
+  """
+  count = 0
+
+  def counted():
+    nonlocal count
+    for images in batches:
+      count += len(images)
+      yield images
+
+  params, batch_stats = onnx_statistics.with_statistics(
+    weights.params, weights.batch_stats, weights.folded, counted()
+  )
+  return dataclasses.replace(
+    weights,
+    params=params,
+    batch_stats=batch_stats,
+    folded=(),
+    measured={
+      'names': list(weights.folded),
+      'images': count,
+      'source': source,
+    },
+  )
 
 
 def export(

@@ -75,12 +75,12 @@ def write(
       f'{path}: weights of {size} bytes are more than the 2 GiB that an ONNX '
       'file can have; export to stablehlo'
     )
-  model = _model(onnx, state_dict, input_norm, metadata)
-  onnx.checker.check_model(model, full_check=True)
+  made = model(onnx, state_dict, input_norm, metadata)
+  onnx.checker.check_model(made, full_check=True)
   options = onnxruntime.SessionOptions()
   options.log_severity_level = _FATAL
   with atomic.file(path) as part:
-    part.write_bytes(model.SerializeToString(deterministic=True))
+    part.write_bytes(made.SerializeToString(deterministic=True))
     session = onnxruntime.InferenceSession(
       part, options, providers=['CPUExecutionProvider']
     )
@@ -112,7 +112,23 @@ def check_packages() -> tuple[Any, Any]:
   return onnx, onnxruntime
 
 
-def _model(onnx, state_dict, input_norm, metadata):
+def model(
+  onnx: Any,
+  state_dict: Mapping[str, np.ndarray],
+  input_norm: Mapping[str, np.ndarray] | None,
+  metadata: Mapping[str, Any],
+) -> Any:
+  """Makes the graph of a backbone.
+
+  Args:
+    onnx: the module, from `check_packages`.
+    state_dict: as for `write`.
+    input_norm: likewise.
+    metadata: likewise.
+
+  Returns:
+    An ``onnx.ModelProto``, whose nodes have the names of the modules.
+  """
   graph = _Graph(onnx, state_dict)
   opset = _OPSET
   if graph.has('conv_sep.layers.0'):
@@ -132,7 +148,7 @@ def _model(onnx, state_dict, input_norm, metadata):
     describe(name, onnx.TensorProto.FLOAT, shape)
     for name, shape in shapes.items()
   )
-  model = onnx.helper.make_model(
+  made = onnx.helper.make_model(
     onnx.helper.make_graph(
       graph.nodes, 'backbone', [images], [embeddings], graph.arrays
     ),
@@ -145,8 +161,8 @@ def _model(onnx, state_dict, input_norm, metadata):
     name: value if isinstance(value, str) else json.dumps(value)
     for name, value in metadata.items()
   }
-  onnx.helper.set_model_props(model, texts)
-  return model
+  onnx.helper.set_model_props(made, texts)
+  return made
 
 
 class _Graph:

@@ -7,7 +7,8 @@ to the embeddings, and the first node that does not fit is named.
 An exporter that folds a BatchNorm into the convolution before it leaves a
 kernel and a bias. That BatchNorm comes back with mean 0, variance 1 - epsilon,
 scale 1 and the bias: the same function in evaluation. Its statistics are
-unknown, so the first steps of training normalise anew.
+unknown, and training begins with another function; `onnx_statistics` measures
+them on images.
 """
 
 import os
@@ -128,13 +129,6 @@ def read(
   reader = _Reader(file)
   reader.network(source, outputs)
   identity = reader.input(colour_order, normalisation)
-  if reader.folded:
-    first, *others = reader.folded
-    more = f' and {len(others)} more BatchNorms' if others else ''
-    reader.notes.append(
-      f'{first}{more} come without statistics, which the exporter has folded: '
-      'embeddings are equal, and the first steps of training normalise anew'
-    )
   found = OnnxWeights(
     reader.params,
     reader.batch_stats,
