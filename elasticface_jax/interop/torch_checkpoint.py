@@ -6,7 +6,7 @@ file itself or in a dictionary inside it.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,14 @@ from elasticface_jax.interop import safetensors_files, torch_files
 from elasticface_jax.interop.torch_schemes import SCHEMES
 
 StateDict = Mapping[str, Any]
+
+# Bounds of the work, since the mappings of a file may hold each other: of the
+# characters of all keys and their places, and what each counts for besides. A
+# network of two thousand tensors with its optimizer's state has 200,000.
+_MAX_CHARACTERS = 1 << 24
+_OF_A_KEY = 8
+_MAX_BACKBONES = 64
+_MAX_LISTED = 8
 
 
 class Found(NamedTuple):
@@ -32,6 +40,11 @@ class Found(NamedTuple):
   place: str
   prefix: str
   tensors: dict[str, Any]
+
+  @property
+  def shown(self) -> str:
+    """The place for messages, printable."""
+    return ascii(self.place)[1:-1]
 
 
 def open_tree(state_dict: Any) -> tuple[str, Any]:
@@ -51,26 +64,57 @@ def name_of(state_dict: Any) -> str:
 
 
 def mappings(
-  tree: Any, place: str = '', depth: int = 3
+  name: str, tree: Any, depth: int = 3
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-  """Yields all mappings in a checkpoint, outermost first, string keys only.
+  """Yields the mappings in a checkpoint, outermost first, string keys only.
 
   Before each stands its place: the keys that lead to it, a dot after each.
+
+  Raises:
+    InputError: if they repeat each other, so that their keys are without end.
   """
-  if isinstance(tree, Mapping) and depth:
-    yield place, {k: v for k, v in tree.items() if isinstance(k, str)}
-    for key, value in tree.items():
-      yield from mappings(value, f'{place}{key}.', depth - 1)
+  left = [('', tree, depth)]
+  num_characters = 0
+  while left:
+    place, mapping, depth = left.pop()
+    if not isinstance(mapping, Mapping):
+      continue
+    found = {k: v for k, v in mapping.items() if isinstance(k, str)}
+    # A mapping may be in many places, which are all counted.
+    num_characters += (len(place) + _OF_A_KEY) * len(mapping)
+    num_characters += sum(map(len, found))
+    if num_characters > _MAX_CHARACTERS:
+      raise InputError(
+        f'{name} has keys without number, or mappings that hold each other; '
+        'save the state_dict() of one network with torch'
+      )
+    yield place, found
+    if depth > 1:
+      below = [
+        (f'{place}{key}.', value, depth - 1)
+        for key, value in found.items()
+        if isinstance(value, Mapping)
+      ]
+      left += below[::-1]
 
 
-def backbones(tree: Any) -> list[Found]:
-  """Lists the backbones in a checkpoint."""
+def backbones(name: str, tree: Any) -> list[Found]:
+  """Lists the backbones in a checkpoint.
+
+  Raises:
+    InputError: if there are too many, as `mappings` does.
+  """
   found = []
-  for place, mapping in mappings(tree):
+  for place, mapping in mappings(name, tree):
     schemes = {}
-    for name, scheme in SCHEMES.items():
+    for scheme_name, scheme in SCHEMES.items():
       matches = map(scheme.first.match, mapping)
-      schemes |= {match[1]: name for match in matches if match}
+      schemes |= {match[1]: scheme_name for match in matches if match}
+    if len(found) + len(schemes) > _MAX_BACKBONES:
+      raise InputError(
+        f'{name} holds more than {_MAX_BACKBONES} backbones; save the '
+        'state_dict() of one with torch'
+      )
     for prefix in sorted(schemes):
       # Another one may lie below it: `net.` and `net.ema.`.
       below = tuple(p for p in schemes if p.startswith(prefix) and p != prefix)
@@ -85,9 +129,9 @@ def backbones(tree: Any) -> list[Found]:
 
 def find_backbone(name: str, tree: Any, prefix: str | None) -> Found:
   """Finds the backbone at a prefix; with None, the only one."""
-  found = backbones(tree)
+  found = backbones(name, tree)
   if not found:
-    keys = [k for _, m in mappings(tree) for k in m][:3]
+    keys = [k for _, m in mappings(name, tree) for k in m][:3]
     raise InputError(
       f'{name} holds no backbone that is known: no key has layer1.0.conv1, '
       'body.0.res_layer.0, conv_sep.layers.0, patch_embed.proj or the like in '
@@ -115,7 +159,8 @@ def check_read(name: str, found: Found) -> None:
       found.scheme
     ].network.match(key):
       raise InputError(
-        f'{name}: {found.place}{key} is made by {ascii(value.name)[1:-1]}, '
+        f'{name}: {found.shown}{ascii(key)[1:-1]} is made by '
+        f'{ascii(value.name)[1:-1]}, '
         'which is not read; load it with torch and save a dense tensor of '
         'float32'
       )
@@ -142,7 +187,14 @@ def under(prefix: str | None) -> str:
 
 
 def _places(found: Sequence[Found]) -> str:
-  return ', '.join(ascii(one.place) for one in found)
+  return listed(one.place for one in found)
+
+
+def listed(names: Iterable[str]) -> str:
+  """Returns the first of some names for a message, and how many follow."""
+  first = [ascii(name) for name in names]
+  more = len(first) - _MAX_LISTED
+  return ', '.join(first[:_MAX_LISTED]) + (f' and {more} more' * (more > 0))
 
 
 def shape_of(tensor: Any) -> tuple[int, ...]:

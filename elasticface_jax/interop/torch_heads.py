@@ -70,26 +70,28 @@ def _head_part(name: str, tree: Any, prefix: str | None) -> np.ndarray:
   tensors = {}
   if not isinstance(tree, Mapping):
     tensors = {'weight': tree} if len(getattr(tree, 'shape', ())) == 2 else {}
-  backbones = torch_checkpoint.backbones(tree)
+  backbones = torch_checkpoint.backbones(name, tree)
   of_backbones = {
     backbone.place + key
     for backbone in backbones
     for key in backbone.tensors.keys() - head_keys(backbone)
   }
-  for place, mapping in torch_checkpoint.mappings(tree):
+  for place, mapping in torch_checkpoint.mappings(name, tree):
     for key, value in mapping.items():
       if _is_head(key, value) and place + key not in of_backbones:
         tensors[place + key] = value
   if prefix is not None:
     tensors = _nearest(name, tensors, backbones, prefix)
   if len(tensors) != 1:
-    what = f'several ({", ".join(tensors)})' if tensors else 'none'
+    what = 'none'
+    if tensors:
+      what = f'several ({torch_checkpoint.listed(tensors)})'
     raise InputError(
       f'{name}: a head is one matrix called kernel [D, C] or weight [C, D]; '
       f'here is {what}' + torch_checkpoint.under(prefix)
     )
   ((key, value),) = tensors.items()
-  array = torch_checkpoint.array(name, key, value)
+  array = torch_checkpoint.array(name, ascii(key)[1:-1], value)
   sizes = {
     torch_checkpoint.shape_of(one.tensors.get(SCHEMES[one.scheme].last))[:1]
     for one in backbones

@@ -105,7 +105,7 @@ def from_torch(
   if found.scheme in torch_modules.FIRST:
     return torch_modules.from_tensors(
       name,
-      found.place,
+      found.shown,
       found.tensors,
       model,
       others=head_keys(found),
@@ -118,7 +118,7 @@ def from_torch(
     for last, (collection, ours) in TENSORS[module.kind].items():
       key = f'{module.theirs}.{last}'
       array = torch_checkpoint.array(
-        name, found.place + key, found.tensors[key]
+        name, found.shown + key, found.tensors[key]
       )
       node = collections[collection]
       for part in module.name.split('.'):
@@ -375,7 +375,7 @@ def num_batches_tracked(
   name, tree = torch_checkpoint.open_tree(state_dict)
   found = torch_checkpoint.find_backbone(name, tree, prefix)
   counts = [
-    torch_checkpoint.count(name, found.place + key, value)
+    torch_checkpoint.count(name, found.shown + key, value)
     for key, value in found.tensors.items()
     if key.endswith(COUNTER)
   ]
@@ -407,7 +407,7 @@ def left_aside(
   taken = {found.place + key for key in found.tensors.keys() - head_keys(found)}
   return [
     place + key
-    for place, mapping in torch_checkpoint.mappings(tree)
+    for place, mapping in torch_checkpoint.mappings(name, tree)
     for key, value in mapping.items()
     if hasattr(value, 'shape') and place + key not in taken
   ]
@@ -437,7 +437,7 @@ def original_tensors(
   found = torch_checkpoint.find_backbone(name, tree, prefix)
   others = head_keys(found)
   return {
-    key: torch_checkpoint.array(name, found.place + key, value)
+    key: torch_checkpoint.array(name, found.shown + key, value)
     for key, value in found.tensors.items()
     if key not in others and hasattr(value, 'shape')
   }
@@ -445,7 +445,7 @@ def original_tensors(
 
 def _model_of_names(name: str, found: Found) -> dict[str, Any]:
   """Derives the arguments of a scheme's modules from names and shapes."""
-  tensors, place = found.tensors, found.place
+  tensors, place = found.tensors, found.shown
 
   def shape(key, ndim):
     if key not in tensors:
@@ -471,7 +471,7 @@ def _has_trained_scale(name: str, found: Found) -> bool:
     return True
   if key not in found.tensors:
     return False
-  weight = torch_checkpoint.array(name, found.place + key, found.tensors[key])
+  weight = torch_checkpoint.array(name, found.shown + key, found.tensors[key])
   return bool(np.any(weight != 1))
 
 
@@ -504,12 +504,12 @@ def _check(name: str, found: Found, modules: Iterable[Module]) -> None:
   for module in modules:
     expected |= module.expected()
     counters.add(f'{module.theirs}.{COUNTER}')
-  tensors, place = found.tensors, found.place
+  tensors, place = found.tensors, found.shown
   missing = [key for key in expected if key not in tensors]
   known = expected.keys() | counters | head_keys(found)
   extra = [key for key in tensors if key not in known]
   faults = [
-    f'{what} {place + keys[0]!a}'
+    f'{what} {found.place + keys[0]!a}'
     + (f' and {len(keys) - 1} more' if len(keys) > 1 else '')
     for what, keys in (('missing', missing), ('unknown', extra))
     if keys

@@ -9,7 +9,11 @@ import pytest
 
 from elasticface_jax import interop, models
 from elasticface_jax.errors import InputError
-from elasticface_jax.interop import torch_files, torch_schemes
+from elasticface_jax.interop import (
+  torch_checkpoint,
+  torch_files,
+  torch_schemes,
+)
 
 
 def random_tree(tree, seed=0):
@@ -439,12 +443,50 @@ def test_heads(state_dict, tmp_path):
     interop.head_from_torch(centers, centers.T)
 
 
+WIDE = {str(i): ZEROS for i in range(300)}
+ITSELF = {}
+ITSELF |= {str(i): ITSELF for i in range(300)}
+
+
+@pytest.mark.parametrize(
+  'tree, message',
+  [
+    ({str(i): dict.fromkeys(WIDE, WIDE) for i in range(9)}, 'without number'),
+    (dict.fromkeys(WIDE, dict.fromkeys(WIDE, WIDE)), 'without number'),
+    (ITSELF, 'hold each other'),
+    ({'x' * 10_000: WIDE}, 'without number'),
+    ({f'{i}.layer1.0.bn1.bias': ZEROS for i in WIDE}, 'more than 64 backbones'),
+    ({10**5000: {'layer1.0.bn1.bias': ZEROS}}, 'no backbone|is none'),
+  ],
+)
+def test_mappings_that_repeat_cost_little(monkeypatch, tree, message):
+  monkeypatch.setattr(torch_checkpoint, '_MAX_CHARACTERS', 1 << 18)
+  for read in (interop.from_torch, interop.head_from_torch):
+    with pytest.raises(InputError, match=message):
+      read(tree)
+
+
+def test_messages_are_one_short_line(state_dict):
+  del state_dict['layer1.0.bn1.bias']
+  for tree in (
+    {'a\nb': state_dict},
+    {'a\nb': state_dict | {'conv1.weight': ZEROS}},
+    {f'a\n{i}': state_dict for i in range(30)},
+  ):
+    with pytest.raises(InputError) as raised:
+      interop.from_torch(tree)
+    assert '\n' not in str(raised.value) and len(str(raised.value)) < 400
+  with pytest.raises(InputError) as raised:
+    interop.head_from_torch({f'a\n{i}.kernel': ZEROS for i in range(1000)})
+  assert '\n' not in str(raised.value) and len(str(raised.value)) < 400
+
+
 @pytest.mark.parametrize(
   'head, message',
   [
     ({}, 'here is none'),
     ({'kernel': np.zeros(3)}, 'here is none'),
-    ({'kernel': ZEROS, 'weight': ZEROS}, r'several \(kernel, weight\)'),
+    ({'kernel': ZEROS, 'weight': ZEROS}, r"several \('kernel', 'weight'\)"),
     (3, 'here is none'),
   ],
 )
