@@ -51,6 +51,47 @@ def test_names_in_the_rules_are_those_of_the_code():
     config_rules.check_values(wide | {'model.width': 8})
 
 
+@pytest.mark.parametrize('name', ['iresnet18', 'mobilefacenet', 'vit_t'])
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [
+    ('dropout', 0.1),
+    ('use_se', True),
+    ('block', 'adaface'),
+    ('output_norm', 'plain'),
+    ('input_norm', True),
+    ('drop_path', 0.1),
+    ('mask_ratio', 0.1),
+    ('width', 3),
+    ('remat', True),
+  ],
+)
+def test_networks_have_fields_as_in_the_code(name, field, value):
+  changes = {'model.name': name, f'model.{field}': value}
+  errors = []
+  for check in (
+    lambda: config_rules.check_values(base_fields() | changes),
+    lambda: models.build(name, **{field: value}),
+  ):
+    try:
+      check()
+    except InputError as error:
+      errors.append(str(error))
+  assert len(errors) in (0, 2)
+  if errors:
+    assert f'model.{field}={value!r}' in errors[0]
+    assert '\n' not in ''.join(errors)
+  is_own = field in ('drop_path', 'mask_ratio', 'width')
+  assert (
+    bool(errors)
+    == {
+      'iresnet18': is_own and field != 'width',
+      'mobilefacenet': field not in ('width', 'remat'),
+      'vit_t': field not in ('drop_path', 'mask_ratio', 'remat'),
+    }[name]
+  )
+
+
 def test_the_base_has_the_published_arguments_of_every_loss(named_losses):
   for name, function in named_losses.items():
     published = recipes.loss(name)

@@ -79,6 +79,14 @@ def test_fields_that_part_runs(said, vary, words):
   assert words in said(vary)
 
 
+def test_what_a_vit_leaves_out_is_of_the_dropout(said):
+  vit = ['--config.model.name=vit_t']
+  for field in ('drop_path', 'mask_ratio'):
+    line = said(f'model.{field}=0.1,0.2', changes=vit)
+    assert f'the dropout (model.{field} differs)' in line
+    assert 'the initial backbone' in line.partition('do not share')[0]
+
+
 def test_other_sources_share_no_classes(said):
   line = said('data.source=synthetic,faces')
   assert 'class centres (data.source differs)' in line
