@@ -41,7 +41,7 @@ _COUNTER = 'num_batches_tracked'
 # PyTorch's order of modules that lie side by side, and of their arrays.
 _ORDER = (
   *('pos_embed', 'mask_token', 'patch_embed', 'layers', 'blocks', 'norm1'),
-  *('attn', 'qkv', 'norm2', 'mlp', 'fc1', 'fc2', 'conv_sep', 'proj', 'norm'),
+  *('norm2', 'attn', 'qkv', 'mlp', 'fc1', 'fc2', 'conv_sep', 'proj', 'norm'),
   *('features', 'feature'),
   *('weight', 'bias', 'running_mean', 'running_var', _COUNTER),
 )

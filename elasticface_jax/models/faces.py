@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The aligned faces that a backbone takes: their shape, and checks."""
+"""Aligned faces, as backbones take them: their shape, and its checks."""
 
 import jax
 import jax.numpy as jnp

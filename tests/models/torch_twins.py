@@ -105,8 +105,8 @@ class Block(nn.Module):
   def __init__(self, size):
     super().__init__()
     self.norm1 = nn.LayerNorm(size)
-    self.attn = Attention(size)
     self.norm2 = nn.LayerNorm(size)
+    self.attn = Attention(size)
     self.mlp = nn.Module()
     self.mlp.fc1 = nn.Linear(size, 4 * size)
     self.mlp.fc2 = nn.Linear(4 * size, size)

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from elasticface_jax import data, losses, models
+from elasticface_jax import config_rules, data, losses, models, recipes
 from elasticface_jax.studies import sharing, variants
 from elasticface_jax.training import augment, state
 from elasticface_jax.training.task import from_config
@@ -79,12 +79,13 @@ def test_fields_that_part_runs(said, vary, words):
   assert words in said(vary)
 
 
-def test_what_a_vit_leaves_out_is_of_the_dropout(said):
-  vit = ['--config.model.name=vit_t']
-  for field in ('drop_path', 'mask_ratio'):
-    line = said(f'model.{field}=0.1,0.2', changes=vit)
-    assert f'the dropout (model.{field} differs)' in line
-    assert 'the initial backbone' in line.partition('do not share')[0]
+@pytest.mark.parametrize('field', ['drop_path', 'mask_ratio'])
+def test_what_a_vit_leaves_out_is_of_the_dropout(field):
+  base = config_rules.flatten(recipes.base().to_dict())
+  vit = base | {'model.name': 'vit_t'}
+  line = sharing.describe([vit | {f'model.{field}': x} for x in (0.1, 0.2)], 5)
+  assert f'the dropout (model.{field} differs)' in line
+  assert 'the initial backbone' in line.partition('do not share')[0]
 
 
 def test_other_sources_share_no_classes(said):
