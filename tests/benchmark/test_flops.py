@@ -48,6 +48,16 @@ def test_backbones(name):
   assert found == 3 * 2 * 4 * by_hand(models.STAGES[name])
 
 
+@pytest.mark.parametrize(
+  ('name', 'published', 'rel'),
+  # Of all operations there, of which MobileFaceNet has many others.
+  [('mobilefacenet', 0.45e9, 0.03), ('vit_t', 1.5e9, 0.01)],
+)
+def test_published_multiplications_of_other_networks(name, published, rel):
+  found = flops.forward(models.build(name)) / 2
+  assert found == pytest.approx(published, rel=rel)
+
+
 def test_recomputation_is_no_model_flop():
   recipe = Recipe(batch_size=2, group_size=2)
   build = functools.partial(models.build, 'iresnet10', width=8)
