@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Scalars(NamedTuple):
-  """Numbers of a step, computed outside of its loops."""
+  """Scalars of a step, which are computed outside of its loops."""
 
   learning_rate: jax.Array
   factors: tuple[jax.Array, ...]  # Of the optimiser's running means.
