@@ -21,6 +21,8 @@ _EXAMPLES = (
 )
 # ImageNet's mean and deviation of red, green and blue, of pixels to 255.
 _IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+# Of the numbers of a formula, so that float32 holds what it gives.
+_LARGEST = 1e6
 _NUMBER = r'(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?'
 _VALUES = rf'{_NUMBER}|\[{_NUMBER},{_NUMBER},{_NUMBER}\]'
 # A divisor of the difference needs brackets: x-127.5/128 could be either.
@@ -297,8 +299,8 @@ def _parsed(text: str, order: str) -> tuple[tuple[float, ...], ...]:
     return tuple(each[::-1] if order == 'BGR' else each)
 
   mean, std = values('mean', '0'), values('std', '1')
-  if not all(0 < value < float('inf') for value in std) or not all(
-    value < float('inf') for value in mean
+  if not all(1 / _LARGEST < value < _LARGEST for value in std) or not all(
+    value < _LARGEST for value in mean
   ):
     raise InputError(
       f'normalisation {text!a} divides by 0 or leaves the range of numbers; '

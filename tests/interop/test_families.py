@@ -297,6 +297,7 @@ def test_values_are_in_the_order_of_the_channels(variables):
     *('', 'unit', '127.5', '0.5/0.5', 'x-127.5/128', '(x/255'),
     *('x/0', '(x-1)/0', '(x-1)/-2', '(x-nan)/2', '(x-[1,2])/3', 'x*2', '(y)/2'),
     *('(x-1)/1e999', '(x-1e999)/2', '((x-1))/2', '(x-[1,2,3,4])/2', 'x/255\n1'),
+    *('x/1e-46', 'x/1e39', '(x-1e38)/1e-38'),
   ],
 )
 def test_what_is_no_formula(text, variables):
