@@ -510,6 +510,16 @@ def test_out_that_cannot_be_is_found_before_the_work(
   assert files(tmp_path) == ['file', 'pipe']
 
 
+@pytest.mark.parametrize('batch', [-1, 0, 1025, 10**11])
+def test_batches_that_cannot_be_compared(batch, command, no_work, tmp_path):
+  code, output = command(
+    *('export', '--checkpoint', tmp_path, '--format', 'stablehlo'),
+    *('--out', tmp_path / 'new', '--batch', batch),
+  )
+  assert code == 2 and f'--batch {batch}: give 1 to 1024' in output
+  assert len(output.splitlines()) == 1
+
+
 @pytest.mark.parametrize('name', ['file', 'file/deeper'])
 def test_out_of_evaluate_that_is_a_file(name, command, no_work, tmp_path):
   (tmp_path / 'file').touch()

@@ -18,6 +18,8 @@ _NAMES = (
   'curricularface',
   'evolve',
 )
+# The file is compared with the network on so many images.
+_MAX_BATCH = 1024
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,8 +70,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
     raise InputError(
       f'--batch {args.batch} is for --format stablehlo; leave it out'
     )
-  if args.batch is not None and args.batch < 1:
-    raise InputError(f'--batch {args.batch}: give 1 or more')
+  if args.batch is not None and not 1 <= args.batch <= _MAX_BATCH:
+    raise InputError(f'--batch {args.batch}: give 1 to {_MAX_BATCH}')
   weights.check_export(args.out, args.format)
   if args.out.exists():
     raise InputError(
