@@ -69,14 +69,14 @@ def add_file(parser: argparse.ArgumentParser) -> None:
     '--input',
     dest='colour_order',
     choices=('rgb', 'bgr'),
-    help='colours that a .pth was trained on; default: those of the project '
+    help='colours that a file was trained on; default: those of the project '
     'that publishes files of such names',
   )
   parser.add_argument(
     '--normalise',
     dest='normalisation',
     metavar='FORMULA',
-    help='of a pixel x in [0, 255], that a .pth was trained on, such as '
+    help='of a pixel x in [0, 255], that a file was trained on, such as '
     "'(x - 127.5) / 128', 'x / 255' or imagenet; "
     "'(x / 255 - [A, B, C]) / [D, E, F]' with values in the order of --input; "
     'default: as for --input',

@@ -30,7 +30,7 @@ _COMMANDS = {
   'report': (report, 'Write one page of runs, side by side.'),
   'embed': (embed, 'Write the embeddings of all images of a data set.'),
   'export': (export, 'Write a backbone that runs without this package.'),
-  'convert': (convert, 'Make a run folder from PyTorch weights.'),
+  'convert': (convert, 'Make a run folder from the weights of others.'),
   'inspect': (inspect, 'Check every image of a data set or a pair set.'),
   'prepare': (
     prepare,

@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=_paths.path,
     metavar='FILE',
     help='backbone of ElasticFace, insightface, AdaFace, TFace, CVLface, '
-    'CurricularFace, face.evoLVe or MagFace (.pth), or IResNet of any '
-    'exporter (.onnx)',
+    'CurricularFace, face.evoLVe or MagFace (.pth, .ckpt, .safetensors), or '
+    'IResNet of any exporter (.onnx)',
   )
   parser.add_argument(
     '--workdir',
