@@ -208,6 +208,11 @@ class _Reader:
     if stage < _NUM_STAGES:
       self._fail(x.users[0], f'layer{stage + 1}.0', 'a residual block')
     self._drop_inner_norms()
+    # CurricularFace gives this feature map, flat, beside the embedding.
+    aside = [v.source for v in outputs if v.source in x.users]
+    if all(user.kind == 'flatten' and not user.users for user in aside):
+      x.users[:] = [user for user in x.users if user not in aside]
+      outputs = [v for v in outputs if v.source not in aside]
     self._end(x, outputs)
 
   def input(

@@ -28,7 +28,7 @@ class Style:
     fc: ``gemm``, ``gemm0``, ``matmul`` or ``conv``.
     pixels: ``sub_mul``, ``div`` or ``sub_div``, at the start.
     flip: whether the graph turns the order of colours.
-    end: ``''``, ``lp``, ``l2``, ``squares`` or ``pair``.
+    end: ``''``, ``lp``, ``l2``, ``squares``, ``pair`` or ``map``.
     gates: of SE, ``conv`` or ``gemm``.
     noise: whether nodes that do nothing stand between the others.
     batch: number of images, or a name.
@@ -331,8 +331,11 @@ class _Writer:
     for i in range(1, 5):
       for j in range(len(self.params[f'layer{i}'])):
         x = self.block(x, f'layer{i}.{j}', 2 if j == 0 else 1)
-    x = self.fully_connected(self.norm(x, 'bn2'))
-    return self.normalized(self.norm(x, 'features', flat=True))
+    y = self.fully_connected(self.norm(x, 'bn2'))
+    outputs = self.normalized(self.norm(y, 'features', flat=True))
+    if self.style.end == 'map':
+      outputs.append(self.node('Flatten', x, axis=1))
+    return outputs
 
 
 def save(path, params, stats, **style):

@@ -135,6 +135,13 @@ def test_gates(draw_network, tmp_path, style):
   close(embed(*onnx_weights.from_onnx(path)), run(path, IMAGES))
 
 
+def test_feature_maps_beside_embeddings(draw_network, tmp_path):
+  _, params, stats = draw_network(**TINY)
+  path = tmp_path / 'network.onnx'
+  save(path, params, stats, end='map')
+  close(embed(*onnx_weights.from_onnx(path)), run(path, IMAGES))
+
+
 @pytest.mark.parametrize('end', ['lp', 'l2', 'squares', 'pair'])
 def test_embeddings_before_they_are_normalised(draw_network, tmp_path, end):
   _, params, stats = draw_network(**TINY)
