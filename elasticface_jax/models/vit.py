@@ -94,7 +94,7 @@ class PatchEmbedding(nnx.Module):
     end = SIDE * PATCH
     x = images[:, :end, :end].astype(self.dtype)
     x = x.reshape(-1, SIDE, PATCH, SIDE, PATCH, IMAGE_SHAPE[-1])
-    patches = x.transpose(0, 1, 3, 2, 4, 5).reshape(len(images), TOKENS, -1)
+    patches = x.transpose(0, 1, 3, 2, 4, 5).reshape(images.shape[0], TOKENS, -1)
     kernel, bias = self.proj['kernel'][...], self.proj['bias'][...]
     tokens = jnp.matmul(
       patches,

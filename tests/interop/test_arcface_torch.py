@@ -4,6 +4,7 @@
 import functools
 
 import jax
+import jax.export
 import numpy as np
 import pytest
 
@@ -163,3 +164,15 @@ def test_onnx_files_compute_the_same(name, tmp_path):
     # Compares with onnxruntime, and keeps no file that differs.
     onnx_graph.write(tmp_path / 'net.onnx', tensors, {'model': name}, embed=run)
   assert (tmp_path / 'net.onnx').stat().st_size > 10_000
+
+
+@pytest.mark.parametrize('name', small.NAMES)
+def test_programs_of_any_batch(name):
+  with small.few_layers():
+    apply = small.build(name).apply
+    variables = small.as_float32(name)
+    run = jax.jit(lambda x: apply(*variables, x, train=False)[0])
+    (batch,) = jax.export.symbolic_shape('batch')
+    images = jax.ShapeDtypeStruct((batch, 112, 112, 3), 'float32')
+    exported = jax.export.export(run, platforms=['cpu', 'cuda', 'tpu'])(images)
+  assert exported.out_avals[0].shape == (batch, small.DIM)
