@@ -227,15 +227,18 @@ def count(name: str, key: str, value: Any) -> int:
 
 
 def _read(name: str, key: str, value: Any) -> np.ndarray:
-  """Reads any kind of tensor as an array."""
+  """Reads any kind of tensor as an array of its own memory.
+
+  A module that trains on after its state_dict was taken writes to its tensors.
+  """
   if hasattr(value, 'detach'):
     value = value.detach().cpu()
     # bfloat16 is unknown to NumPy.
     narrow = value.is_floating_point() and value.itemsize < 4
-    return (value.float() if narrow else value).numpy()
+    return np.array((value.float() if narrow else value).numpy())
   if isinstance(value, torch_files.Tensor | safetensors_files.Tensor):
     try:
       return value.numpy()
     except torch_files.BadTensor as error:
       raise InputError(f'{name}: {key} {error}') from error
-  return np.asarray(value)
+  return np.array(value)

@@ -135,6 +135,15 @@ def test_names_and_layouts(weights, state_dict):
   )
 
 
+def test_arrays_are_no_views_of_those_that_are_given(weights, state_dict):
+  """A module that trains on writes to the tensors of its state_dict."""
+  given = {key: value.copy() for key, value in state_dict.items()}
+  found = interop.from_torch(given)
+  for value in given.values():
+    value += 1
+  same(found, weights)
+
+
 def test_depth_width_and_gate_are_found(backbone, weights, state_dict):
   params, _ = interop.from_torch(state_dict)
   model = interop.model_of(params)
