@@ -21,9 +21,8 @@ NAME, STAGES = 'one_stage', (1,)
 def add(setitem):
   """Adds the backbone: ``setitem(dict, key, value)`` for each table."""
   setitem(models.STAGES, NAME, STAGES)
-  rule = config_rules.RULES['model.name']._replace(
-    allows=models.STAGES.__contains__
-  )
+  known = config_rules.RULES['model.name']
+  rule = known._replace(allows=lambda name: name == NAME or known.allows(name))
   setitem(config_rules.RULES, 'model.name', rule)
 
 

@@ -5,8 +5,10 @@ Modules have arcface_torch's names. Random draws are given, not made: masks and
 dropped branches are arguments of the call.
 """
 
-import torch
-from torch import nn
+import pytest
+
+torch = pytest.importorskip('torch')
+nn = torch.nn
 
 
 class Named(nn.Module):

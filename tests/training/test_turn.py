@@ -24,7 +24,10 @@ def make_task(remat, devices=1, groups=GROUPS):
     width=4,
     embedding_dim=DIM,
     dropout=0.4,
+    block='insightface',
     use_se=False,
+    output_norm='bias',
+    input_norm=False,
     remat=remat,
     dtype='float32',
   )
