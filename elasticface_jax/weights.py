@@ -27,6 +27,7 @@ from elasticface_jax.interop import (
   safetensors_files,
   stablehlo,
   torch_files,
+  torch_names,
 )
 from elasticface_jax.interop.families import Identity
 from elasticface_jax.interop.onnx_network import OnnxNetwork
@@ -439,17 +440,21 @@ def _open_file(
   colour_order: str | None,
   normalisation: str | None,
 ) -> Weights:
-  pixels = {'colour_order': colour_order, 'normalisation': normalisation}
-  params, batch_stats = interop.from_torch(path, prefix=prefix, **pixels)
-  shape = interop.model_of(params, batch_stats)
+  found = torch_names.read(
+    path,
+    prefix=prefix,
+    colour_order=colour_order,
+    normalisation=normalisation,
+  )
+  shape = interop.model_of(found.params, found.batch_stats)
   return Weights(
     path,
     0,
     _CONFIG_OF_FILE | {'model': shape | _CONFIG_OF_FILE['model']},
-    *_as_float32((params, batch_stats)),
+    *_as_float32((found.params, found.batch_stats)),
     prefix,
-    tuple(interop.left_aside(path, prefix=prefix)),
-    interop.identify(path, prefix=prefix, **pixels),
+    tuple(found.left_aside),
+    found.identity,
   )
 
 

@@ -58,6 +58,10 @@ class Pixels(NamedTuple):
     return f'({shifted}) / {_text(std)}' if any(mean) else f'x / {_text(std)}'
 
 
+# As they are in the files of images.
+UNSCALED = Pixels(mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
 def _text(values: Sequence[float]) -> str:
   texts = [f'{value:.7g}' for value in values]
   return texts[0] if len(set(texts)) == 1 else f'[{", ".join(texts)}]'
@@ -204,8 +208,7 @@ def identify(
   """
   family, why, assumed = _family_of(scheme, block, output_norm, prefix)
   known = FAMILIES[family].pixels
-  given = {'colour_order': colour_order, 'normalisation': normalisation}
-  stated = tuple(field for field, value in given.items() if value is not None)
+  stated = stated_fields(colour_order, normalisation)
   pixels = stated_pixels(known, colour_order, normalisation)
   assumed = tuple(field for field in assumed if field not in stated)
   note = ''
@@ -251,6 +254,14 @@ def _family_of(scheme, block, output_norm, prefix):
 
 def _other(colour_order):
   return _COLOUR_ORDERS[1 - _COLOUR_ORDERS.index(colour_order)]
+
+
+def stated_fields(
+  colour_order: str | None, normalisation: str | None
+) -> tuple[str, ...]:
+  """Returns the names of those fields of pixels that a caller states."""
+  given = {'colour_order': colour_order, 'normalisation': normalisation}
+  return tuple(field for field, value in given.items() if value is not None)
 
 
 def stated_pixels(

@@ -17,7 +17,7 @@ an `InputNorm`, which maps the same images to others, begin with ``input``.
 import itertools
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,7 @@ def write(
     RuntimeError: if onnxruntime computes other embeddings. No new file is
       left then, and an existing one is kept.
   """
-  onnx, onnxruntime = check_packages()
+  onnx, _ = check_packages()
   size = sum(array.size * 4 for array in state_dict.values())
   if size > _MOST_BYTES:
     raise InputError(
@@ -77,13 +77,9 @@ def write(
     )
   made = model(onnx, state_dict, input_norm, metadata)
   onnx.checker.check_model(made, full_check=True)
-  options = onnxruntime.SessionOptions()
-  options.log_severity_level = _FATAL
   with atomic.file(path) as part:
     part.write_bytes(made.SerializeToString(deterministic=True))
-    session = onnxruntime.InferenceSession(
-      part, options, providers=['CPUExecutionProvider']
-    )
+    session = open_session(part)
 
     def run(images):
       channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
@@ -110,6 +106,30 @@ def check_packages() -> tuple[Any, Any]:
       "pip install 'elasticface_jax[export]'"
     ) from error
   return onnx, onnxruntime
+
+
+def open_session(
+  network: str | os.PathLike[str] | bytes,
+  providers: Sequence[str] = ('CPUExecutionProvider',),
+) -> Any:
+  """Opens a network in onnxruntime, which prints nothing but fatal errors.
+
+  Args:
+    network: path of a file, or its content.
+    providers: what computes it, by onnxruntime's names, the first that can.
+
+  Returns:
+    An ``onnxruntime.InferenceSession``.
+
+  Raises:
+    Exception: of onnxruntime, if it cannot read the network.
+  """
+  _, onnxruntime = check_packages()
+  options = onnxruntime.SessionOptions()
+  options.log_severity_level = _FATAL
+  return onnxruntime.InferenceSession(
+    network, options, providers=list(providers)
+  )
 
 
 def model(

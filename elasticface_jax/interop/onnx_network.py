@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 
 from elasticface_jax.errors import InputError, first_line
-from elasticface_jax.interop.families import Pixels, stated_pixels
-from elasticface_jax.interop.onnx_graph import check_packages
+from elasticface_jax.interop.families import UNSCALED, Pixels, stated_pixels
+from elasticface_jax.interop.onnx_graph import check_packages, open_session
 from elasticface_jax.models.faces import IMAGE_SHAPE, check_faces
 
 # Where insightface's tools look for nodes that scale pixels.
 _FIRST_NODES = 8
-_FATAL = 4
 
 
 class OnnxNetwork:
@@ -63,13 +62,9 @@ class OnnxNetwork:
     """
     self.path: Path = Path(path)
     onnx, onnxruntime = check_packages()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _FATAL
     try:
       nodes = onnx.load(self.path, load_external_data=False).graph.node
-      self._session = onnxruntime.InferenceSession(
-        os.fspath(self.path), options, providers=_providers(onnxruntime)
-      )
+      self._session = open_session(self.path, _providers(onnxruntime))
     # protobuf and onnxruntime have errors of their own.
     except Exception as error:
       raise InputError(
@@ -80,8 +75,7 @@ class OnnxNetwork:
     self.scales_pixels: bool = all(
       any(name.startswith(kind) for name in names) for kind in ('Sub', 'Mul')
     )
-    known = Pixels(mean=(0.0,) * 3, std=(1.0,) * 3)
-    self._known: Pixels = known if self.scales_pixels else Pixels()
+    self._known: Pixels = UNSCALED if self.scales_pixels else Pixels()
     self.pixels: Pixels = stated_pixels(
       self._known, colour_order, normalisation
     )

@@ -15,8 +15,6 @@ from elasticface_jax.models.layers import EPSILON
 
 Tree = dict[str, Any]
 
-_FATAL = 4
-
 
 def with_statistics(
   params: Tree,
@@ -86,7 +84,7 @@ class _Moments:
 
 def _session(params, batch_stats, names):
   """Returns the session, and the outputs of the graph by the BatchNorm."""
-  onnx, onnxruntime = onnx_graph.check_packages()
+  onnx, _ = onnx_graph.check_packages()
   model = onnx_graph.model(
     onnx,
     torch_names.own_tensors(params, batch_stats),
@@ -101,12 +99,7 @@ def _session(params, batch_stats, names):
     onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None)
     for output in outputs.values()
   )
-  options = onnxruntime.SessionOptions()
-  options.log_severity_level = _FATAL
-  session = onnxruntime.InferenceSession(
-    model.SerializeToString(), options, providers=['CPUExecutionProvider']
-  )
-  return session, outputs
+  return onnx_graph.open_session(model.SerializeToString()), outputs
 
 
 def _set(params, batch_stats, moments):

@@ -221,9 +221,7 @@ class _Reader:
     """Adds the layer that scales pixels, if needed; turns conv1 to RGB."""
     scale, shift = self._input.scale, self._input.shift
     takes_pixels = np.abs(scale).max() < _FACTOR_OF_PIXELS
-    known = (
-      Pixels(mean=(0.0,) * 3, std=(1.0,) * 3) if takes_pixels else Pixels()
-    )
+    known = families.UNSCALED if takes_pixels else Pixels()
     pixels = families.stated_pixels(known, colour_order, normalisation)
     if self._is_flipped != (pixels.colour_order == 'BGR'):
       conv1 = self.params['conv1']
@@ -241,12 +239,13 @@ class _Reader:
     if not (_near(factor, 1) and _near(offset, 0)):
       constants = {'mean': -offset / factor, 'std': 1 / factor}
       self._put(self.batch_stats, 'input', **constants)
-    given = {'colour_order': colour_order, 'normalisation': normalisation}
-    stated = tuple(field for field, value in given.items() if value is not None)
-    assumed = tuple(field for field in given if field not in stated)
+    stated = families.stated_fields(colour_order, normalisation)
+    unknown = ['colour_order']
     if takes_pixels:
       self.notes.append('the graph scales pixels itself')
-      assumed = tuple(field for field in assumed if field != 'normalisation')
+    else:
+      unknown.append('normalisation')
+    assumed = tuple(field for field in unknown if field not in stated)
     if assumed:
       self.notes.append(
         f'pixels taken as {pixels.colour_order}, {pixels.normalisation}, as '

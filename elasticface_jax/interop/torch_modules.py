@@ -62,30 +62,21 @@ def is_one(params: Tree) -> bool:
 
 
 def from_tensors(
-  name: str,
-  place: str,
-  tensors: Mapping[str, Any],
   model: Mapping[str, Any],
   *,
-  others: Collection[str],
-  read: Callable[[str, str, Any], np.ndarray],
+  check: Callable[[Mapping[str, tuple[int, ...]], Collection[str]], None],
+  read: Callable[[str], np.ndarray],
 ) -> tuple[Tree, Tree]:
   """Converts tensors by PyTorch's names.
 
   Args:
-    name: of the file, for messages.
-    place: of the tensors there, for messages.
-    tensors: arrays of any kind by name.
     model: arguments of `models.build`, of `read_mobilefacenet` or `read_vit`.
-    others: names among the tensors that are of no network.
-    read: makes an array, at least float32, of file, name and tensor.
+    check: takes the shapes of the network's tensors by name, and the names of
+      its counts of batches; raises if the tensors do not fit.
+    read: returns a tensor by name as an array, at least float32.
 
   Returns:
     ``(params, batch_stats)``, nested dicts of NumPy arrays.
-
-  Raises:
-    InputError: names the file and the key that is missing, unknown, or of
-      another shape.
   """
   backbone = models.build(**model)
   collections = jax.eval_shape(backbone.init, jax.random.key(0))
@@ -94,15 +85,13 @@ def from_tensors(
     for number, tree in enumerate(collections)
     for path, theirs, leaf in _named(tree)
   }
-  _check(name, place, tensors, expected, others)
+  check(
+    {theirs: shape for theirs, (_, _, shape) in expected.items()},
+    {_counter(theirs) for theirs in expected if _is_running(theirs)},
+  )
   converted = {}, {}
-  for theirs, (number, path, shape) in expected.items():
-    found = tuple(getattr(tensors[theirs], 'shape', ()))
-    if found != shape:
-      raise InputError(
-        f'{name}: {place + theirs} has shape {list(found)}, not {list(shape)}'
-      )
-    array = read(name, place + theirs, tensors[theirs])
+  for theirs, (number, path, _) in expected.items():
+    array = read(theirs)
     *modules, last = path
     node = converted[number]
     for module in modules:
@@ -222,25 +211,6 @@ def _part(name, key, channels, network, factor):
       f'a multiple of {factor}'
     )
   return channels // factor
-
-
-def _check(name, place, tensors, expected, others):
-  """Compares names with those of the network."""
-  counters = {_counter(key) for key in expected if _is_running(key)}
-  known = expected.keys() | counters | set(others)
-  missing = [key for key in expected if key not in tensors]
-  extra = [key for key in tensors if key not in known]
-  faults = [
-    f'{what} {place + keys[0]!a}'
-    + (f' and {len(keys) - 1} more' if len(keys) > 1 else '')
-    for what, keys in (('missing', missing), ('unknown', extra))
-    if keys
-  ]
-  if faults:
-    raise InputError(
-      f"{name} is no MobileFaceNet or ViT of arcface_torch's: "
-      f'{"; ".join(faults)}'
-    )
 
 
 def _named(tree: Tree) -> list[tuple[list[str], str, Any]]:

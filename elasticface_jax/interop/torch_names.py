@@ -17,9 +17,10 @@ RGB in [-1, 1], one order of axes, and the form as an argument of
   here counts them.
 """
 
+import functools
 import os
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,6 +49,22 @@ from elasticface_jax.interop.torch_schemes import (
 from elasticface_jax.models.layers import EPSILON
 
 Tree = dict[str, Any]
+
+
+class TorchWeights(NamedTuple):
+  """The network in a PyTorch file.
+
+  Attributes:
+    params: of the backbone, as `models.Backbone.apply` takes them.
+    batch_stats: likewise.
+    identity: whose network it is, and its pixels, as from `identify`.
+    left_aside: keys of tensors that are not of it, as from `left_aside`.
+  """
+
+  params: Tree
+  batch_stats: Tree
+  identity: Identity
+  left_aside: Sequence[str]
 
 
 def from_torch(
@@ -97,29 +114,66 @@ def from_torch(
     >>> model_of(params)['name']
     'iresnet10'
   """
+  pixels = {'colour_order': colour_order, 'normalisation': normalisation}
+  return read(state_dict, prefix=prefix, **pixels)[:2]
+
+
+def read(
+  state_dict: StateDict | str | os.PathLike[str],
+  *,
+  prefix: str | None = None,
+  colour_order: str | None = None,
+  normalisation: str | None = None,
+) -> TorchWeights:
+  """Reads a backbone, what it was trained on, and what lies beside it.
+
+  Args:
+    state_dict: as for `from_torch`.
+    prefix: likewise.
+    colour_order: likewise.
+    normalisation: likewise.
+
+  Returns:
+    The weights.
+
+  Raises:
+    InputError: as `from_torch`.
+  """
   name, tree = torch_checkpoint.open_tree(state_dict)
   found = torch_checkpoint.find_backbone(name, tree, prefix)
   torch_checkpoint.check_read(name, found)
   model = _model_of_names(name, found)
   identity = _identify(name, found, model, colour_order, normalisation)
   if found.scheme in torch_modules.FIRST:
-    return torch_modules.from_tensors(
-      name,
-      found.shown,
-      found.tensors,
-      model,
-      others=head_keys(found),
-      read=torch_checkpoint.array,
-    )
+    variables = _arcface_torch(name, found, model)
+  else:
+    variables = _iresnet(name, found, model, identity)
+  return TorchWeights(*variables, identity, _left_aside(name, tree, found))
+
+
+def _arcface_torch(name, found, model):
+  """Converts a MobileFaceNet or ViT, whose names and pixels are ours."""
+
+  def check(expected, counters):
+    kind = "MobileFaceNet or ViT of arcface_torch's"
+    _check(name, found, expected, counters, kind)
+
+  read_tensor = functools.partial(_array, name, found)
+  return torch_modules.from_tensors(model, check=check, read=read_tensor)
+
+
+def _iresnet(name, found, model, identity):
+  """Converts an IResNet, for RGB in [-1, 1]."""
   modules = list(SCHEMES[found.scheme].modules(**model))
-  _check(name, found, modules)
+  expected = {}
+  for module in modules:
+    expected |= module.expected()
+  counters = {f'{module.theirs}.{COUNTER}' for module in modules}
+  _check(name, found, expected, counters, "IResNet of PyTorch's")
   collections = {'params': {}, 'batch_stats': {}}
   for module in modules:
     for last, (collection, ours) in TENSORS[module.kind].items():
-      key = f'{module.theirs}.{last}'
-      array = torch_checkpoint.array(
-        name, found.shown + key, found.tensors[key]
-      )
+      array = _array(name, found, f'{module.theirs}.{last}')
       node = collections[collection]
       for part in module.name.split('.'):
         node = node.setdefault(part, {})
@@ -404,6 +458,10 @@ def left_aside(
   """
   name, tree = torch_checkpoint.open_tree(state_dict)
   found = torch_checkpoint.find_backbone(name, tree, prefix)
+  return _left_aside(name, tree, found)
+
+
+def _left_aside(name: str, tree: Any, found: Found) -> list[str]:
   taken = {found.place + key for key in found.tensors.keys() - head_keys(found)}
   return [
     place + key
@@ -437,7 +495,7 @@ def original_tensors(
   found = torch_checkpoint.find_backbone(name, tree, prefix)
   others = head_keys(found)
   return {
-    key: torch_checkpoint.array(name, found.shown + key, value)
+    key: _array(name, found, key)
     for key, value in found.tensors.items()
     if key not in others and hasattr(value, 'shape')
   }
@@ -471,8 +529,12 @@ def _has_trained_scale(name: str, found: Found) -> bool:
     return True
   if key not in found.tensors:
     return False
-  weight = torch_checkpoint.array(name, found.shown + key, found.tensors[key])
-  return bool(np.any(weight != 1))
+  return bool(np.any(_array(name, found, key) != 1))
+
+
+def _array(name: str, found: Found, key: str) -> np.ndarray:
+  """Reads a tensor of a backbone, at least float32."""
+  return torch_checkpoint.array(name, found.shown + key, found.tensors[key])
 
 
 def _identify(name, found, model, colour_order, normalisation):
@@ -497,16 +559,17 @@ def _identify(name, found, model, colour_order, normalisation):
   )
 
 
-def _check(name: str, found: Found, modules: Iterable[Module]) -> None:
-  """Compares names and shapes with those of the network."""
-  expected = {}
-  counters = set()
-  for module in modules:
-    expected |= module.expected()
-    counters.add(f'{module.theirs}.{COUNTER}')
+def _check(
+  name: str,
+  found: Found,
+  expected: Mapping[str, tuple[int, ...]],
+  counters: Collection[str],
+  kind: str,
+) -> None:
+  """Compares names and shapes with those of a kind of network."""
   tensors, place = found.tensors, found.shown
   missing = [key for key in expected if key not in tensors]
-  known = expected.keys() | counters | head_keys(found)
+  known = {*expected, *counters, *head_keys(found)}
   extra = [key for key in tensors if key not in known]
   faults = [
     f'{what} {found.place + keys[0]!a}'
@@ -515,7 +578,7 @@ def _check(name: str, found: Found, modules: Iterable[Module]) -> None:
     if keys
   ]
   if faults:
-    raise InputError(f"{name} is no IResNet of PyTorch's: {'; '.join(faults)}")
+    raise InputError(f'{name} is no {kind}: {"; ".join(faults)}')
   for key, shape in expected.items():
     sizes = torch_checkpoint.shape_of(tensors[key])
     if sizes != shape:
